@@ -1,0 +1,48 @@
+# Everything that builds, checks and tests nfsvol. `make help` lists it.
+
+CARGO ?= cargo
+TOOLS := target/tools
+DENY_VERSION := 0.20.2
+DESTDIR ?=
+PREFIX ?= /usr/local
+# cargo deny fetches the advisory database from GitHub; ADVISORIES=1 asks for that too.
+DENY_CHECKS := bans licenses sources $(if $(ADVISORIES),advisories)
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the release binary, target/release/nfsvol
+	$(CARGO) build --locked --release
+
+.PHONY: check
+check: $(TOOLS)/bin/cargo-deny ## Check format, lints, dependencies and documentation
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
+	$(TOOLS)/bin/cargo-deny --locked --all-features check $(DENY_CHECKS)
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+
+# Built once; a cargo-deny that is installed already is taken as it is.
+$(TOOLS)/bin/cargo-deny:
+	@mkdir -p $(TOOLS)/bin
+	@if command -v cargo-deny >/dev/null; then ln -sf "$$(command -v cargo-deny)" $@; \
+	else $(CARGO) install --locked --root $(TOOLS) --version $(DENY_VERSION) cargo-deny; fi
+
+.PHONY: test
+test: ## Test everything on real parts (as root; installs Debian packages that are absent)
+	tests/lab/setup
+	$(CARGO) test --locked --no-fail-fast --features failpoints
+
+.PHONY: demo
+demo: build ## Show the main job on two Docker hosts (as root; installs what is absent)
+	packaging/demo.sh target/release/nfsvol
+
+.PHONY: sweep
+sweep: ## Remove what a test run left that was killed with all its processes
+	$(CARGO) test --locked --quiet --features failpoints --test lab_selftest -- lab-sweep
+
+.PHONY: install
+install: build ## Install the binary below $(DESTDIR)$(PREFIX)
+	install -D -m 0755 target/release/nfsvol $(DESTDIR)$(PREFIX)/bin/nfsvol

@@ -1,0 +1,613 @@
+//! The catalog: all records, on the home share and in a durable copy on every host.
+//!
+//! Invariants:
+//! - A volume that this host has ever seen is in the local copy before anybody is told of it, so
+//!   "no such volume" is never said of one that Docker knows while the share is silent.
+//! - The share's answer wins; nothing leaves the local copy unless the home share itself, known by
+//!   its id, answered that the volume is gone.
+//! - Without a home share the local records are the only ones; each volume then names its share.
+//!
+//! Known limit: a volume that another host makes or removes is noticed at the next poll, or when
+//! this host is asked for it by name.
+
+mod data;
+mod error;
+mod layout;
+mod local;
+mod share;
+mod sync;
+#[cfg(test)]
+mod tests;
+mod trash;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+pub use self::error::CatalogError;
+pub(crate) use self::layout::frame;
+use self::local::{Copy, LocalCopy};
+use self::share::Published;
+pub use self::sync::Changes;
+pub use self::trash::TrashEntry;
+use crate::files::write_durably;
+use crate::nfs::address::Share;
+use crate::nfs::admin::Admin;
+use crate::volume::record::FORMAT;
+use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
+
+/// How long a Get for a volume that is not in the local copy may wait for the share.
+pub const LOOKUP_WAIT: Duration = Duration::from_millis(250);
+/// How often a Create starts over because another host was removing the volume just then.
+const CREATE_TRIES: usize = 5;
+
+/// What is known of a name.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Known {
+    Here(Arc<Record>),
+    /// The share said so, or this host has a complete copy without it.
+    Absent,
+    /// Neither the share nor a readable local copy could tell.
+    Unknown,
+}
+
+/// Whether a Create call made the volume.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Creation {
+    New(Arc<Record>),
+    Existing(Arc<Record>),
+}
+
+/// All records that this host knows, and the way to the others.
+#[derive(Debug)]
+pub struct Catalog {
+    home: Option<Share>,
+    host: String,
+    state_dir: PathBuf,
+    /// Copies of the records on the home share.
+    copies: LocalCopy,
+    /// Records of volumes made without a home share: they are only here.
+    only_here: LocalCopy,
+    sync: Mutex<sync::State>,
+}
+
+impl Catalog {
+    /// Opens the catalog's files below `state_dir`. Blocks; talks to nobody.
+    ///
+    /// # Errors
+    /// [`CatalogError::State`] when the state directory cannot be made or read.
+    pub fn open(state_dir: &Path, home: Option<Share>, host: &str) -> Result<Self, CatalogError> {
+        let opened = |dir: &str| {
+            LocalCopy::open(&state_dir.join(dir)).map_err(CatalogError::state(dir.to_owned()))
+        };
+        let sync = sync::State::load(state_dir)?;
+        Ok(Self {
+            home,
+            host: host.to_owned(),
+            state_dir: state_dir.to_owned(),
+            copies: opened("catalog")?,
+            only_here: opened("volumes")?,
+            sync: sync.into(),
+        })
+    }
+
+    /// The home share.
+    #[must_use]
+    pub fn home(&self) -> Option<&Share> {
+        self.home.as_ref()
+    }
+
+    /// The share that holds a volume's data.
+    ///
+    /// # Errors
+    /// [`CatalogError::NoShare`] when neither the volume nor the host names one.
+    pub fn share_of<'a>(&'a self, options: &'a VolumeOptions) -> Result<&'a Share, CatalogError> {
+        options
+            .share
+            .as_ref()
+            .or_else(|| self.home())
+            .ok_or(CatalogError::NoShare)
+    }
+
+    /// A record by the local copy alone.
+    #[must_use]
+    pub fn get(&self, name: &VolumeName) -> Option<Arc<Record>> {
+        self.only_here
+            .get(name)
+            .or_else(|| self.copies.get(name))
+            .map(|copy| copy.record)
+    }
+
+    /// Every record of the local copy, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Record>> {
+        let mut copies = self.only_here.all();
+        copies.extend(self.copies.all());
+        copies.sort_by(|a, b| a.record.name.cmp(&b.record.name));
+        copies.dedup_by(|a, b| a.record.name == b.record.name);
+        copies.into_iter().map(|copy| copy.record).collect()
+    }
+
+    /// How many records the local copy holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.copies.len() + self.only_here.len()
+    }
+
+    /// Whether the local copy holds no record.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the volume was made without a home share: no other host knows it.
+    #[must_use]
+    pub fn is_only_here(&self, name: &VolumeName) -> bool {
+        self.only_here.get(name).is_some()
+    }
+
+    /// What is known of a name that the local copy does not hold: asks the share, for at most
+    /// [`LOOKUP_WAIT`].
+    pub async fn look_up(&self, home: Option<&Admin>, name: &VolumeName) -> Known {
+        if let Some(record) = self.get(name) {
+            return Known::Here(record);
+        }
+        if self.only_here.is_unreadable(name) {
+            return Known::Unknown;
+        }
+        if self.home.is_none() {
+            return Known::Absent;
+        }
+        if let Some(home) = home {
+            match tokio::time::timeout(LOOKUP_WAIT, self.fetch(home, name)).await {
+                Ok(Ok(Some(record))) => return Known::Here(record),
+                Ok(Ok(None)) => return Known::Absent,
+                Ok(Err(error)) => {
+                    tracing::debug!(volume = %name, %error, "the share does not tell")
+                }
+                Err(_) => tracing::debug!(volume = %name, "the share is silent"),
+            }
+        }
+        // A complete copy without the name: no host said the volume exists while this one could
+        // listen, and what Docker knows of it was in the copy first.
+        if self.copies.is_unreadable(name) || !self.sync.lock().await.is_complete() {
+            Known::Unknown
+        } else {
+            Known::Absent
+        }
+    }
+
+    /// Reads one record from the home share into the local copy; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`CatalogError`] when the share cannot tell, or is another one than it was.
+    pub async fn fetch(
+        &self,
+        home: &Admin,
+        name: &VolumeName,
+    ) -> Result<Option<Arc<Record>>, CatalogError> {
+        if self.is_only_here(name) {
+            return Ok(self.get(name));
+        }
+        let record = share::read(home, name).await?;
+        if record.is_none() {
+            // Not there, if this is the share that the copy is of.
+            self.verify(home).await?;
+        }
+        self.note(name, record).await
+    }
+
+    /// Puts into the local copy what a share that was just recognised holds under a name.
+    async fn note(
+        &self,
+        name: &VolumeName,
+        record: Option<Record>,
+    ) -> Result<Option<Arc<Record>>, CatalogError> {
+        let record = record.map(Arc::new);
+        match &record {
+            Some(record) => self.keep(record.clone()).await?,
+            None => self.forget(name).await?,
+        }
+        Ok(record)
+    }
+
+    /// Puts a record of the home share into the local copy.
+    async fn keep(&self, record: Arc<Record>) -> Result<(), CatalogError> {
+        let known = self.copies.get(&record.name);
+        if known.as_ref().is_some_and(|copy| copy.record == record) {
+            return Ok(());
+        }
+        let copy = Copy {
+            record,
+            stamp: None,
+        };
+        tokio::task::block_in_place(|| self.copies.put(copy))
+            .map_err(CatalogError::state("writing a record"))
+    }
+
+    async fn forget(&self, name: &VolumeName) -> Result<(), CatalogError> {
+        if self.copies.get(name).is_none() && !self.copies.is_unreadable(name) {
+            return Ok(());
+        }
+        tokio::task::block_in_place(|| self.copies.remove(name))
+            .map_err(CatalogError::state("removing a record"))
+    }
+
+    /// Makes a volume, or finds it with the same options. `home` is the home share, `on` the
+    /// share of the data. Makes `.nfsvol/` where it is absent.
+    ///
+    /// # Errors
+    /// [`CatalogError::Different`] when the volume exists with other options, whoever won the
+    /// race for its name; otherwise what went wrong, and then nothing was made.
+    pub async fn create(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        name: &VolumeName,
+        options: &VolumeOptions,
+        default_on_remove: OnRemove,
+    ) -> Result<Creation, CatalogError> {
+        if self.only_here.is_unreadable(name) {
+            let reason = "see the log".to_owned();
+            return Err(CatalogError::LocalRecord {
+                name: name.clone(),
+                reason,
+            });
+        }
+        if let Some(home) = home {
+            self.init(home).await?;
+        }
+        for _ in 0..CREATE_TRIES {
+            let existing = match home {
+                Some(home) if !self.is_only_here(name) => {
+                    self.note(name, share::read(home, name).await?).await?
+                }
+                _ => self.get(name),
+            };
+            if let Some(record) = existing {
+                if let Some(home) = home.filter(|_| !self.is_only_here(name))
+                    && let Some(entry) = share::removal(home, &record).await?
+                {
+                    trash::finish_removal(home, on, &record, &entry).await?;
+                    self.forget(name).await?;
+                    continue;
+                }
+                return self.existing(on, record, options).await;
+            }
+            if let Some(record) = self
+                .try_create(home, on, name, options, default_on_remove)
+                .await?
+            {
+                return Ok(Creation::New(record));
+            }
+        }
+        Err(CatalogError::Unsettled(name.clone()))
+    }
+
+    async fn existing(
+        &self,
+        on: &Admin,
+        record: Arc<Record>,
+        asked: &VolumeOptions,
+    ) -> Result<Creation, CatalogError> {
+        let differences = record.options.differences(asked);
+        if !differences.is_empty() {
+            return Err(CatalogError::Different {
+                name: record.name.clone(),
+                differences,
+                created_by: record.created_by.clone(),
+                created: record.created.clone(),
+            });
+        }
+        // A crash may have come between the record and its directory.
+        if !data::exists(on, &record.data_dir).await? {
+            data::place(on, &record).await?;
+        }
+        Ok(Creation::Existing(record))
+    }
+
+    /// One attempt to make the volume; `None` when another host was first.
+    async fn try_create(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        name: &VolumeName,
+        options: &VolumeOptions,
+        default_on_remove: OnRemove,
+    ) -> Result<Option<Arc<Record>>, CatalogError> {
+        let id = layout::random_id().map_err(CatalogError::state("random bytes"))?;
+        let data_dir = options.data_dir(name)?;
+        let prepared = data::prepare(on, name, &id, &data_dir, options.owner).await?;
+        fail::fail_point!("create.aside", |_| crate::failpoint::die());
+        let now = match prepared {
+            Some(prepared) => prepared.at,
+            None => trash::now(home.unwrap_or(on)).await?,
+        };
+        let mut record = Record {
+            format: FORMAT,
+            name: name.clone(),
+            id,
+            created: layout::rfc3339(now),
+            created_by: self.host.clone(),
+            options: options.clone(),
+            data_dir,
+            on_remove: options.on_remove.unwrap_or(default_on_remove),
+            made: prepared.map(|p| p.fileid),
+            squashed: prepared.is_some_and(|p| p.squashed),
+        };
+        match self
+            .publish_and_place(home, on, &mut record, prepared.is_some())
+            .await
+        {
+            Ok(Published::Won) => Ok(Some(Arc::new(record))),
+            Ok(Published::Lost) => {
+                data::discard_prepared(on, &record.id).await;
+                Ok(None)
+            }
+            Err(error) => {
+                data::discard_prepared(on, &record.id).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn publish_and_place(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        record: &mut Record,
+        prepared: bool,
+    ) -> Result<Published, CatalogError> {
+        if let Some(home) = home
+            && share::publish(home, record).await? == Published::Lost
+        {
+            return Ok(Published::Lost);
+        }
+        fail::fail_point!("create.published", |_| crate::failpoint::die());
+        let placed = self.place_and_keep(home, on, record, prepared).await;
+        if let Err(error) = placed {
+            self.undo(home, on, record).await;
+            return Err(error);
+        }
+        Ok(Published::Won)
+    }
+
+    async fn place_and_keep(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        record: &mut Record,
+        prepared: bool,
+    ) -> Result<(), CatalogError> {
+        if prepared {
+            let made = match data::place(on, record).await? {
+                data::Placed::There => record.made,
+                data::Placed::Remade(fileid) => Some(fileid),
+                data::Placed::Found => None,
+            };
+            if made != record.made {
+                record.made = made;
+                if let Some(home) = home {
+                    share::rewrite(home, record).await?;
+                }
+            }
+        }
+        fail::fail_point!("create.placed", |_| crate::failpoint::die());
+        let copy = Copy {
+            record: Arc::new(record.clone()),
+            stamp: None,
+        };
+        let copies = if home.is_some() {
+            &self.copies
+        } else {
+            &self.only_here
+        };
+        tokio::task::block_in_place(|| copies.put(copy))
+            .map_err(CatalogError::state("writing the volume's record"))
+    }
+
+    /// Takes back a volume that was made by a call whose caller is gone or that failed half-way:
+    /// its record, and its data directory while that is empty.
+    pub async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
+        let undone = async {
+            // Somebody may have found the volume by itself and written to it.
+            let used = on.list(&record.data_dir).await?;
+            if record.made.is_some() && used.is_some_and(|entries| !entries.is_empty()) {
+                return Ok(());
+            }
+            if let Some(home) = home {
+                let aside = layout::tmp().join(&format!("{}.undo", record.id));
+                home.rename(&layout::volume(&record.name), &aside).await?;
+                share::discard(home, &aside).await;
+            }
+            if record.made.is_some() {
+                on.remove_dir(&record.data_dir).await?;
+            }
+            self.forget(&record.name).await?;
+            tokio::task::block_in_place(|| self.only_here.remove(&record.name))
+                .map_err(CatalogError::state("removing a record"))
+        };
+        if let Err(error) = undone.await {
+            tracing::warn!(volume = %record.name, %error, "could not be taken back; it stays");
+        }
+    }
+
+    /// Checks the volume on the share before it is mounted: it is there, is not being removed,
+    /// and its data directory is in place.
+    ///
+    /// # Errors
+    /// [`CatalogError::Absent`] when it was removed, [`CatalogError::DataGone`] when its directory
+    /// has gone, and what the share answered.
+    pub async fn ready(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        record: &Record,
+    ) -> Result<(), CatalogError> {
+        if !data::exists(on, &record.data_dir).await? {
+            if record.made.is_none() {
+                return Err(data::gone(on, record));
+            }
+            data::place(on, record).await?;
+        }
+        match home.filter(|_| !self.is_only_here(&record.name)) {
+            Some(home) if share::removal(home, record).await?.is_some() => {
+                Err(CatalogError::Absent(record.name.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a volume; its data goes where `on_remove` says. Returns the trash entry to purge at
+    /// once, for `on_remove=delete` and volumes that leave nothing to restore.
+    ///
+    /// # Errors
+    /// What the share answered; a removal that has begun is finished by the next call, by any host.
+    pub async fn remove(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        record: &Record,
+    ) -> Result<Option<String>, CatalogError> {
+        let mut record = record.clone();
+        if record.on_remove != OnRemove::Retain
+            && let Some(other) = self
+                .list()
+                .iter()
+                .find(|other| other.name != record.name && other.overlaps(&record, self.home()))
+        {
+            tracing::warn!(volume = %record.name, other = %other.name, path = %record.data_dir,
+                "the data directory stays: another volume uses it");
+            record.on_remove = OnRemove::Retain;
+        }
+        let entry = match home.filter(|_| !self.is_only_here(&record.name)) {
+            Some(home) => {
+                let entry = share::begin_removal(home, &record).await?;
+                fail::fail_point!("remove.begun", |_| crate::failpoint::die());
+                trash::finish_removal(home, on, &record, &entry).await?;
+                fail::fail_point!("remove.finished", |_| crate::failpoint::die());
+                self.forget(&record.name).await?;
+                Some(entry)
+            }
+            None => {
+                let entry = trash::remove_local(on, &record).await?;
+                tokio::task::block_in_place(|| self.only_here.remove(&record.name))
+                    .map_err(CatalogError::state("removing the volume's record"))?;
+                entry
+            }
+        };
+        let nothing_to_restore = record.on_remove != OnRemove::Trash || record.made.is_none();
+        Ok(entry.filter(|_| nothing_to_restore).map(|e| e.entry()))
+    }
+
+    /// What is in the trash of a share.
+    ///
+    /// # Errors
+    /// What the share answered.
+    pub async fn trash(&self, home: &Admin) -> Result<Vec<TrashEntry>, CatalogError> {
+        trash::list(home).await
+    }
+
+    /// Finds the newest trash entry called `wanted` (a volume's name or an entry's).
+    ///
+    /// # Errors
+    /// [`CatalogError::NotInTrash`], with the nearest name.
+    pub async fn find_in_trash(
+        &self,
+        home: &Admin,
+        wanted: &str,
+    ) -> Result<TrashEntry, CatalogError> {
+        trash::find(home, wanted).await
+    }
+
+    /// Brings a removed volume back, under its own or another name.
+    ///
+    /// # Errors
+    /// [`CatalogError::NameTaken`] or [`CatalogError::PathTaken`] when something is in the way;
+    /// nothing has moved then.
+    pub async fn restore(
+        &self,
+        home: &Admin,
+        on: &Admin,
+        entry: &TrashEntry,
+        name: Option<&VolumeName>,
+    ) -> Result<Arc<Record>, CatalogError> {
+        let mut record = entry.record.clone();
+        if let Some(name) = name {
+            record.name = name.clone();
+            // A directory that was found, not made, never moved.
+            if record.made.is_some() {
+                record.data_dir = record.options.data_dir(name)?;
+            } else {
+                record.options.subdir = Some(record.data_dir.as_str().to_owned());
+            }
+        }
+        let taken = || CatalogError::NameTaken(record.name.clone());
+        if self.is_only_here(&record.name) || share::read(home, &record.name).await?.is_some() {
+            return Err(taken());
+        }
+        trash::restore_data(on, entry, &record).await?;
+        fail::fail_point!("restore.data", |_| crate::failpoint::die());
+        let record = Arc::new(record);
+        if self.home.is_some() {
+            trash::restore_record(home, entry, &record).await?;
+            self.keep(record.clone()).await?;
+        } else {
+            let copy = Copy {
+                record: record.clone(),
+                stamp: None,
+            };
+            tokio::task::block_in_place(|| self.only_here.put(copy))
+                .map_err(CatalogError::state("writing the volume's record"))?;
+            Self::purge(home, &entry.entry).await?;
+        }
+        trash::clear(home, entry).await;
+        if on.share() != home.share() {
+            trash::clear(on, entry).await;
+        }
+        Ok(record)
+    }
+
+    /// Deletes a trash entry for good.
+    ///
+    /// # Errors
+    /// What the share answered; the rest is deleted by a later sweep.
+    pub async fn purge(admin: &Admin, entry: &str) -> Result<(), CatalogError> {
+        trash::purge(admin, entry).await
+    }
+
+    /// Trash entries of the share that were removed more than `age` ago by the server's clock.
+    ///
+    /// # Errors
+    /// What the share answered.
+    pub async fn expired(
+        &self,
+        home: &Admin,
+        age: Duration,
+    ) -> Result<Vec<TrashEntry>, CatalogError> {
+        self.init(home).await?;
+        let now = trash::now(home).await?;
+        let mut entries = trash::list(home).await?;
+        entries.retain(|e| {
+            let purged_at_once = e.record.on_remove == OnRemove::Delete;
+            purged_at_once || now.saturating_sub(e.removed_secs) > age.as_secs()
+        });
+        Ok(entries)
+    }
+
+    /// Deletes what crashes left in `tmp/`, and puts in place what one left aside.
+    ///
+    /// # Errors
+    /// What the share answered.
+    pub async fn sweep(&self, home: &Admin) -> Result<usize, CatalogError> {
+        let records = self.list();
+        trash::sweep(home, |id| records.iter().any(|r| r.id == id)).await
+    }
+
+    fn write_sync_state(&self, state: &sync::State) -> Result<(), CatalogError> {
+        write_durably(&self.state_dir.join(sync::FILE), &state.to_json())
+            .map_err(CatalogError::state(sync::FILE))
+    }
+}

@@ -1,0 +1,233 @@
+//! Data directories: made aside with their owner and mode, put in place by one RENAME, and moved
+//! away only while they are the very directories that the driver made.
+//!
+//! A crash between the record and the RENAME leaves `tmp/<id>.data`, by which [`place`] knows
+//! that an absent directory was never there, rather than lost.
+
+use super::error::CatalogError;
+use super::{layout, share};
+use crate::nfs::address::SharePath;
+use crate::nfs::admin::{Admin, AdminErrorKind, Attr, Kind, Made};
+use crate::volume::options::OWN_DIR;
+use crate::volume::{Owner, Record, VolumeName};
+
+/// Parents of a data directory and directories of ours: passable by everybody.
+const DIR_MODE: u32 = 0o755;
+
+/// A data directory made aside.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Prepared {
+    pub(super) fileid: u64,
+    /// When it was made by the server's clock, in seconds since 1970.
+    pub(super) at: u64,
+    /// The server made root somebody else (root_squash).
+    pub(super) squashed: bool,
+}
+
+fn aside(id: &str) -> SharePath {
+    layout::tmp().join(&format!("{id}.data"))
+}
+
+/// Makes the data directory aside, unless one is in place already (`None`: it was found).
+pub(super) async fn prepare(
+    admin: &Admin,
+    name: &VolumeName,
+    id: &str,
+    dir: &SharePath,
+    owner: Owner,
+) -> Result<Option<Prepared>, CatalogError> {
+    if exists(admin, dir).await? {
+        return Ok(None);
+    }
+    let path = aside(id);
+    // Nobody else's until its owner is set.
+    let mode = match (owner.uid, owner.gid) {
+        (0, 0) => owner.mode,
+        _ => owner.mode & 0o700,
+    };
+    let made = match admin.mkdir(&path, mode).await {
+        Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => {
+            share::ensure(admin).await?;
+            admin.mkdir(&path, mode).await?
+        }
+        made => made?,
+    };
+    let before = match made {
+        Made::New(attr) => attr,
+        Made::Exists => {
+            let there = admin.attr(&path).await?;
+            there.ok_or_else(|| CatalogError::Unsettled(name.clone()))?
+        }
+    };
+    let attr = give(admin, &path, dir, owner, before).await?;
+    Ok(Some(Prepared {
+        fileid: attr.fileid,
+        at: attr.mtime.secs,
+        squashed: attr.uid != owner.uid,
+    }))
+}
+
+/// Sets owner and mode. A server that squashes root refuses: that is an error only when the user
+/// asked for an owner.
+async fn give(
+    admin: &Admin,
+    path: &SharePath,
+    dir: &SharePath,
+    owner: Owner,
+    before: Attr,
+) -> Result<Attr, CatalogError> {
+    if (before.uid, before.gid, before.mode) == (owner.uid, owner.gid, owner.mode) {
+        return Ok(before);
+    }
+    let refused = match admin
+        .set_owner(path, owner.uid, owner.gid, owner.mode)
+        .await
+    {
+        Ok(attr) => return Ok(attr),
+        Err(error) if matches!(error.kind, AdminErrorKind::Access(_)) => error,
+        Err(error) => return Err(error.into()),
+    };
+    tracing::debug!(error = %refused, "owner not set");
+    if (owner.uid, owner.gid) != (0, 0) {
+        let share = admin.share().to_string();
+        let Owner { uid, gid, mode } = owner;
+        return Err(CatalogError::Squashed {
+            share,
+            path: dir.clone(),
+            uid,
+            gid,
+            mode,
+        });
+    }
+    Ok(admin
+        .set_owner(path, before.uid, before.gid, owner.mode)
+        .await?)
+}
+
+/// Where a data directory stands after [`place`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Placed {
+    /// In place, as the record says.
+    There,
+    /// Made in place because the share spans file systems; its `fileid` goes into the record.
+    Remade(u64),
+    /// Somebody else's directory came first; the record must not claim it.
+    Found,
+}
+
+/// Puts the directory that was made aside in its place; harmless when it is there already.
+pub(super) async fn place(admin: &Admin, record: &Record) -> Result<Placed, CatalogError> {
+    let from = aside(&record.id);
+    let dir = &record.data_dir;
+    match admin
+        .rename(&from, dir)
+        .await
+        .map_err(|e| (e.kind.clone(), e))
+    {
+        Ok(()) => Ok(Placed::There),
+        Err((AdminErrorKind::Exists, _)) => {
+            share::discard(admin, &from).await;
+            Ok(Placed::Found)
+        }
+        Err((AdminErrorKind::NotFound, error)) => {
+            if let Some(attr) = admin.attr(dir).await? {
+                return Ok(
+                    if record.made == Some(attr.fileid) || record.made.is_none() {
+                        Placed::There
+                    } else {
+                        Placed::Found
+                    },
+                );
+            }
+            if admin.attr(&from).await?.is_none() {
+                return Err(gone(admin, record));
+            }
+            make_parents(admin, dir).await?;
+            admin.rename(&from, dir).await.map_err(|_| error)?;
+            Ok(Placed::There)
+        }
+        Err((AdminErrorKind::CrossDevice, _)) => {
+            let made = admin.mkdir(dir, record.options.owner.mode & 0o700).await?;
+            share::discard(admin, &from).await;
+            let Made::New(before) = made else {
+                return Ok(Placed::Found);
+            };
+            Ok(Placed::Remade(
+                give(admin, dir, dir, record.options.owner, before)
+                    .await?
+                    .fileid,
+            ))
+        }
+        Err((_, error)) => Err(error.into()),
+    }
+}
+
+/// Removes what [`prepare`] made.
+pub(super) async fn discard_prepared(admin: &Admin, id: &str) {
+    share::discard(admin, &aside(id)).await;
+}
+
+/// The error for a data directory that was in place and is not any more.
+pub(super) fn gone(admin: &Admin, record: &Record) -> CatalogError {
+    CatalogError::DataGone {
+        name: record.name.clone(),
+        share: admin.share().to_string(),
+        path: record.data_dir.clone(),
+    }
+}
+
+/// Whether the data directory is in place.
+pub(super) async fn exists(admin: &Admin, dir: &SharePath) -> Result<bool, CatalogError> {
+    match admin.attr(dir).await? {
+        None => Ok(false),
+        Some(attr) if attr.kind == Kind::Dir => Ok(true),
+        Some(_) => {
+            let share = admin.share().to_string();
+            Err(CatalogError::NotADirectory {
+                share,
+                path: dir.clone(),
+            })
+        }
+    }
+}
+
+/// Makes the directories above `path` that are absent.
+pub(super) async fn make_parents(admin: &Admin, path: &SharePath) -> Result<(), CatalogError> {
+    let mut at = SharePath::root();
+    for part in path.parent().components() {
+        at = at.join(part);
+        admin.mkdir(&at, DIR_MODE).await?;
+    }
+    Ok(())
+}
+
+/// Moves the data directory to `to`, if it is the one that the driver made; whether it did.
+pub(super) async fn move_away(
+    admin: &Admin,
+    record: &Record,
+    to: &SharePath,
+) -> Result<bool, CatalogError> {
+    debug_assert_eq!(to.components().next(), Some(OWN_DIR));
+    let Some(made) = record.made else {
+        return Ok(false);
+    };
+    // Left over from a crash before the directory was put in place.
+    discard_prepared(admin, &record.id).await;
+    match admin.attr(&record.data_dir).await? {
+        Some(attr) if attr.fileid == made && attr.kind == Kind::Dir => {}
+        Some(_) => {
+            tracing::warn!(volume = %record.name, path = %record.data_dir,
+                "the data directory is not the one that was made for the volume: left in place");
+            return Ok(false);
+        }
+        None => return Ok(admin.attr(to).await?.is_some()),
+    }
+    match admin.rename(&record.data_dir, to).await {
+        Ok(()) => Ok(true),
+        // Another host finished first, or the reply was lost.
+        Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => {
+            Ok(admin.attr(to).await?.is_some())
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,191 @@
+//! What lies where in `.nfsvol/`, and the names in it. Values only.
+//!
+//! ```text
+//! .nfsvol/
+//!   README  format.json             what this is; format number; id of the share
+//!   volumes/<name>/record.json      a volume; beside it `removing` while it is being removed
+//!   trash/<name>.<time>.<random>/   a removed volume: volume/record.json and data/
+//!   tmp/                            what is being made; older than an hour: left over
+//! ```
+
+use jiff::Timestamp;
+use jiff::fmt::strtime;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+
+use crate::nfs::address::SharePath;
+use crate::nfs::admin::ServerTime;
+use crate::volume::options::OWN_DIR;
+use crate::volume::{Record, VolumeName};
+
+/// The format number of `.nfsvol/` that this version writes and reads.
+pub(super) const FORMAT: u32 = 1;
+pub(super) const RECORD: &str = "record.json";
+/// The removed volume's data directory and record directory in its trash entry.
+pub(super) const TRASH_DATA: &str = "data";
+pub(super) const TRASH_VOLUME: &str = "volume";
+/// How a trash entry's time is written: ISO 8601, to the second, UTC.
+const TRASH_TIME: &str = "%Y%m%dT%H%M%SZ";
+
+pub(super) const README: &str = "\
+This directory belongs to nfsvol, a Docker volume driver.
+
+  volumes/NAME/record.json   what nfsvol knows of the volume NAME (JSON)
+  trash/NAME.TIME.RANDOM/    a removed volume: volume/record.json and, if it was moved, data/
+  tmp/                       things being made; safe to delete when older than a day
+
+The data of a volume is in the directory that its record names, beside this one.
+`nfsvol trash ls` lists what can be restored, `nfsvol restore NAME` brings it back.
+By hand: move trash/ENTRY/data to the data directory that trash/ENTRY/volume/record.json names,
+delete the file trash/ENTRY/volume/removing, then move trash/ENTRY/volume to volumes/NAME.
+";
+
+/// `format.json`: tells one share from another, also when its address changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Format {
+    pub(super) format: u32,
+    /// 32 hexadecimal digits, random.
+    pub(super) share_id: String,
+}
+
+pub(super) fn own() -> SharePath {
+    SharePath::root().join(OWN_DIR)
+}
+
+/// The directories that are made once and that nobody renames or replaces.
+pub(crate) fn frame() -> [SharePath; 4] {
+    [own(), volumes(), trash(), tmp()]
+}
+
+pub(super) fn format_file() -> SharePath {
+    own().join("format.json")
+}
+
+pub(super) fn volumes() -> SharePath {
+    own().join("volumes")
+}
+
+pub(super) fn volume(name: &VolumeName) -> SharePath {
+    volumes().join(name.as_str())
+}
+
+pub(super) fn record_file(name: &VolumeName) -> SharePath {
+    volume(name).join(RECORD)
+}
+
+/// Its presence says that the volume is being removed; its mtime names the trash entry.
+pub(super) fn removing(name: &VolumeName) -> SharePath {
+    volume(name).join("removing")
+}
+
+pub(super) fn tmp() -> SharePath {
+    own().join("tmp")
+}
+
+pub(super) fn trash() -> SharePath {
+    own().join("trash")
+}
+
+/// A removed volume's place in the trash: `<name>.<time>.<random>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TrashName {
+    pub(super) volume: VolumeName,
+    /// Seconds since 1970 by the server's clock.
+    pub(super) removed: u64,
+    pub(super) random: String,
+}
+
+impl TrashName {
+    /// The entry of `record` removed at `time`; every host that finishes the removal finds the
+    /// same one, since both come from the share.
+    pub(super) fn of(record: &Record, time: ServerTime) -> Self {
+        let random = record.id.chars().take(8).collect();
+        Self {
+            volume: record.name.clone(),
+            removed: time.secs,
+            random,
+        }
+    }
+
+    pub(super) fn parse(entry: &str) -> Option<Self> {
+        let mut parts = entry.rsplitn(3, '.');
+        let random = parts.next().filter(|r| r.len() == 8)?.to_owned();
+        let time = strtime::parse(TRASH_TIME, parts.next()?)
+            .ok()?
+            .to_datetime()
+            .ok()?;
+        let volume = parts.next()?.parse().ok()?;
+        let removed = time.to_zoned(TimeZone::UTC).ok()?.timestamp().as_second();
+        Some(Self {
+            volume,
+            removed: u64::try_from(removed).ok()?,
+            random,
+        })
+    }
+
+    pub(super) fn entry(&self) -> String {
+        let time = timestamp(self.removed).to_zoned(TimeZone::UTC);
+        format!(
+            "{}.{}.{}",
+            self.volume,
+            time.strftime(TRASH_TIME),
+            self.random
+        )
+    }
+
+    pub(super) fn path(&self) -> SharePath {
+        trash().join(&self.entry())
+    }
+}
+
+fn timestamp(secs: u64) -> Timestamp {
+    i64::try_from(secs)
+        .ok()
+        .and_then(|s| Timestamp::from_second(s).ok())
+        .unwrap_or_default()
+}
+
+/// Seconds since 1970 as RFC 3339.
+pub(super) fn rfc3339(secs: u64) -> String {
+    timestamp(secs).to_string()
+}
+
+/// 128 random bits as 32 hexadecimal digits.
+///
+/// # Errors
+/// When the kernel gives no random bytes (getrandom(2)).
+pub(super) fn random_id() -> std::io::Result<String> {
+    let mut bytes = [0_u8; 16];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::volume::record::tests::record;
+
+    #[test]
+    fn a_trash_entry_tells_volume_and_time() {
+        let time = ServerTime {
+            secs: 1_795_000_000,
+            nanos: 5,
+        };
+        let entry = TrashName::of(&record("my.db"), time);
+        assert_eq!(entry.entry(), "my.db.20261118T110640Z.01234567");
+        assert_eq!(rfc3339(time.secs), "2026-11-18T11:06:40Z");
+        assert_eq!(TrashName::parse(&entry.entry()), Some(entry));
+        assert_eq!(TrashName::parse("my.db"), None);
+        assert_eq!(TrashName::parse("x.notatime.01234567"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn every_entry_parses_back(name in "[a-z][a-z0-9.]{0,20}", secs in 0..4_000_000_000_u64) {
+            let entry = TrashName::of(&record(&name), ServerTime { secs, nanos: 0 });
+            prop_assert_eq!(TrashName::parse(&entry.entry()), Some(entry));
+        }
+    }
+}

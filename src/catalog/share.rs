@@ -1,0 +1,207 @@
+//! The catalog's directories on the home share.
+//!
+//! Invariants: a volume appears and disappears by one RENAME of its whole directory, so nobody
+//! ever sees a half-made record; who won a race is decided by the `id` in the record, so a lost
+//! reply never makes the winner think that it lost.
+
+use super::error::CatalogError;
+use super::layout::{self, FORMAT, Format, README, RECORD, TrashName};
+use super::local::Stamp;
+use crate::nfs::address::SharePath;
+use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind, Made};
+use crate::volume::{MAX_RECORD, Record, VolumeName};
+
+/// Directories of the catalog: readable by everybody, since the records hold no secrets.
+const DIR_MODE: u32 = 0o755;
+
+/// Whether a record became the volume's.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Published {
+    Won,
+    Lost,
+}
+
+/// Makes `.nfsvol/` complete, for a share that is about to hold something of ours.
+pub(super) async fn ensure(admin: &Admin) -> Result<(), CatalogError> {
+    init(admin).await?;
+    // Never `volumes/`: its absence would mean that all records are lost.
+    for dir in [layout::tmp(), layout::trash()] {
+        admin.mkdir(&dir, DIR_MODE).await?;
+    }
+    Ok(())
+}
+
+/// Makes `.nfsvol/` where it is absent, and returns the share's id.
+pub(super) async fn init(admin: &Admin) -> Result<String, CatalogError> {
+    if let Some(id) = share_id(admin).await? {
+        return Ok(id);
+    }
+    let id = layout::random_id().map_err(CatalogError::state("random bytes"))?;
+    // Prepared aside and renamed: of two hosts that come first, one wins and both use its id.
+    let new = SharePath::root().join(&format!(".nfsvol.{id}"));
+    admin.mkdir(&new, DIR_MODE).await?;
+    for dir in ["volumes", "trash", "tmp"] {
+        admin.mkdir(&new.join(dir), DIR_MODE).await?;
+    }
+    admin
+        .create_new(&new.join("README"), README.as_bytes())
+        .await?;
+    let format = Format {
+        format: FORMAT,
+        share_id: id,
+    };
+    let json = serde_json::to_vec_pretty(&format).unwrap_or_default();
+    admin.create_new(&new.join("format.json"), &json).await?;
+    let renamed = admin.rename(&new, &layout::own()).await;
+    if renamed.is_err() {
+        delete_tree(admin, &new).await?;
+    }
+    match (share_id(admin).await?, renamed) {
+        (Some(id), _) => Ok(id),
+        (None, Err(error)) => Err(error.into()),
+        (None, Ok(())) => Err(foreign(admin, "it vanished as soon as it was made")),
+    }
+}
+
+/// The id in `.nfsvol/format.json`; `None` when there is no `.nfsvol/`.
+pub(super) async fn share_id(admin: &Admin) -> Result<Option<String>, CatalogError> {
+    let Some(json) = admin.read(&layout::format_file(), MAX_RECORD).await? else {
+        return match admin.attr(&layout::own()).await? {
+            None => Ok(None),
+            Some(_) => Err(foreign(admin, "it is missing although .nfsvol/ is there")),
+        };
+    };
+    let format: Format =
+        serde_json::from_slice(&json).map_err(|e| foreign(admin, &e.to_string()))?;
+    if format.format != FORMAT {
+        let reason = format!(
+            "format {} is unknown to this nfsvol; upgrade this host",
+            format.format
+        );
+        return Err(foreign(admin, &reason));
+    }
+    Ok(Some(format.share_id))
+}
+
+fn foreign(admin: &Admin, reason: &str) -> CatalogError {
+    CatalogError::Format {
+        share: admin.share().to_string(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// Puts the record of a new volume on the share.
+pub(super) async fn publish(admin: &Admin, record: &Record) -> Result<Published, CatalogError> {
+    let new = layout::tmp().join(&record.id);
+    admin.mkdir(&new, DIR_MODE).await?;
+    admin
+        .create_new(&new.join(RECORD), &record.to_json())
+        .await?;
+    fail::fail_point!("create.prepared", |_| crate::failpoint::die());
+    let renamed = admin.rename(&new, &layout::volume(&record.name)).await;
+    match renamed {
+        Ok(()) => Ok(Published::Won),
+        // The reply may have been lost after the server acted: the record tells.
+        Err(error) => match read(admin, &record.name).await {
+            Ok(Some(there)) if there.id == record.id => Ok(Published::Won),
+            Ok(Some(_)) => {
+                discard(admin, &new).await;
+                Ok(Published::Lost)
+            }
+            _ if matches!(error.kind, AdminErrorKind::Exists) => {
+                discard(admin, &new).await;
+                Ok(Published::Lost)
+            }
+            _ => Err(error.into()),
+        },
+    }
+}
+
+/// Deletes a directory and all in it; a daemon that stops meanwhile leaves the rest to a sweep.
+pub(super) async fn delete_tree(admin: &Admin, path: &SharePath) -> Result<(), AdminError> {
+    admin.remove_tree(path, &|| true).await.map(drop)
+}
+
+/// Removes what was prepared in `tmp/`; what stays is swept later.
+pub(super) async fn discard(admin: &Admin, path: &SharePath) {
+    if let Err(error) = delete_tree(admin, path).await {
+        tracing::warn!(%error, "left in tmp/ until it is swept");
+    }
+}
+
+/// The record of a volume, from the share.
+pub(super) async fn read(admin: &Admin, name: &VolumeName) -> Result<Option<Record>, CatalogError> {
+    let Some(json) = admin.read(&layout::record_file(name), MAX_RECORD).await? else {
+        return Ok(None);
+    };
+    let record = Record::from_json(name, &json).map_err(|source| CatalogError::Record {
+        name: name.clone(),
+        source,
+    })?;
+    Ok(Some(record))
+}
+
+/// Replaces the record of a volume that this host is still making.
+pub(super) async fn rewrite(admin: &Admin, record: &Record) -> Result<(), CatalogError> {
+    admin
+        .write(&layout::record_file(&record.name), &record.to_json())
+        .await?;
+    Ok(())
+}
+
+/// The volume's trash entry when somebody has begun to remove it.
+pub(super) async fn removal(
+    admin: &Admin,
+    record: &Record,
+) -> Result<Option<TrashName>, AdminError> {
+    let marker = admin.attr(&layout::removing(&record.name)).await?;
+    Ok(marker.map(|attr| TrashName::of(record, attr.mtime)))
+}
+
+/// Marks the volume as being removed; any host may finish from here.
+pub(super) async fn begin_removal(
+    admin: &Admin,
+    record: &Record,
+) -> Result<TrashName, CatalogError> {
+    if let Made::New(attr) = admin
+        .create_new(&layout::removing(&record.name), &[])
+        .await?
+    {
+        return Ok(TrashName::of(record, attr.mtime));
+    }
+    let entry = removal(admin, record).await?;
+    entry.ok_or_else(|| CatalogError::Absent(record.name.clone()))
+}
+
+/// The volumes on the share, with the stamps of their directories.
+pub(super) async fn list(admin: &Admin) -> Result<Vec<(VolumeName, Stamp)>, CatalogError> {
+    let Some(entries) = admin.list(&layout::volumes()).await? else {
+        return Err(foreign(admin, "volumes/ is missing beside it"));
+    };
+    let mut volumes = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let Some(name) = entry
+            .name
+            .to_str()
+            .and_then(|n| n.parse::<VolumeName>().ok())
+        else {
+            continue;
+        };
+        let attr = match entry.attr {
+            Some(attr) => attr,
+            None => match admin.attr(&layout::volume(&name)).await? {
+                Some(attr) => attr,
+                None => continue,
+            },
+        };
+        if attr.kind == Kind::Dir {
+            volumes.push((name, Stamp::from(&attr)));
+        }
+    }
+    Ok(volumes)
+}
+
+/// The attributes of `volumes/`, which change whenever a volume comes or goes.
+pub(super) async fn volumes_attr(admin: &Admin) -> Result<Option<Attr>, AdminError> {
+    admin.attr(&layout::volumes()).await
+}

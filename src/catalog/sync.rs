@@ -1,0 +1,226 @@
+//! Following the home share.
+//!
+//! At rest a poll is one GETATTR of `volumes/`, whose mtime changes whenever a volume comes or
+//! goes. Only when it changed is the directory listed (one READDIRPLUS for about 300 volumes), and
+//! only records whose directory changed are read.
+//!
+//! Known limit: servers stamp times in ticks of some milliseconds, so a change may hide behind a
+//! listing of the same tick; a list is therefore trusted only when a second one finds the same
+//! stamp, and the whole is listed again every [`RELIST`].
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::CatalogError;
+use super::local::{Copy, Stamp};
+use super::{Catalog, layout, share};
+use crate::nfs::admin::Admin;
+use crate::volume::VolumeName;
+
+/// Where [`State`] is kept in the state directory.
+pub(super) const FILE: &str = "home.json";
+/// How often the catalog is listed although nothing seems to have changed.
+const RELIST: Duration = Duration::from_secs(600);
+/// Records read at once while catching up: enough to hide the round trip, little for the server.
+const READS_AT_ONCE: usize = 8;
+
+/// Which share the local copy is of, and how far it follows it.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    known: Identity,
+    /// `volumes/` as two listings in a row saw it.
+    settled: Option<Stamp>,
+    last: Option<(Stamp, Instant)>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    share_id: Option<String>,
+    /// The copy has held every volume at least once.
+    complete: bool,
+}
+
+impl State {
+    pub(super) fn load(state_dir: &Path) -> Result<Self, CatalogError> {
+        let known = match std::fs::read(state_dir.join(FILE)) {
+            // Damaged: as if never seen, which only makes answers more careful.
+            Ok(json) => serde_json::from_slice(&json).unwrap_or_default(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Identity::default(),
+            Err(e) => return Err(CatalogError::state(FILE)(e)),
+        };
+        Ok(Self {
+            known,
+            ..Self::default()
+        })
+    }
+
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(&self.known).unwrap_or_default()
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.known.complete
+    }
+}
+
+/// What a poll found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// Volumes whose record was read.
+    pub read: usize,
+    /// Volumes that have gone from the share.
+    pub gone: Vec<VolumeName>,
+}
+
+impl Catalog {
+    /// Makes `.nfsvol/` on a share that has none, and remembers which share this is.
+    ///
+    /// # Errors
+    /// [`CatalogError::OtherShare`] when it is not the share that the local copy is of.
+    pub async fn init(&self, home: &Admin) -> Result<(), CatalogError> {
+        let known = self.sync.lock().await.known.share_id.clone();
+        let found = match (share::share_id(home).await?, &known) {
+            (Some(id), _) => id,
+            // Nothing is made on what should be a known share: its file system is not mounted.
+            (None, Some(expected)) => return Err(self.other_share(home, "none", expected)),
+            (None, None) => share::init(home).await?,
+        };
+        self.recognise(home, &found).await
+    }
+
+    /// Checks that the share holds a catalog.
+    ///
+    /// # Errors
+    /// [`CatalogError::NoCatalog`] when it does not; none is made.
+    pub async fn expect(&self, home: &Admin) -> Result<(), CatalogError> {
+        match share::share_id(home).await? {
+            Some(_) => Ok(()),
+            None => Err(CatalogError::NoCatalog(home.share().to_string())),
+        }
+    }
+
+    /// Checks that the share is the one that the local copy is of.
+    pub(super) async fn verify(&self, home: &Admin) -> Result<(), CatalogError> {
+        match share::share_id(home).await? {
+            Some(id) => self.recognise(home, &id).await,
+            None => {
+                let known = self.sync.lock().await.known.share_id.clone();
+                known.map_or(Ok(()), |expected| {
+                    Err(self.other_share(home, "none", &expected))
+                })
+            }
+        }
+    }
+
+    async fn recognise(&self, home: &Admin, id: &str) -> Result<(), CatalogError> {
+        let mut state = self.sync.lock().await;
+        match &state.known.share_id {
+            Some(known) if known == id => Ok(()),
+            Some(known) => Err(self.other_share(home, id, known)),
+            None => {
+                state.known.share_id = Some(id.to_owned());
+                tokio::task::block_in_place(|| self.write_sync_state(&state))
+            }
+        }
+    }
+
+    fn other_share(&self, home: &Admin, found: &str, expected: &str) -> CatalogError {
+        CatalogError::OtherShare {
+            share: home.share().to_string(),
+            found: found.to_owned(),
+            expected: expected.to_owned(),
+            state: self.state_dir.display().to_string(),
+        }
+    }
+
+    /// Brings the local copy up to date with the home share.
+    ///
+    /// # Errors
+    /// What the share answered; the local copy is then as it was, or further along.
+    pub async fn poll(&self, home: &Admin) -> Result<Changes, CatalogError> {
+        let Some(attr) = share::volumes_attr(home).await? else {
+            self.init(home).await?;
+            return Ok(Changes::default());
+        };
+        let stamp = Stamp::from(&attr);
+        let (settled, last) = {
+            let state = self.sync.lock().await;
+            (state.settled, state.last)
+        };
+        let fresh = last.is_some_and(|(_, at)| at.elapsed() < RELIST);
+        if settled == Some(stamp) && fresh {
+            return Ok(Changes::default());
+        }
+        let changes = self.list_and_read(home).await?;
+        let mut state = self.sync.lock().await;
+        let same = last.is_some_and(|(seen, _)| seen == stamp);
+        state.settled = same.then_some(stamp);
+        state.last = Some((stamp, Instant::now()));
+        if !state.known.complete {
+            state.known.complete = true;
+            tokio::task::block_in_place(|| self.write_sync_state(&state))?;
+        }
+        Ok(changes)
+    }
+
+    async fn list_and_read(&self, home: &Admin) -> Result<Changes, CatalogError> {
+        self.verify(home).await?;
+        let before = self.copies.all();
+        let listed = share::list(home).await?;
+        let mut changes = Changes::default();
+        let changed: Vec<_> = listed
+            .iter()
+            .filter(|(name, stamp)| {
+                self.copies
+                    .get(name)
+                    .is_none_or(|copy| copy.stamp != Some(*stamp))
+            })
+            .cloned()
+            .collect();
+        for some in changed.chunks(READS_AT_ONCE) {
+            let mut reads = tokio::task::JoinSet::new();
+            for (name, stamp) in some.iter().cloned() {
+                let home = home.clone();
+                reads.spawn(async move { (share::read(&home, &name).await, name, stamp) });
+            }
+            while let Some(read) = reads.join_next().await {
+                let Ok((read, name, stamp)) = read else {
+                    continue;
+                };
+                match read {
+                    Ok(Some(record)) => {
+                        let copy = Copy {
+                            record: record.into(),
+                            stamp: Some(stamp),
+                        };
+                        tokio::task::block_in_place(|| self.copies.put(copy))
+                            .map_err(CatalogError::state("writing a record"))?;
+                        changes.read += 1;
+                    }
+                    // Removed since it was listed; the next poll sees that.
+                    Ok(None) => {}
+                    // One damaged record must not hide the others, nor may it look removed.
+                    Err(error @ CatalogError::Record { .. }) => {
+                        tracing::error!(volume = %name, %error, "record on the share unreadable");
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let names: HashSet<&VolumeName> = listed.iter().map(|(name, _)| name).collect();
+        // Only what was known before the listing can have gone from it.
+        for copy in before
+            .iter()
+            .filter(|copy| !names.contains(&copy.record.name))
+        {
+            let name = &copy.record.name;
+            self.forget(name).await?;
+            tracing::info!(volume = %name, entry = %layout::volume(name), "removed by another host");
+            changes.gone.push(name.clone());
+        }
+        Ok(changes)
+    }
+}

@@ -1,0 +1,262 @@
+//! The command line.
+//!
+//! Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage.
+
+mod demo;
+mod direct;
+mod embedded;
+mod output;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::{Value, json};
+
+use crate::config::{DEFAULT_SOCKET, ServeArgs};
+use crate::nfs::address::Share;
+use crate::plugin::client::Client;
+
+/// Docker volumes that follow a container to any host, on the NFS server you already have.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nfsvol",
+    version,
+    after_help = "Examples:
+  nfsvol serve --share nas:/export    run the daemon
+  nfsvol ls                           volumes of all hosts
+  nfsvol inspect db                   one volume in full
+  nfsvol trash ls                     removed volumes
+  nfsvol restore db                   bring one back
+  nfsvol demo                         see it work here, without Docker"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon that Docker talks to
+    Serve(Box<ServeArgs>),
+    /// List volumes
+    #[command(
+        after_help = "Examples:\n  nfsvol ls\n  nfsvol ls --json | jq -r '.[].name'\n  nfsvol ls --share nas:/export"
+    )]
+    Ls(Common),
+    /// Show one volume in full
+    #[command(
+        after_help = "Examples:\n  nfsvol inspect db\n  nfsvol inspect db --json | jq .status.holders"
+    )]
+    Inspect {
+        /// Name of the volume
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show this host's daemon: shares, their health, attachments
+    #[command(after_help = "Examples:\n  nfsvol status\n  nfsvol status --json | jq .shares")]
+    Status(Common),
+    /// Removed volumes
+    #[command(subcommand)]
+    Trash(Trash),
+    /// Bring a removed volume back
+    #[command(after_help = "Examples:
+  nfsvol restore db                 the volume db that was removed last
+  nfsvol restore db --as db-old     under another name
+  nfsvol restore db.20261123T101500Z.0f3a9c21
+  nfsvol restore db --share nas:/export    where no daemon runs")]
+    Restore {
+        /// Name of the volume, or one entry of `nfsvol trash ls`
+        name: String,
+        /// Name to restore it under
+        #[arg(long = "as", value_name = "NAME")]
+        rename: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show the main job without Docker: two hosts, one volume
+    Demo(demo::DemoArgs),
+    /// Serve a local directory over NFS for one machine; `serve --share embedded:DIR` does it
+    #[command(hide = true)]
+    EmbeddedServer(embedded::EmbeddedArgs),
+    /// Free every process that waits for a volume whose server is away (FUSE data path)
+    #[command(
+        after_help = "The volume fails for all who use it, and data that was not synced may be \
+lost;\na container that is started afterwards gets a new mount.\n\nExample:\n  nfsvol abort db"
+    )]
+    Abort {
+        /// Name of the volume
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// The process that serves one volume on the FUSE data path; the daemon starts it
+    #[command(name = crate::fuse::worker::SUBCOMMAND, hide = true)]
+    FuseWorker,
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  nfsvol completion bash > /etc/bash_completion.d/nfsvol")]
+    Completion {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Trash {
+    /// List removed volumes, oldest first
+    #[command(after_help = "Examples:\n  nfsvol trash ls\n  nfsvol trash ls --json")]
+    Ls(Common),
+    /// Delete removed volumes for good
+    #[command(after_help = "Examples:\n  nfsvol trash purge db\n  nfsvol trash purge --all")]
+    Purge {
+        /// Name of a volume (all its entries), or one entry of `nfsvol trash ls`
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        name: Option<String>,
+        /// Everything in the trash
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+/// Flags of the commands that ask the daemon.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Socket of the daemon
+    #[arg(long, env = "NFSVOL_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    /// Ask this share itself, as where no daemon runs
+    #[arg(long, value_name = "SHARE", conflicts_with = "socket")]
+    share: Option<Share>,
+}
+
+/// Parses the command line and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    let _points = fail::FailScenario::setup();
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "nfsvol: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let (common, route, body, show): (_, _, _, fn(&Value) -> String) = match command {
+        Command::Serve(args) => {
+            crate::telemetry::init(args.log_format, &args.log)?;
+            return runtime()?.block_on(crate::serve::serve(&args));
+        }
+        Command::Demo(args) => return demo::demo(&args),
+        Command::EmbeddedServer(args) => {
+            crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
+            return runtime()?.block_on(embedded::serve(args, crate::serve::stopped()));
+        }
+        Command::FuseWorker => return Ok(crate::fuse::worker::run()?),
+        Command::Abort { name, common } => (
+            common,
+            "/Nfsvol.Abort",
+            json!({ "Name": name }),
+            output::tree,
+        ),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "nfsvol", &mut script);
+            return print(&script);
+        }
+        Command::Ls(common) => (common, "/Nfsvol.Ls", json!({}), output::volumes),
+        Command::Inspect { name, common } => (
+            common,
+            "/Nfsvol.Inspect",
+            json!({ "Name": name }),
+            output::tree,
+        ),
+        Command::Status(common) => (common, "/Nfsvol.Status", json!({}), output::tree),
+        Command::Trash(Trash::Ls(common)) => (common, "/Nfsvol.TrashLs", json!({}), output::trash),
+        Command::Trash(Trash::Purge { name, all, common }) => {
+            let body = if all {
+                json!({ "All": true })
+            } else {
+                json!({ "Name": name })
+            };
+            (common, "/Nfsvol.TrashPurge", body, output::purged)
+        }
+        Command::Restore {
+            name,
+            rename,
+            common,
+        } => {
+            let body = json!({ "Name": name, "As": rename });
+            (common, "/Nfsvol.Restore", body, output::restored)
+        }
+    };
+    let answer = runtime()?.block_on(async {
+        match &common.share {
+            Some(share) => direct::ask(share, route, &body).await,
+            None => Ok(Client::connect(&common.socket)
+                .await?
+                .call(route, &body)
+                .await?),
+        }
+    })?;
+    let text = if common.json {
+        format!("{answer:#}\n")
+    } else {
+        show(&answer)
+    };
+    print(text.as_bytes())
+}
+
+/// Writes to standard output; a reader that has gone (`nfsvol ls | head`) is no error.
+fn print(text: &[u8]) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn check(command: &clap::Command) {
+            if command.get_name() == "help" || command.is_hide_set() {
+                return;
+            }
+            if command.has_subcommands() && command.get_name() != "nfsvol" {
+                return command.get_subcommands().for_each(check);
+            }
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(help.contains("nfsvol "), "{}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

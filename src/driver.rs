@@ -1,0 +1,376 @@
+//! The volume driver: what each call of Docker's protocol does.
+//!
+//! Invariants:
+//! - Get, List, Path and Capabilities never wait for a server; Get asks the share only for a name
+//!   that the local copy does not hold, and not for long.
+//! - Calls for one volume follow each other ([`locks`]); no lock is held across another volume's
+//!   I/O.
+//! - A Mount that fails leaves nothing behind; one that succeeded is on disk before it is answered.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`attachments`] | who uses what on this host, on disk |
+//! | [`paths`] | which data path carries a volume, and mounting by it |
+//! | [`calls`], [`ask`] | the calls of the protocol, and of the command line |
+//! | [`shares`] | reaching shares, their admin path and health |
+//! | [`reconcile`] | what the kernel shows against what was written down |
+//! | [`status`] | what people see |
+//! | [`tasks`] | polling, sweeping, checking in the background |
+
+mod ask;
+mod attachments;
+mod calls;
+mod error;
+mod locks;
+mod paths;
+mod reconcile;
+mod shares;
+mod status;
+mod tasks;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use self::attachments::Attachments;
+pub use self::error::DriverError;
+use self::locks::Locks;
+use self::paths::Paths;
+use self::shares::{Contact, Shares};
+use crate::catalog::{Catalog, Creation, Known};
+use crate::config::Config;
+use crate::fuse::FuseOptions;
+use crate::mount::MountOptions;
+use crate::nfs::address::Share;
+use crate::nfs::admin::Admin;
+use crate::volume::{DataPath, Record, VolumeName, VolumeOptions};
+
+/// How long before its deadline a Mount stops trying, so that its own error is the answer.
+const MARGIN: Duration = Duration::from_secs(2);
+/// Pauses between the tries of a Mount whose share does not answer: from the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+/// How long a Mount waits for the home share's word on a volume whose data is on another share.
+const HOME_WAIT: Duration = Duration::from_millis(250);
+
+/// The driver of one host.
+#[derive(Debug)]
+pub struct Driver {
+    config: Config,
+    catalog: Catalog,
+    shares: Shares,
+    paths: Paths,
+    attachments: Attachments,
+    locks: Locks,
+    holders: reconcile::HolderCache,
+    /// Volumes that a Create has just made and nobody else has been told of, by record id: what
+    /// may be taken back.
+    fresh: Mutex<HashMap<VolumeName, String>>,
+    /// Wakes the task that looks at attachments, when the engine has started.
+    engine_started: tokio::sync::Notify,
+}
+
+impl Driver {
+    /// Opens the state directory and repairs what a crash left. Blocks; talks to no server.
+    ///
+    /// # Errors
+    /// When the state directory or the mount root cannot be used.
+    pub fn open(config: Config) -> Result<Self, DriverError> {
+        let catalog = Catalog::open(&config.state_dir, config.share.clone(), &config.host)?;
+        let attachments =
+            Attachments::open(&config.state_dir).map_err(|source| DriverError::State {
+                what: "reading attachments",
+                source,
+            })?;
+        let paths = Paths::open(&config)?;
+        Ok(Self {
+            shares: Shares::new(&config),
+            catalog,
+            paths,
+            attachments,
+            locks: Locks::default(),
+            holders: reconcile::HolderCache::default(),
+            fresh: Mutex::default(),
+            engine_started: tokio::sync::Notify::new(),
+            config,
+        })
+    }
+
+    /// The mount options of a volume on this host.
+    fn mount_options(&self, record: &VolumeOptions) -> MountOptions {
+        record
+            .mount
+            .clone()
+            .unwrap_or_else(|| self.config.mount_options.clone())
+    }
+
+    fn contact(&self, share: &Share, options: &VolumeOptions) -> Arc<Contact> {
+        self.shares.contact(share, &self.mount_options(options))
+    }
+
+    fn home_contact(&self) -> Option<Arc<Contact>> {
+        let home = self.config.share.as_ref()?;
+        Some(self.shares.contact(home, &self.config.mount_options))
+    }
+
+    async fn admin(&self, contact: &Contact) -> Result<Admin, DriverError> {
+        self.shares.admin(contact, &self.paths).await
+    }
+
+    /// The admin path to the home share, where there is one.
+    async fn home(&self) -> Result<Option<Admin>, DriverError> {
+        match self.home_contact() {
+            Some(contact) => Ok(Some(self.admin(&contact).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The admin path to the share of a volume's data.
+    async fn data_admin(&self, options: &VolumeOptions) -> Result<Admin, DriverError> {
+        let share = self.catalog.share_of(options)?;
+        self.admin(&self.contact(share, options)).await
+    }
+
+    fn check_allowed(&self, share: &Share) -> Result<(), DriverError> {
+        if self.config.allows(share) {
+            Ok(())
+        } else {
+            Err(DriverError::NotAllowed(share.clone()))
+        }
+    }
+
+    /// What is known of a name, asking the share if need be.
+    async fn look_up(&self, name: &VolumeName) -> Known {
+        if let Some(record) = self.catalog.get(name) {
+            return Known::Here(record);
+        }
+        let home = tokio::time::timeout(crate::catalog::LOOKUP_WAIT, self.home()).await;
+        let home = home.ok().and_then(Result::ok).flatten();
+        self.catalog.look_up(home.as_ref(), name).await
+    }
+
+    async fn create_volume(
+        &self,
+        name: &VolumeName,
+        options: VolumeOptions,
+    ) -> Result<Creation, DriverError> {
+        // Refused before any server is asked: it would be refused at every host.
+        options.data_dir(name)?;
+        let share = self.catalog.share_of(&options)?.clone();
+        self.check_allowed(&share)?;
+        if options.data_path == DataPath::Fuse {
+            let words = self.mount_options(&options).to_string();
+            FuseOptions::from_words(words.split(',')).map_err(DriverError::FuseOptions)?;
+        }
+        let _lock = self.locks.lock(name).await;
+        let home = self.home().await?;
+        let on = self.data_admin(&options).await?;
+        let default = self.config.on_remove;
+        let creation = self
+            .catalog
+            .create(home.as_ref(), &on, name, &options, default)
+            .await?;
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        match &creation {
+            Creation::New(record) => fresh.insert(name.clone(), record.id.clone()),
+            Creation::Existing(_) => fresh.remove(name),
+        };
+        Ok(creation)
+    }
+
+    async fn take_back(&self, name: &VolumeName) {
+        let _lock = self.locks.lock(name).await;
+        let id = self
+            .fresh
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
+        let Some(record) = self
+            .catalog
+            .get(name)
+            .filter(|r| Some(&r.id) == id.as_ref())
+        else {
+            return;
+        };
+        match (self.home().await, self.data_admin(&record.options).await) {
+            (Ok(home), Ok(on)) => self.catalog.undo(home.as_ref(), &on, &record).await,
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(volume = %name, %error, "a Create nobody heard of could not be undone");
+            }
+        }
+    }
+
+    async fn mount_volume(
+        &self,
+        name: &VolumeName,
+        id: &str,
+        deadline: Instant,
+    ) -> Result<std::path::PathBuf, DriverError> {
+        if id.is_empty() {
+            return Err(DriverError::NoId);
+        }
+        let last_try = deadline.checked_sub(MARGIN).unwrap_or(deadline);
+        let _lock = self.locks.lock(name).await;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match self.try_mount(name, id, last_try).await {
+                Ok(mountpoint) => {
+                    self.fresh
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .remove(name);
+                    return Ok(mountpoint);
+                }
+                Err(error) => error,
+            };
+            if !error.is_transient() || Instant::now() + pause >= last_try {
+                return Err(error);
+            }
+            tracing::warn!(volume = %name, %error, "mount failed; trying again until the deadline");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    async fn try_mount(
+        &self,
+        name: &VolumeName,
+        id: &str,
+        deadline: Instant,
+    ) -> Result<std::path::PathBuf, DriverError> {
+        let record = match self.look_up(name).await {
+            Known::Here(record) => record,
+            Known::Absent => return Err(DriverError::Absent(name.clone())),
+            Known::Unknown => {
+                // The share's own error says why nothing is known.
+                self.home().await?;
+                return Err(DriverError::Absent(name.clone()));
+            }
+        };
+        let share = self.catalog.share_of(&record.options)?.clone();
+        self.check_allowed(&share)?;
+        let (record, home) = self.current(record, &share).await?;
+        let contact = self.contact(&share, &record.options);
+        let reached = contact.reach().await?;
+        let on = self.admin(&contact).await?;
+        self.catalog.ready(home.as_ref(), &on, &record).await?;
+        fail::fail_point!("mount.ready", |_| crate::failpoint::die());
+        let options = self.mount_options(&record.options);
+        let attached = self
+            .paths
+            .attach(&record, &share, &reached, options, deadline)
+            .await;
+        let how = attached.inspect_err(|_| contact.doubt())?;
+        fail::fail_point!("mount.attached", |_| crate::failpoint::die());
+        let mountpoint = how.mountpoint.clone();
+        if let Err(source) = self.attachments.add(name, how.clone(), id) {
+            if self.attachments.get(name).is_none() {
+                self.paths.detach(name, Duration::ZERO).await?;
+            }
+            return Err(DriverError::State {
+                what: "writing the attachment",
+                source,
+            });
+        }
+        fail::fail_point!("mount.written", |_| crate::failpoint::die());
+        Ok(mountpoint)
+    }
+
+    /// The record as the home share has it now. A volume whose data is on another share does not
+    /// wait for a home share that is silent.
+    async fn current(
+        &self,
+        record: Arc<Record>,
+        share: &Share,
+    ) -> Result<(Arc<Record>, Option<Admin>), DriverError> {
+        let Some(contact) = self.home_contact() else {
+            return Ok((record, None));
+        };
+        let name = record.name.clone();
+        let fetch = async {
+            let home = self.admin(&contact).await?;
+            Ok::<_, DriverError>((self.catalog.fetch(&home, &name).await?, home))
+        };
+        let fetched = if *share == contact.share {
+            fetch.await
+        } else if contact.is_down() {
+            return Ok((record, None));
+        } else {
+            match tokio::time::timeout(HOME_WAIT, fetch).await {
+                Ok(Err(error)) if error.is_transient() => return Ok((record, None)),
+                Err(_) => return Ok((record, None)),
+                Ok(fetched) => fetched,
+            }
+        };
+        match fetched? {
+            (Some(record), home) => Ok((record, Some(home))),
+            (None, _) => Err(DriverError::Absent(name)),
+        }
+    }
+
+    async fn unmount_volume(&self, name: &VolumeName, id: &str) -> Result<(), DriverError> {
+        let _lock = self.locks.lock(name).await;
+        let Some(held) = self.attachments.get(name) else {
+            return Ok(());
+        };
+        let last = held.attachments.iter().filter(|a| a.id != id).count() == 0
+            && held.attachments.len() == 1;
+        // Unmounted first: after a crash in between, the attachment is still there to be let go.
+        if last {
+            self.paths.detach(name, self.config.flush_wait).await?;
+            fail::fail_point!("unmount.detached", |_| crate::failpoint::die());
+        }
+        self.attachments.remove(name, id);
+        Ok(())
+    }
+
+    async fn remove_volume(&self, name: &VolumeName) -> Result<(), DriverError> {
+        let _lock = self.locks.lock(name).await;
+        let home = self.home().await?;
+        let known = match &home {
+            Some(home) => self.catalog.fetch(home, name).await?,
+            None => self.catalog.get(name),
+        };
+        self.fresh
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
+        let Some(record) = known else { return Ok(()) };
+        self.check_free(&record).await?;
+        let on = self.data_admin(&record.options).await?;
+        if self.attachments.get(name).is_some() {
+            self.paths.detach(name, self.config.flush_wait).await?;
+            self.attachments.retain(name, |_| false);
+        }
+        fail::fail_point!("remove.detached", |_| crate::failpoint::die());
+        let entry = self.catalog.remove(home.as_ref(), &on, &record).await?;
+        if let Some(entry) = entry {
+            self.purge_later(home, on, entry);
+        }
+        Ok(())
+    }
+
+    /// Deletes a trash entry without making the caller wait; a sweep finishes what fails.
+    fn purge_later(&self, home: Option<Admin>, on: Admin, entry: String) {
+        tokio::spawn(async move {
+            for admin in home
+                .iter()
+                .chain((home.as_ref().map(Admin::share) != Some(on.share())).then_some(&on))
+            {
+                if let Err(error) = Catalog::purge(admin, &entry).await {
+                    tracing::warn!(entry, %error, "not deleted yet; the next sweep goes on");
+                }
+            }
+        });
+    }
+
+    /// What a mounted volume looks like now, for Get and Path.
+    fn mountpoint(&self, name: &VolumeName) -> Option<std::path::PathBuf> {
+        self.attachments.get(name).map(|held| held.how.mountpoint)
+    }
+}
+
+/// How long ago the given time (seconds since 1970) was, by this host's clock.
+fn age(since: u64) -> Duration {
+    Duration::from_secs(attachments::now().saturating_sub(since))
+}

@@ -1,0 +1,314 @@
+//! Who on this host uses which volume, as Docker told it: a multiset of (volume, mount ID).
+//!
+//! Invariants: an attachment is on disk before Mount answers, so that kill -9 loses none; after a
+//! reboot (another boot id) there are none. Docker repeats an ID for `docker cp` and after its own
+//! crash, and may never send an Unmount, so counts are only hints: what the kernel's mount
+//! namespaces show decides (see [`super::reconcile`]).
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::files::{write_durably, write_whole};
+use crate::mount::Held as HeldBy;
+use crate::nfs::address::Share;
+use crate::volume::{DataPath, VolumeName};
+
+/// Counts the starts of the engine that were seen; in the state directory.
+const EPOCH_FILE: &str = "engine-epoch";
+/// The kernel's name for this boot (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// How a volume is mounted on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct How {
+    pub(super) share: Share,
+    pub(super) data_path: DataPath,
+    pub(super) mountpoint: PathBuf,
+    pub(super) nfs_version: String,
+    pub(super) address: Option<IpAddr>,
+    /// By what the volume is known in the mount namespaces that hold it.
+    pub(super) held: HeldBy,
+    #[serde(default)]
+    pub(super) warnings: Vec<String>,
+}
+
+/// One Mount call that no Unmount has answered yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Attachment {
+    pub(super) id: String,
+    /// Seconds since 1970 by this host's clock.
+    pub(super) since: u64,
+    /// Which start of the engine it belongs to.
+    pub(super) epoch: u64,
+}
+
+/// A volume with attachments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Held {
+    pub(super) how: How,
+    pub(super) attachments: Vec<Attachment>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct File {
+    boot_id: String,
+    volume: VolumeName,
+    #[serde(flatten)]
+    held: Held,
+}
+
+/// All attachments of this host.
+#[derive(Debug)]
+pub(super) struct Attachments {
+    dir: PathBuf,
+    epoch_file: PathBuf,
+    boot_id: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    epoch: u64,
+    held: HashMap<VolumeName, Held>,
+}
+
+impl Attachments {
+    /// Reads the attachments of this boot; those of an earlier one are deleted.
+    ///
+    /// # Errors
+    /// When the state directory cannot be made, read or written.
+    pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
+        let boot_id = fs::read_to_string(BOOT_ID)?.trim().to_owned();
+        Self::open_at_boot(state_dir, boot_id)
+    }
+
+    fn open_at_boot(state_dir: &Path, boot_id: String) -> io::Result<Self> {
+        let dir = state_dir.join("attachments");
+        fs::create_dir_all(&dir)?;
+        let epoch_file = state_dir.join(EPOCH_FILE);
+        let epoch = fs::read_to_string(&epoch_file).ok();
+        let epoch = epoch.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let mut held = HashMap::new();
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            // A file of an earlier boot may be damaged: it was not made durable.
+            match serde_json::from_slice::<File>(&fs::read(&path)?) {
+                Ok(file) if file.boot_id == boot_id => {
+                    held.insert(file.volume, file.held);
+                }
+                read => {
+                    tracing::info!(file = %path.display(), damaged = read.is_err(),
+                        "attachments of an earlier boot forgotten");
+                    fs::remove_file(&path)?;
+                }
+            }
+        }
+        Ok(Self {
+            dir,
+            epoch_file,
+            boot_id,
+            state: State { epoch, held }.into(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The engine has (re)started: what comes from now on belongs to a new epoch.
+    pub(super) fn engine_started(&self) {
+        let mut state = self.state();
+        state.epoch += 1;
+        if let Err(error) = write_durably(&self.epoch_file, state.epoch.to_string().as_bytes()) {
+            tracing::warn!(%error, "engine epoch not written; stale attachments may stay longer");
+        }
+    }
+
+    pub(super) fn get(&self, name: &VolumeName) -> Option<Held> {
+        self.state().held.get(name).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<(VolumeName, Held)> {
+        self.state()
+            .held
+            .iter()
+            .map(|(name, held)| (name.clone(), held.clone()))
+            .collect()
+    }
+
+    /// The number of attachments of all volumes.
+    pub(super) fn count(&self) -> usize {
+        self.state()
+            .held
+            .values()
+            .map(|held| held.attachments.len())
+            .sum()
+    }
+
+    /// Whether any volume of `share` is attached.
+    pub(super) fn uses(&self, share: &Share) -> bool {
+        self.state()
+            .held
+            .values()
+            .any(|held| held.how.share == *share)
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.state().epoch
+    }
+
+    /// Adds one attachment; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// Any error of the file system (a full disk: ENOSPC); then nothing was added.
+    pub(super) fn add(&self, name: &VolumeName, how: How, id: &str) -> io::Result<()> {
+        let mut state = self.state();
+        let attachment = Attachment {
+            id: id.to_owned(),
+            since: now(),
+            epoch: state.epoch,
+        };
+        let mut attachments = state
+            .held
+            .get(name)
+            .map(|held| held.attachments.clone())
+            .unwrap_or_default();
+        attachments.push(attachment);
+        let held = Held { how, attachments };
+        self.write(name, &held)?;
+        state.held.insert(name.clone(), held);
+        Ok(())
+    }
+
+    /// Takes one attachment of `id` away; how many the volume has left, or `None` when there was
+    /// none of this ID.
+    pub(super) fn remove(&self, name: &VolumeName, id: &str) -> Option<usize> {
+        let mut removed = false;
+        let left = self.retain(name, |attachment| {
+            // One of them only: the ID may be there more than once.
+            let this = !removed && attachment.id == id;
+            removed |= this;
+            !this
+        });
+        removed.then_some(left)
+    }
+
+    /// Keeps the attachments for which `keep` says so; how many are left.
+    pub(super) fn retain(
+        &self,
+        name: &VolumeName,
+        mut keep: impl FnMut(&Attachment) -> bool,
+    ) -> usize {
+        let mut state = self.state();
+        let Some(held) = state.held.get_mut(name) else {
+            return 0;
+        };
+        let before = held.attachments.len();
+        held.attachments.retain(&mut keep);
+        let left = held.attachments.len();
+        // What cannot be written drifts upwards on disk only, which reconciling repairs.
+        let written = match left {
+            0 => fs::remove_file(self.file(name)),
+            _ if left == before => Ok(()),
+            _ => self.write(name, held),
+        };
+        if let Err(error) = written {
+            tracing::warn!(volume = %name, %error, "attachments not written");
+        }
+        if left == 0 {
+            state.held.remove(name);
+        }
+        left
+    }
+
+    fn write(&self, name: &VolumeName, held: &Held) -> io::Result<()> {
+        let file = File {
+            boot_id: self.boot_id.clone(),
+            volume: name.clone(),
+            held: held.clone(),
+        };
+        // They mean nothing after a crash of the host, so they need no fsync.
+        write_whole(&self.file(name), &serde_json::to_vec_pretty(&file)?)
+    }
+
+    fn file(&self, name: &VolumeName) -> PathBuf {
+        self.dir.join(format!("{name}.json"))
+    }
+}
+
+/// Seconds since 1970 by this host's clock.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn how() -> How {
+        How {
+            share: "nas:/export".parse().unwrap(),
+            data_path: DataPath::Kernel,
+            mountpoint: "/mnt/db".into(),
+            nfs_version: "4.2".to_owned(),
+            address: None,
+            held: HeldBy::Source("nas:/export/db".to_owned()),
+            warnings: Vec::new(),
+        }
+    }
+
+    fn open(dir: &Path, boot: &str) -> Attachments {
+        Attachments::open_at_boot(dir, boot.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn the_same_id_twice_counts_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let db: VolumeName = "db".parse().unwrap();
+        let attachments = open(dir.path(), "a");
+        for id in ["x", "x", "y"] {
+            attachments.add(&db, how(), id).unwrap();
+        }
+        assert_eq!(attachments.remove(&db, "x"), Some(2));
+        assert_eq!(attachments.remove(&db, "unknown"), None);
+        assert_eq!(attachments.remove(&db, "y"), Some(1));
+        assert_eq!(attachments.remove(&db, "x"), Some(0));
+        assert_eq!(attachments.get(&db), None);
+    }
+
+    #[test]
+    fn attachments_survive_a_restart_but_not_a_reboot() {
+        let dir = tempfile::tempdir().unwrap();
+        let db: VolumeName = "db".parse().unwrap();
+        let first = open(dir.path(), "a");
+        first.engine_started();
+        first.add(&db, how(), "x").unwrap();
+        let again = open(dir.path(), "a");
+        assert_eq!(again.get(&db), first.get(&db));
+        assert_eq!(again.epoch(), 1);
+        assert_eq!(open(dir.path(), "b").count(), 0);
+        assert_eq!(open(dir.path(), "a").count(), 0, "forgotten for good");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_not_added() {
+        let dir = tempfile::tempdir().unwrap();
+        let db: VolumeName = "db".parse().unwrap();
+        let attachments = open(dir.path(), "a");
+        fs::create_dir(dir.path().join("attachments/db.json.tmp")).unwrap();
+        assert!(attachments.add(&db, how(), "x").is_err());
+        assert_eq!(attachments.count(), 0);
+    }
+}

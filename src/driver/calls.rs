@@ -1,0 +1,109 @@
+//! The driver as the plugin protocol calls it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde_json::{Map, Value};
+
+use super::{Driver, DriverError};
+use crate::catalog::{Creation, Known};
+use crate::plugin::{Ask, Created, Lookup, Scope, Volume, VolumeDriver};
+use crate::volume::{Record, VolumeName, VolumeOptions};
+
+impl Driver {
+    fn shown(&self, record: &Record, status: Map<String, Value>) -> Volume {
+        Volume {
+            name: record.name.to_string(),
+            mountpoint: self.mountpoint(&record.name),
+            created_at: Some(record.created.clone()),
+            status,
+        }
+    }
+}
+
+impl VolumeDriver for Driver {
+    type Error = DriverError;
+
+    fn activated(&self) {
+        self.attachments.engine_started();
+        self.engine_started.notify_one();
+    }
+
+    fn scope(&self) -> Scope {
+        if self.config.share.is_some() {
+            Scope::Global
+        } else {
+            Scope::Local
+        }
+    }
+
+    async fn create(
+        &self,
+        name: &str,
+        opts: BTreeMap<String, String>,
+    ) -> Result<Created, DriverError> {
+        let name: VolumeName = name.parse()?;
+        let options = VolumeOptions::parse(&opts)?;
+        match self.create_volume(&name, options).await? {
+            Creation::New(_) => Ok(Created::New),
+            Creation::Existing(_) => Ok(Created::Existing),
+        }
+    }
+
+    async fn undo_create(&self, name: &str) {
+        if let Ok(name) = name.parse() {
+            self.take_back(&name).await;
+        }
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), DriverError> {
+        // What cannot be a name is no volume, and removing what is absent succeeds.
+        let Ok(name) = name.parse() else {
+            return Ok(());
+        };
+        self.remove_volume(&name).await
+    }
+
+    async fn mount(&self, name: &str, id: &str, deadline: Instant) -> Result<PathBuf, DriverError> {
+        self.mount_volume(&name.parse()?, id, deadline).await
+    }
+
+    async fn unmount(&self, name: &str, id: &str) -> Result<(), DriverError> {
+        let Ok(name) = name.parse() else {
+            return Ok(());
+        };
+        self.unmount_volume(&name, id).await
+    }
+
+    async fn path(&self, name: &str) -> Result<Option<PathBuf>, DriverError> {
+        Ok(self.mountpoint(&name.parse()?))
+    }
+
+    async fn get(&self, name: &str) -> Result<Lookup, DriverError> {
+        let Ok(name) = name.parse::<VolumeName>() else {
+            return Ok(Lookup::Absent);
+        };
+        Ok(match self.look_up(&name).await {
+            Known::Here(record) => {
+                let status = self.volume_status(&record).await;
+                Lookup::Found(self.shown(&record, status))
+            }
+            Known::Absent => Lookup::Absent,
+            Known::Unknown => Lookup::Unknown,
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<Volume>, DriverError> {
+        Ok(self
+            .catalog
+            .list()
+            .iter()
+            .map(|record| self.shown(record, Map::new()))
+            .collect())
+    }
+
+    async fn ask(&self, question: Ask) -> Result<Value, DriverError> {
+        self.answer(question).await
+    }
+}

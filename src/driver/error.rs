@@ -1,0 +1,140 @@
+//! What a call to the driver can fail with; the texts are what users see.
+
+use std::io;
+
+use rustix::io::Errno;
+
+use crate::catalog::CatalogError;
+use crate::embedded::EmbeddedError;
+use crate::fuse::{self, FuseError};
+use crate::mount::{Holder, MountError, OptionsError};
+use crate::nfs::address::Share;
+use crate::nfs::admin::AdminError;
+use crate::nfs::probe::ReachError;
+use crate::volume::name::NameError;
+use crate::volume::{OptionError, VolumeName};
+
+/// An error of a call; the text says what happened, at which step, and what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Options(#[from] OptionError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Reach(Box<ReachError>),
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
+    #[error(
+        "no such volume: {0}; it may have been removed by another host: `nfsvol trash ls` lists \
+         what can be restored"
+    )]
+    Absent(VolumeName),
+    #[error("volume {name} is in use by {}; stop that first", names(.holders))]
+    InUse {
+        name: VolumeName,
+        holders: Vec<Holder>,
+    },
+    #[error(
+        "volume {0} was mounted a moment ago for a container that is being started; try again in \
+         half a minute, or stop the container"
+    )]
+    Starting(VolumeName),
+    #[error("the mount ID is empty: a client of the volume plugin protocol sends one")]
+    NoId,
+    #[error("share {0} is not among those that --allow-share permits on this host")]
+    NotAllowed(Share),
+    #[error("the options of the admin mount: {0}")]
+    AdminOptions(OptionsError),
+    #[error("this host has no data path. {kernel}. {fuse}")]
+    NoDataPath {
+        kernel: Box<MountError>,
+        fuse: Box<FuseError>,
+    },
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
+    #[error("{0}; leave it out, or set data_path=kernel")]
+    FuseOptions(fuse::OptionError),
+    #[error(
+        "share {0}: the FUSE data path speaks NFSv3, which the server does not offer; enable \
+         NFSv3 on it, or use data_path=kernel on a host whose kernel has NFS"
+    )]
+    FuseNeedsV3(Share),
+    #[error(
+        "volume {0} is mounted by the kernel's NFS client, which nothing can abort: stop its \
+         containers; `umount -f` on its share may end their waiting"
+    )]
+    AbortByKernel(VolumeName),
+    #[error("volume {0} was unmounted by somebody else as soon as it was mounted; try again")]
+    Vanished(VolumeName),
+    #[error(
+        "volume {0} is still held by a container that outlived its engine's record of it; stop \
+         that first (`nfsvol abort {0}` frees it by force)"
+    )]
+    LeftToContainers(VolumeName),
+    #[error("state directory: {what}: {source}; free space or repair it, then try again")]
+    State {
+        what: &'static str,
+        source: io::Error,
+    },
+}
+
+/// What mount(2) answers while a server starts or moves.
+const RETRIED: [Errno; 6] = [
+    Errno::CONNREFUSED,
+    Errno::CONNRESET,
+    Errno::HOSTUNREACH,
+    Errno::NETUNREACH,
+    Errno::STALE,
+    Errno::AGAIN,
+];
+
+fn names(holders: &[Holder]) -> String {
+    let mut names: Vec<String> = holders
+        .iter()
+        .map(|holder| match &holder.container_id {
+            Some(id) => format!("container {}", id.get(..12).unwrap_or(id)),
+            None => format!("process {} ({})", holder.pid, holder.comm),
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    names.join(", ")
+}
+
+impl From<ReachError> for DriverError {
+    fn from(error: ReachError) -> Self {
+        Self::Reach(Box::new(error))
+    }
+}
+
+impl From<AdminError> for DriverError {
+    fn from(error: AdminError) -> Self {
+        CatalogError::from(error).into()
+    }
+}
+
+impl DriverError {
+    /// Whether the same call may succeed later without anybody changing anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Catalog(error) => error.is_transient(),
+            Self::Reach(error) => error.is_transient(),
+            Self::Fuse(error) => RETRIED
+                .iter()
+                .chain(&[Errno::TIMEDOUT])
+                .any(|e| e.raw_os_error() == error.errno()),
+            Self::Vanished(_) => true,
+            Self::Mount(error) => {
+                error.is_unresponsive()
+                    || error.errno().is_some_and(|errno| RETRIED.contains(&errno))
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What the kernel's mount namespaces show, against what was written down.
+//!
+//! Docker's Mount and Unmount calls do not balance: a dockerd that was killed sends no Unmount,
+//! and Mount again with the same ID (docs/DESIGN.md, "On each host"). So attachments of an earlier
+//! engine that no process holds are dropped; one that a process holds is never dropped, and a
+//! volume that a process holds is never removed.
+//!
+//! Known limit: only processes in `/proc` are seen, so the daemon must share the host's PID
+//! namespace.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Driver, DriverError, age};
+use crate::mount::holders::{self, Holder};
+use crate::mount::{Held, MountedVolume};
+use crate::volume::{Record, VolumeName};
+
+/// Between the answer to Mount and the container's own mount lie image set-up and runc: seconds
+/// on a loaded host. For this long an attachment counts although no process shows it.
+const START_GRACE: Duration = Duration::from_secs(20);
+/// How old the holders in Status may be: finding them reads all of /proc.
+const HOLDERS_FRESH: Duration = Duration::from_secs(2);
+
+/// The last look at each volume's holders, for Status.
+#[derive(Debug, Default)]
+pub(super) struct HolderCache(Mutex<HashMap<VolumeName, (Instant, Vec<Holder>)>>);
+
+impl Driver {
+    /// By what a volume may be known in the namespaces of processes: as it is attached, and, for
+    /// containers that outlived their attachment, as it would be.
+    fn marks(&self, record: &Record) -> Vec<Held> {
+        let mut marks = Vec::new();
+        marks.extend(self.attachments.get(&record.name).map(|held| held.how.held));
+        if let Ok(share) = self.catalog.share_of(&record.options) {
+            marks.push(Held::Source(format!(
+                "{share}/{}",
+                record.data_dir.as_str()
+            )));
+        }
+        marks.dedup();
+        marks
+    }
+
+    /// The processes that hold a volume now.
+    fn holders(&self, name: &VolumeName, marks: &[Held]) -> io::Result<Vec<Holder>> {
+        let own = self.paths.mountpoint(name);
+        let mut found = Vec::new();
+        for mark in marks {
+            for holder in tokio::task::block_in_place(|| holders::find(mark, &own))? {
+                if !found.contains(&holder) {
+                    found.push(holder);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The processes that hold a volume, as of at most a moment ago.
+    pub(super) fn recent_holders(&self, record: &Record) -> Vec<Holder> {
+        {
+            let cache = self
+                .holders
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some((at, found)) = cache.get(&record.name)
+                && at.elapsed() < HOLDERS_FRESH
+            {
+                return found.clone();
+            }
+        }
+        let found = self
+            .holders(&record.name, &self.marks(record))
+            .unwrap_or_default();
+        let mut cache = self
+            .holders
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        cache.retain(|_, (at, _)| at.elapsed() < HOLDERS_FRESH);
+        cache.insert(record.name.clone(), (Instant::now(), found.clone()));
+        found
+    }
+
+    /// Refuses when something on this host uses the volume. Attachments alone do not count: only
+    /// those of a container that is just being started.
+    pub(super) async fn check_free(&self, record: &Record) -> Result<(), DriverError> {
+        let name = &record.name;
+        let holders =
+            self.holders(name, &self.marks(record))
+                .map_err(|source| DriverError::State {
+                    what: "reading /proc",
+                    source,
+                })?;
+        if !holders.is_empty() {
+            return Err(DriverError::InUse {
+                name: name.clone(),
+                holders,
+            });
+        }
+        if self.paths.is_left_to_containers(name).await {
+            return Err(DriverError::LeftToContainers(name.clone()));
+        }
+        let epoch = self.attachments.epoch();
+        let starting = self.attachments.get(name).is_some_and(|held| {
+            held.attachments
+                .iter()
+                .any(|a| a.epoch == epoch && age(a.since) < START_GRACE)
+        });
+        if starting {
+            Err(DriverError::Starting(name.clone()))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Drops attachments that nothing stands behind, and unmounts volumes without attachments.
+    pub(super) async fn reconcile(&self) {
+        let epoch = self.attachments.epoch();
+        for (name, held) in self.attachments.all() {
+            // Docker sends no Unmount for a volume that it was told is gone.
+            let gone = self.catalog.get(&name).is_none();
+            let stale = |since, of| (gone || of != epoch) && age(since) >= START_GRACE;
+            if !held.attachments.iter().any(|a| stale(a.since, a.epoch)) {
+                continue;
+            }
+            // A call for the volume is under way: it knows better, and this comes again.
+            let Some(_lock) = self.locks.try_lock(&name) else {
+                continue;
+            };
+            if !matches!(self.holders(&name, &[held.how.held]), Ok(found) if found.is_empty()) {
+                continue;
+            }
+            let left = self.attachments.retain(&name, |a| !stale(a.since, a.epoch));
+            tracing::info!(volume = %name, left, "attachments that nothing stands behind dropped");
+            if left == 0 {
+                self.unmount_unattached(&name).await;
+            }
+        }
+        match self.paths.mounted() {
+            Ok(mounted) => self.unmount_all_unattached(&mounted).await,
+            Err(error) => tracing::warn!(%error, "mounts not looked at"),
+        }
+    }
+
+    async fn unmount_all_unattached(&self, mounted: &[MountedVolume]) {
+        for MountedVolume { volume, .. } in mounted {
+            if self.attachments.get(volume).is_some() {
+                continue;
+            }
+            let Some(_lock) = self.locks.try_lock(volume) else {
+                continue;
+            };
+            if self.attachments.get(volume).is_none() {
+                tracing::info!(%volume, "mounted without an attachment: unmounted");
+                self.unmount_unattached(volume).await;
+            }
+        }
+    }
+
+    async fn unmount_unattached(&self, name: &VolumeName) {
+        if let Err(error) = self.paths.detach(name, self.config.flush_wait).await {
+            tracing::warn!(volume = %name, %error, "not unmounted");
+        }
+    }
+}

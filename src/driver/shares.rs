@@ -1,0 +1,250 @@
+//! The shares that this host has to do with: how each is reached, its admin path, its health.
+//!
+//! Invariants: one share's trouble is kept in its own [`Contact`], so it never delays a call for
+//! another; a share that just answered is not probed again for [`FRESH`].
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::DriverError;
+use super::attachments::now;
+use super::paths::Paths;
+use crate::catalog;
+use crate::config::Config;
+use crate::embedded;
+use crate::mount::MountOptions;
+use crate::nfs::address::{Server, Share};
+use crate::nfs::admin::{Admin, AdminSettings, Space};
+use crate::nfs::probe::{self, Breaker, Ports, Reached};
+
+/// How long a successful probe is good for: a burst of Mounts probes once.
+const FRESH: Duration = Duration::from_secs(5);
+/// The longest that one probe of a share takes, all steps together. dockerd's shortest patience
+/// is 60 s, and Mount tries again.
+const PROBE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How a share was when it was last looked at.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Health {
+    /// `None` before the first answer.
+    pub(super) healthy: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+    /// Seconds since 1970 by this host's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last_answer: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rtt_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bytes_total: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bytes_available: Option<u64>,
+}
+
+/// One share and what is known of it.
+#[derive(Debug)]
+pub(super) struct Contact {
+    pub(super) share: Share,
+    given: Ports,
+    state_dir: PathBuf,
+    breaker: Breaker,
+    /// Held while probing, so that calls that come together probe once.
+    probing: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    reached: Option<(Reached, Instant)>,
+    admin: Option<(Ports, Admin)>,
+    health: Health,
+}
+
+impl Contact {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn health(&self) -> Health {
+        self.state().health.clone()
+    }
+
+    /// Whether the last look at the share failed.
+    pub(super) fn is_down(&self) -> bool {
+        self.state().health.healthy == Some(false)
+    }
+
+    /// The ports to reach the share at; for an embedded share its server is started first.
+    async fn ports(&self) -> Result<Ports, DriverError> {
+        if *self.share.server() != Server::Embedded {
+            return Ok(self.given);
+        }
+        let program = std::env::current_exe().map_err(|source| DriverError::State {
+            what: "finding this program",
+            source,
+        })?;
+        let dir = Path::new(self.share.export());
+        let addr = embedded::process::ensure(&program, dir, &self.state_dir).await?;
+        Ok(Ports {
+            nfs: Some(addr.port()),
+            mount: Some(addr.port()),
+        })
+    }
+
+    fn fresh(&self) -> Option<Reached> {
+        let state = self.state();
+        let (reached, at) = state.reached.as_ref()?;
+        (at.elapsed() < FRESH).then(|| reached.clone())
+    }
+
+    /// Reaches the share step by step, or fails at once while its breaker is open.
+    pub(super) async fn reach(&self) -> Result<Reached, DriverError> {
+        if let Some(reached) = self.fresh() {
+            return Ok(reached);
+        }
+        let _probing = self.probing.lock().await;
+        if let Some(reached) = self.fresh() {
+            return Ok(reached);
+        }
+        let ports = self.ports().await?;
+        let probed = self
+            .breaker
+            .run(probe::probe(&self.share, ports, PROBE_DEADLINE))
+            .await;
+        let mut state = self.state();
+        match probed {
+            Ok(reached) => {
+                state.health.healthy = Some(true);
+                state.health.error = None;
+                state.health.last_answer = Some(now());
+                state.health.rtt_ms = Some(reached.rtt.as_secs_f64() * 1e3);
+                state.health.address = Some(reached.addr.to_string());
+                state.reached = Some((reached.clone(), Instant::now()));
+                Ok(reached)
+            }
+            Err(error) => {
+                state.health.healthy = Some(false);
+                state.health.error = Some(error.to_string());
+                state.reached = None;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Notes that the share did not do what a fresh probe promised, so that it is probed anew.
+    pub(super) fn doubt(&self) {
+        self.state().reached = None;
+    }
+
+    /// A look at the share for its health: one or two RPCs.
+    pub(super) async fn check(&self, admin: &Admin) {
+        let began = Instant::now();
+        let space: Result<Space, _> = admin.space().await;
+        let mut state = self.state();
+        match space {
+            Ok(space) => {
+                state.health.healthy = Some(true);
+                state.health.error = None;
+                state.health.last_answer = Some(now());
+                state.health.rtt_ms = Some(began.elapsed().as_secs_f64() * 1e3);
+                state.health.bytes_total = Some(space.total);
+                state.health.bytes_available = Some(space.available);
+            }
+            Err(error) => {
+                state.health.healthy = Some(false);
+                state.health.error = Some(error.to_string());
+                state.reached = None;
+            }
+        }
+    }
+}
+
+/// A share, and the ports of NFS and MOUNT that its volumes name.
+type Key = (Share, Option<u16>, Option<u16>);
+
+/// All shares of this host.
+#[derive(Debug)]
+pub(super) struct Shares {
+    contacts: Mutex<HashMap<Key, Arc<Contact>>>,
+    op_deadline: Duration,
+    state_dir: PathBuf,
+}
+
+impl Shares {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            contacts: Mutex::default(),
+            op_deadline: config.op_deadline,
+            state_dir: config.state_dir.clone(),
+        }
+    }
+
+    /// The contact to a share, by the ports that the mount options name.
+    pub(super) fn contact(&self, share: &Share, options: &MountOptions) -> Arc<Contact> {
+        let ports = Ports {
+            nfs: options.port(),
+            mount: options.mountport(),
+        };
+        let mut contacts = self.contacts.lock().unwrap_or_else(PoisonError::into_inner);
+        let contact = contacts
+            .entry((share.clone(), ports.nfs, ports.mount))
+            .or_insert_with(|| {
+                Arc::new(Contact {
+                    share: share.clone(),
+                    given: ports,
+                    state_dir: self.state_dir.clone(),
+                    breaker: Breaker::default(),
+                    probing: tokio::sync::Mutex::default(),
+                    state: Mutex::default(),
+                })
+            });
+        contact.clone()
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Contact>> {
+        let contacts = self.contacts.lock().unwrap_or_else(PoisonError::into_inner);
+        contacts.values().cloned().collect()
+    }
+
+    /// The admin path to a share: NFSv3 in user space, or over a kernel mount for a server
+    /// that speaks only NFSv4.
+    pub(super) async fn admin(
+        &self,
+        contact: &Contact,
+        paths: &Paths,
+    ) -> Result<Admin, DriverError> {
+        // Also starts an embedded server that has ended.
+        let ports = contact.ports().await?;
+        if let Some((known, admin)) = &contact.state().admin
+            && *known == ports
+        {
+            return Ok(admin.clone());
+        }
+        let reached = contact.reach().await?;
+        let settings = AdminSettings {
+            op_deadline: self.op_deadline,
+            nfs_port: ports.nfs,
+            mount_port: ports.mount,
+            ..AdminSettings::default()
+        };
+        let admin = if reached.v3 {
+            let admin = Admin::v3(contact.share.clone(), settings);
+            admin.keep_handles(&catalog::frame());
+            admin
+        } else {
+            Admin::mounted(
+                contact.share.clone(),
+                paths.mount_for_admin(&contact.share, &reached).await?,
+                settings,
+            )
+        };
+        contact.state().admin = Some((ports, admin.clone()));
+        Ok(admin)
+    }
+}

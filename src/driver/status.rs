@@ -1,0 +1,186 @@
+//! What `docker volume inspect` and the command line show of a volume and of this host.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::Driver;
+use super::attachments::Held;
+use crate::fuse::WorkerStatus;
+use crate::mount::Holder;
+use crate::volume::{DataPath, Record, VolumeName};
+
+/// How long a Get may wait for a volume's FUSE worker, which answers in microseconds.
+const WORKER_WAIT: Duration = Duration::from_millis(100);
+
+/// What people want to know of a worker.
+fn worker_line(worker: &WorkerStatus) -> Value {
+    json!({
+        "pid": worker.pid,
+        "alive": worker.alive,
+        "resident_bytes": worker.rss,
+        "open_files": worker.open_files,
+        "unsaved_bytes": worker.unsaved,
+        "requests": worker.requests,
+        "requests_under_way": worker.under_way,
+        "last_error": worker.last_error,
+    })
+}
+
+impl Driver {
+    /// `Status` of a volume: from memory, and from /proc when it is attached.
+    pub(super) async fn volume_status(&self, record: &Record) -> Map<String, Value> {
+        let mut status = Map::new();
+        let mut put = |key: &str, value: Value| {
+            status.insert(key.to_owned(), value);
+        };
+        let Ok(share) = self.catalog.share_of(&record.options) else {
+            put(
+                "error",
+                json!("the volume names no share and this host has no home share"),
+            );
+            return status;
+        };
+        let held = self.attachments.get(&record.name);
+        put("share", json!(share));
+        put("data_dir", json!(record.data_dir));
+        put("data_dir_made_by_driver", json!(record.made.is_some()));
+        put("options", json!(record.options));
+        put(
+            "mount_options",
+            json!(self.mount_options(&record.options).to_string()),
+        );
+        put("access", json!(record.options.access));
+        put("on_remove", json!(record.on_remove));
+        put("created_by", json!(record.created_by));
+        put(
+            "scope",
+            json!(
+                if self.config.share.is_some() && !self.catalog.is_only_here(&record.name) {
+                    "global"
+                } else {
+                    "local"
+                }
+            ),
+        );
+        put(
+            "health",
+            json!(self.contact(share, &record.options).health()),
+        );
+        self.put_data_path(&mut put, record.options.data_path, held.as_ref());
+        if let Some(held) = &held {
+            put("attachments", json!(held.attachments));
+            let holders = self.recent_holders(record);
+            put("holders", json!(holders));
+            self.put_stale(&mut put, &record.name, &holders);
+            if held.how.data_path == DataPath::Fuse {
+                let asked = tokio::time::timeout(WORKER_WAIT, self.paths.worker(&record.name));
+                let worker = asked.await.ok().flatten();
+                put(
+                    "worker",
+                    worker.map_or_else(|| json!("does not answer"), |w| worker_line(&w)),
+                );
+            }
+        }
+        let mut warnings = held.map(|h| h.how.warnings).unwrap_or_default();
+        if record.squashed {
+            warnings.push(
+                "the server squashes root: Docker cannot copy image data into the empty volume; \
+                 mount it with :nocopy"
+                    .to_owned(),
+            );
+        }
+        if !warnings.is_empty() {
+            put("warnings", json!(warnings));
+        }
+        status
+    }
+
+    /// Names the holders of a mount that the server no longer knows (ESTALE): the share was
+    /// mounted anew since, and only what starts from now on gets the new mount.
+    fn put_stale(&self, put: &mut impl FnMut(&str, Value), name: &VolumeName, holders: &[Holder]) {
+        if holders.is_empty() {
+            return;
+        }
+        let mounted = self.paths.mounted().unwrap_or_default();
+        let Some(now) = mounted.iter().find(|m| m.volume == *name).map(|m| m.dev) else {
+            return;
+        };
+        let stale: Vec<&Holder> = holders.iter().filter(|h| h.device != now).collect();
+        if !stale.is_empty() {
+            put("stale_holders", json!(stale));
+            put(
+                "stale_next",
+                json!("restart these containers: they hold a mount that is gone"),
+            );
+        }
+    }
+
+    fn put_data_path(
+        &self,
+        put: &mut impl FnMut(&str, Value),
+        wanted: DataPath,
+        held: Option<&Held>,
+    ) {
+        match held {
+            Some(Held { how, .. }) => {
+                put("data_path", json!(how.data_path));
+                put("nfs_version", json!(how.nfs_version));
+                put("address", json!(how.address));
+            }
+            None => match self.paths.choose(wanted) {
+                Ok(choice) => {
+                    put("data_path", json!(choice.path));
+                    put("data_path_reason", json!(choice.reason));
+                }
+                Err(error) => put("data_path_error", json!(error.to_string())),
+            },
+        }
+    }
+
+    /// One line of `nfsvol ls`.
+    pub(super) fn volume_line(&self, record: &Record) -> Value {
+        let held = self.attachments.get(&record.name);
+        json!({
+            "name": record.name,
+            "share": self.catalog.share_of(&record.options).ok(),
+            "data_dir": record.data_dir,
+            "created": record.created,
+            "created_by": record.created_by,
+            "access": record.options.access,
+            "on_remove": record.on_remove,
+            "attachments": held.as_ref().map_or(0, |h| h.attachments.len()),
+            "mountpoint": held.map(|h| h.how.mountpoint),
+        })
+    }
+
+    /// `nfsvol status`.
+    pub(super) fn daemon_status(&self) -> Value {
+        let shares: Vec<Value> = self
+            .shares
+            .all()
+            .iter()
+            .map(|contact| {
+                json!({
+                    "share": contact.share,
+                    "home": self.config.share.as_ref() == Some(&contact.share),
+                    "health": contact.health(),
+                })
+            })
+            .collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "host": self.config.host,
+            "home_share": self.config.share,
+            "state_dir": self.config.state_dir,
+            "mount_root": self.config.mount_root,
+            "data_path": match self.paths.choose(DataPath::Auto) {
+                Ok(choice) => json!({ "path": choice.path, "reason": choice.reason }),
+                Err(error) => json!({ "error": error.to_string() }),
+            },
+            "volumes": self.catalog.len(),
+            "attachments": self.attachments.count(),
+            "shares": shares,
+        })
+    }
+}

@@ -1,0 +1,161 @@
+//! What runs in the background: following the home share, emptying the trash, watching shares,
+//! reconciling attachments, unmounting idle shares.
+//!
+//! The RPCs that this costs are in docs/DESIGN.md ("What a host costs the server").
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Driver, DriverError};
+use crate::catalog::Catalog;
+
+/// How often the health of shares in use is looked at.
+const HEALTH_EVERY: Duration = Duration::from_secs(30);
+/// How often attachments are compared with the kernel's mount namespaces.
+const RECONCILE_EVERY: Duration = Duration::from_secs(60);
+/// After the engine started, its old containers end within this time; then they are looked at.
+const ENGINE_SETTLED: Duration = Duration::from_secs(25);
+/// How often the trash is looked through.
+const TRASH_EVERY: Duration = Duration::from_secs(3600);
+
+impl Driver {
+    /// Starts the background tasks; they end when `stop` is cancelled.
+    pub fn start(self: &Arc<Self>, stop: &CancellationToken) {
+        let poll = self.config.poll;
+        self.every(
+            stop,
+            "following the home share",
+            poll,
+            |driver| async move { driver.follow().await },
+        );
+        self.every(stop, "checking shares", HEALTH_EVERY, |driver| async move {
+            driver.check_shares().await;
+            Ok(())
+        });
+        self.every(
+            stop,
+            "emptying the trash",
+            TRASH_EVERY,
+            |driver| async move { driver.empty_trash().await },
+        );
+        let driver = self.clone();
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            loop {
+                driver.reconcile().await;
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(RECONCILE_EVERY) => {}
+                    () = driver.engine_started.notified() => {
+                        tokio::time::sleep(ENGINE_SETTLED).await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Unmounts the shares that no volume uses; mounted volumes stay for their containers.
+    pub async fn stop(&self) {
+        self.paths.shutdown().await;
+    }
+
+    fn every<F>(
+        self: &Arc<Self>,
+        stop: &CancellationToken,
+        what: &'static str,
+        pause: Duration,
+        work: impl Fn(Arc<Self>) -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<(), DriverError>> + Send,
+    {
+        let driver = self.clone();
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            let mut failed = false;
+            loop {
+                match work(driver.clone()).await {
+                    // Said once, not at every turn while a server is away.
+                    Err(error) if !failed => {
+                        tracing::warn!(%error, "{what} failed; going on trying");
+                        failed = true;
+                    }
+                    Err(_) => {}
+                    Ok(()) if failed => {
+                        tracing::info!("{what} works again");
+                        failed = false;
+                    }
+                    Ok(()) => {}
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        });
+    }
+
+    /// Reads the catalog of the home share, which must be there.
+    ///
+    /// # Errors
+    /// When the share cannot be reached, or holds no catalog.
+    pub(crate) async fn read_catalog(&self) -> Result<(), DriverError> {
+        if let Some(home) = self.home().await? {
+            self.catalog.expect(&home).await?;
+            self.catalog.poll(&home).await?;
+        }
+        Ok(())
+    }
+
+    async fn follow(&self) -> Result<(), DriverError> {
+        let Some(home) = self.home().await? else {
+            return Ok(());
+        };
+        let changes = self.catalog.poll(&home).await?;
+        if changes.read > 0 || !changes.gone.is_empty() {
+            tracing::debug!(
+                read = changes.read,
+                gone = changes.gone.len(),
+                "catalog followed"
+            );
+        }
+        Ok(())
+    }
+
+    async fn check_shares(&self) {
+        let home = self.config.share.as_ref();
+        let mut checks = tokio::task::JoinSet::new();
+        for contact in self.shares.all() {
+            if home == Some(&contact.share) || self.attachments.uses(&contact.share) {
+                // Each in its own task: a silent share delays no other.
+                let admin = self.admin(&contact).await;
+                checks.spawn(async move {
+                    if let Ok(admin) = admin {
+                        contact.check(&admin).await;
+                    }
+                });
+            }
+        }
+        while checks.join_next().await.is_some() {}
+    }
+
+    async fn empty_trash(&self) -> Result<(), DriverError> {
+        let Some(home) = self.home().await? else {
+            return Ok(());
+        };
+        for entry in self.catalog.expired(&home, self.config.trash_time).await? {
+            let on = self.data_admin(&entry.record.options).await?;
+            if on.share() != home.share() {
+                Catalog::purge(&on, &entry.entry).await?;
+            }
+            Catalog::purge(&home, &entry.entry).await?;
+            tracing::info!(entry = entry.entry, "purged from the trash");
+        }
+        let swept = self.catalog.sweep(&home).await?;
+        if swept > 0 {
+            tracing::info!(swept, "left-over entries of .nfsvol/tmp deleted");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+//! NFSv3 in user space, mounted through FUSE: the data path for hosts whose kernel has no NFS,
+//! and for those that must never hang on a server.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`path`] | the daemon's side: start, find and end workers |
+//! | [`control`] | what daemon and worker say to each other |
+//! | [`worker`] | the process that serves one volume |
+//! | `glue` | FUSE requests to operations |
+//! | `fs`, `names`, `hidden`, `dir` | the operations: async functions, no FUSE types |
+//! | `read`, `write`, `extents` | data: what is held of a file, and how it reaches the server |
+//! | `inode`, `attr` | what is known of files, and for how long it is trusted |
+//! | [`options`] | settings, in the words of NFS mount options |
+//! | `process` | what /proc knows about callers |
+//!
+//! What it promises to applications, and what not, is in docs/SEMANTICS.md.
+
+mod attr;
+pub mod control;
+mod dir;
+mod error;
+mod extents;
+mod fs;
+mod glue;
+mod hidden;
+mod inode;
+mod names;
+pub mod options;
+pub mod path;
+mod process;
+mod read;
+pub mod worker;
+mod write;
+
+pub use control::WorkerStatus;
+pub use options::{FuseOptions, OptionError};
+pub use path::{Attach, Attached, FuseError, FusePath};

@@ -1,0 +1,174 @@
+//! What the daemon and a worker say to each other: one JSON object per line.
+//!
+//! The worker gets its [`Task`] on standard input and answers with one [`Started`] on standard
+//! output. After that it is reached through a Unix socket, one [`Command`] for one [`Report`].
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+use crate::nfs::address::{Share, SharePath};
+use crate::volume::VolumeName;
+
+use super::options::FuseOptions;
+
+/// The longest line either side takes, in bytes.
+const MAX_LINE: u64 = 64 * 1024;
+
+/// What a worker is to serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    pub volume: VolumeName,
+    pub share: Share,
+    /// The volume's directory below the share.
+    pub dir: SharePath,
+    /// The server's address, already resolved.
+    pub addr: IpAddr,
+    pub nfs_port: u16,
+    pub mount_port: u16,
+    pub readonly: bool,
+    pub options: FuseOptions,
+    /// Where to mount.
+    pub mountpoint: PathBuf,
+    /// Where the worker keeps its socket.
+    pub run_dir: PathBuf,
+}
+
+impl Task {
+    /// Whether a worker of this task also serves that one. The server's address may differ: its
+    /// name may have been resolved to another one meanwhile.
+    #[must_use]
+    pub fn serves(&self, other: &Self) -> bool {
+        let Self {
+            volume,
+            share,
+            dir,
+            readonly,
+            options,
+            mountpoint,
+            ..
+        } = self;
+        *volume == other.volume
+            && *share == other.share
+            && *dir == other.dir
+            && *readonly == other.readonly
+            && *options == other.options
+            && *mountpoint == other.mountpoint
+    }
+}
+
+/// How a worker's start ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Started {
+    Ready {
+        warnings: Vec<String>,
+    },
+    Failed {
+        step: String,
+        error: String,
+        errno: i32,
+    },
+}
+
+/// What the daemon asks of a worker.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Command {
+    Status,
+    /// Make everything durable that has been written.
+    Flush,
+    /// The mount is taken away on the host; serve those who still hold it.
+    Leave,
+    /// End at once; every request and every later one fails.
+    Abort,
+}
+
+/// What a worker reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    pub pid: u32,
+    /// The process answers. `false` if only its mount is left.
+    pub alive: bool,
+    pub task: Task,
+    /// The host has unmounted it; containers still hold it.
+    pub leaving: bool,
+    /// Resident memory, in bytes.
+    pub rss: u64,
+    /// Files and directories that the kernel knows.
+    pub nodes: usize,
+    pub open_files: usize,
+    /// Bytes that the server does not hold durably yet.
+    pub unsaved: usize,
+    /// Requests so far, and those not answered yet.
+    pub requests: u64,
+    pub under_way: u64,
+    /// Requests ended because their caller was killed.
+    pub interrupted: u64,
+    pub last_error: Option<String>,
+}
+
+/// The answer to a [`Command`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Report {
+    Status(Box<WorkerStatus>),
+    Done,
+}
+
+/// Reads one line of JSON.
+pub(super) async fn receive<T: serde::de::DeserializeOwned>(
+    stream: &mut (impl tokio::io::AsyncRead + Unpin),
+) -> io::Result<T> {
+    let mut line = Vec::new();
+    let mut reader = BufReader::new(stream.take(MAX_LINE));
+    if reader.read_until(b'\n', &mut line).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&line)?)
+}
+
+/// Writes one line of JSON.
+pub(super) async fn send<T: Serialize>(
+    stream: &mut (impl tokio::io::AsyncWrite + Unpin),
+    value: &T,
+) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    stream.write_all(&line).await?;
+    stream.flush().await
+}
+
+/// A path for a socket in a directory whose own path may be too long for one (107 bytes), and
+/// what keeps it good.
+pub(super) fn socket_path(dir: &Path, name: &str) -> io::Result<(rustix::fd::OwnedFd, PathBuf)> {
+    use rustix::fs::{Mode, OFlags};
+    use std::os::fd::AsRawFd;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(dir, flags, Mode::empty())?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()));
+    Ok((dir, path))
+}
+
+/// Asks a worker.
+pub(super) async fn ask(
+    dir: &Path,
+    socket: &str,
+    command: Command,
+    patience: Duration,
+) -> io::Result<Report> {
+    let exchange = async {
+        let (_dir, path) = socket_path(dir, socket)?;
+        let mut stream = UnixStream::connect(path).await?;
+        send(&mut stream, &command).await?;
+        receive(&mut stream).await
+    };
+    tokio::time::timeout(patience, exchange)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}

@@ -1,0 +1,733 @@
+//! The file system: one async function for each operation, without any FUSE types.
+//!
+//! Invariants:
+//! - an operation that changes something returns after the server has answered, except WRITE,
+//!   whose bytes are held ([`super::write`]) until close, fsync, or about a second has passed;
+//! - what the server's answers tell is taken in by [`Fs::absorb`], the only place that decides
+//!   whether another host changed a file;
+//! - a file that is deleted while this host has it open is renamed to `.nfs…` and removed when it
+//!   is closed, as the kernel's client does (NFSv3 has no open files).
+//!
+//! Known limits: rights are checked twice, by the kernel from mode bits (`default_permissions`,
+//! because it answers from its own caches) and by the server, so a right that only an access
+//! control list grants is not seen; a directory that another host filled is seen late by up to
+//! `acdirmax`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::nfs::rpc::Cred;
+use crate::nfs::rpc::nfs3::{
+    Attr, CreateOk, FileHandle, FsStat, How, Nfs3, Node, SetAttr, SetTime, Wcc, access,
+};
+
+use super::attr::{Limits, Origin, Verdict};
+use super::error::{Errno, Result};
+use super::hidden::Hidden;
+use super::inode::{Inode, Inodes};
+use super::options::{FuseOptions, MAX_IO};
+
+/// The longest name (NAME_MAX).
+const NAME_MAX: usize = 255;
+/// How long the absence of a name is trusted at most. The kernel's client trusts it as long as
+/// the directory's attributes (30 s and more); programs that wait for a file of another host
+/// suffer from that more than others gain.
+const ABSENCE_TRUSTED: Duration = Duration::from_secs(1);
+
+/// What the file system asks of the kernel's caches.
+pub(super) trait Kernel: Send + Sync + fmt::Debug {
+    /// Drops the kernel's cached attributes of a node, at once.
+    fn drop_attributes(&self, ino: u64);
+    /// Drops the kernel's cached pages of a file, soon.
+    fn drop_pages(&self, ino: u64);
+}
+
+/// How much the server takes in one call, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) read: u32,
+    pub(super) write: u32,
+    pub(super) list: u32,
+}
+
+/// An entry as the kernel is told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) ino: u64,
+    pub(super) attr: Attr,
+    pub(super) attr_trusted: Duration,
+    pub(super) name_trusted: Duration,
+}
+
+/// What a name led to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Found {
+    Entry(Entry),
+    /// Nothing, which may be remembered for this long.
+    Absent(Duration),
+}
+
+/// An open file.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) inode: Arc<Inode>,
+    /// Whoever opened it: reads and writes are made on their behalf, as with the kernel's client.
+    pub(super) cred: Cred,
+    pub(super) flags: i32,
+    /// The number of the last write error that was reported here.
+    pub(super) reported: AtomicU64,
+}
+
+impl OpenFile {
+    pub(super) fn writes(&self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+}
+
+/// The answer to an open.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opened {
+    pub(super) fh: u64,
+    /// The kernel's cached pages are still good.
+    pub(super) keep_pages: bool,
+    /// Past the kernel's page cache.
+    pub(super) direct: bool,
+    pub(super) writes: bool,
+}
+
+/// Attributes to set, as the kernel names them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Change {
+    pub(super) set: SetAttr,
+    pub(super) fh: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Fs {
+    pub(super) nfs: Nfs3,
+    pub(super) inodes: Inodes,
+    pub(super) options: FuseOptions,
+    pub(super) sizes: Sizes,
+    pub(super) kernel: Arc<dyn Kernel>,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) hidden: Hidden,
+    pub(super) files: Mutex<HashMap<u64, Arc<OpenFile>>>,
+    pub(super) next_file: AtomicU64,
+    /// Bytes held over all files.
+    pub(super) held: AtomicUsize,
+    pub(super) room: tokio::sync::Notify,
+    clock: AtomicU64,
+    file_limits: Limits,
+    dir_limits: Limits,
+    root: FileHandle,
+}
+
+impl Fs {
+    /// Asks the server for what has to be known before the first operation.
+    ///
+    /// # Errors
+    /// What GETATTR or FSINFO of the root fails with.
+    pub(super) async fn start(
+        nfs: Nfs3,
+        root: FileHandle,
+        options: FuseOptions,
+        kernel: Arc<dyn Kernel>,
+        hidden: Hidden,
+    ) -> std::result::Result<Arc<Self>, crate::nfs::rpc::NfsError> {
+        let cred = Cred::root();
+        let attr = nfs.getattr(&cred, &root).await?;
+        let info = nfs.fsinfo(&cred, &root).await?;
+        let size = |asked: Option<u32>, preferred: u32, most: u32| {
+            // A preference below the most is often a relic; a large one is a server's that
+            // streams. One call carries what FUSE hands over, if the server takes it.
+            let most = if most == 0 { preferred } else { most };
+            asked.unwrap_or(MAX_IO).min(most).clamp(512, MAX_IO)
+        };
+        let sizes = Sizes {
+            read: size(options.rsize, info.rtpref, info.rtmax),
+            write: size(options.wsize, info.wtpref, info.wtmax),
+            list: info.dtpref.clamp(32 * 1024, 128 * 1024),
+        };
+        let file_limits = Limits::of(&options, false);
+        let dir_limits = Limits::of(&options, true);
+        Ok(Arc::new(Self {
+            nfs,
+            inodes: Inodes::new(root, attr, dir_limits),
+            options,
+            sizes,
+            kernel,
+            runtime: tokio::runtime::Handle::current(),
+            hidden,
+            files: Mutex::default(),
+            next_file: AtomicU64::new(1),
+            held: AtomicUsize::new(0),
+            room: tokio::sync::Notify::new(),
+            clock: AtomicU64::new(1),
+            file_limits,
+            dir_limits,
+            root,
+        }))
+    }
+
+    /// The number of a call about to be made; see [`super::attr::Cached`].
+    pub(super) fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn limits(&self, directory: bool) -> Limits {
+        if directory {
+            self.dir_limits
+        } else {
+            self.file_limits
+        }
+    }
+
+    pub(super) fn inode(&self, ino: u64) -> Result<Arc<Inode>> {
+        self.inodes.get(ino).ok_or(Errno(libc::ESTALE))
+    }
+
+    pub(super) fn file(&self, fh: u64) -> Result<Arc<OpenFile>> {
+        let files = self.files.lock().unwrap_or_else(|e| e.into_inner());
+        files.get(&fh).cloned().ok_or(Errno(libc::EBADF))
+    }
+
+    /// Takes in what an answer told about a file.
+    pub(super) fn absorb(&self, inode: &Inode, attr: Attr, asked: u64, origin: Origin) {
+        if attr.kind != inode.kind {
+            return; // the handle means another file now; the next use of it shows that
+        }
+        let limits = self.limits(inode.is_directory());
+        let mut state = inode.state();
+        // While own writes are on their way, answers arrive in any order.
+        let origin = if state.is_clean() {
+            origin
+        } else {
+            Origin::Own
+        };
+        let verdict = state
+            .cached
+            .update(attr, asked, origin, limits, Instant::now());
+        if verdict == Verdict::Theirs && inode.is_file() {
+            state.version += 1;
+            if state.opens > 0 {
+                drop(state);
+                self.kernel.drop_pages(inode.ino);
+            }
+        }
+    }
+
+    pub(super) fn absorb_wcc(&self, inode: &Inode, wcc: Wcc, asked: u64) {
+        match wcc.after {
+            Some(attr) => self.absorb(inode, attr, asked, Origin::After(wcc.before)),
+            None => inode.state().cached.expire(),
+        }
+    }
+
+    /// Attributes that are fresh enough, asked anew if they are not.
+    pub(super) async fn fresh(&self, cred: &Cred, inode: &Inode) -> Result<(Attr, Duration)> {
+        {
+            let state = inode.state();
+            let remaining = state.cached.remaining(Instant::now());
+            if !remaining.is_zero() {
+                return Ok((state.attr(), remaining));
+            }
+        }
+        let asked = self.tick();
+        let attr = self.nfs.getattr(cred, &inode.handle).await?;
+        self.absorb(inode, attr, asked, Origin::Observed);
+        let state = inode.state();
+        Ok((state.attr(), state.cached.remaining(Instant::now())))
+    }
+
+    fn entry(&self, dir: &Inode, name: &[u8], handle: FileHandle, attr: Attr, asked: u64) -> Entry {
+        let limits = self.limits(attr.kind == crate::nfs::rpc::nfs3::FileKind::Directory);
+        let (inode, known) = self.inodes.intern(handle, &attr, asked, limits);
+        if known {
+            self.absorb(&inode, attr, asked, Origin::Observed);
+        }
+        self.inodes.add_name(dir.ino, name, inode.ino);
+        self.entry_of(dir, &inode)
+    }
+
+    pub(super) fn list_entry(
+        &self,
+        dir: &Inode,
+        name: &[u8],
+        handle: FileHandle,
+        attr: Attr,
+        asked: u64,
+    ) -> Entry {
+        self.entry(dir, name, handle, attr, asked)
+    }
+
+    fn entry_of(&self, dir: &Inode, inode: &Inode) -> Entry {
+        let name_trusted = dir.state().cached.trust();
+        let state = inode.state();
+        Entry {
+            ino: inode.ino,
+            attr: state.attr(),
+            attr_trusted: state.cached.remaining(Instant::now()),
+            name_trusted,
+        }
+    }
+
+    pub(super) async fn lookup(&self, cred: &Cred, parent: u64, name: &[u8]) -> Result<Found> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        let asked = self.tick();
+        let found = match self.nfs.lookup(cred, &dir.handle, name).await {
+            Ok(found) => found,
+            Err(error) if error.errno() == libc::ENOENT => {
+                self.inodes.drop_name(parent, name);
+                let trusted = dir.state().cached.trust().min(ABSENCE_TRUSTED);
+                return Ok(Found::Absent(trusted));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(attr) = found.dir_attr {
+            self.absorb(&dir, attr, asked, Origin::Observed);
+        }
+        let attr = match found.attr {
+            Some(attr) => attr,
+            None => self.nfs.getattr(cred, &found.handle).await?,
+        };
+        Ok(Found::Entry(self.entry(
+            &dir,
+            name,
+            found.handle,
+            attr,
+            asked,
+        )))
+    }
+
+    pub(super) fn forget(&self, ino: u64, count: u64) {
+        self.inodes.forget(ino, count);
+    }
+
+    pub(super) async fn getattr(
+        self: &Arc<Self>,
+        cred: &Cred,
+        ino: u64,
+    ) -> Result<(Attr, Duration)> {
+        let inode = self.inode(ino)?;
+        if inode.is_file() {
+            // Size and times as the server has them include what was written here.
+            self.send_all(&inode).await;
+        }
+        self.fresh(cred, &inode).await
+    }
+
+    pub(super) async fn setattr(
+        self: &Arc<Self>,
+        cred: &Cred,
+        ino: u64,
+        change: Change,
+    ) -> Result<(Attr, Duration)> {
+        let inode = self.inode(ino)?;
+        if inode.is_file() {
+            // What is written later must not undo the new size or times, nor be refused because
+            // of the new owner.
+            self.sync(&inode).await;
+        }
+        // Who opened the file may cut it, whatever has become of its mode since.
+        let file = change.fh.and_then(|fh| self.file(fh).ok());
+        let cred = match &file {
+            Some(file) if change.set.size.is_some() && file.writes() => &file.cred,
+            _ => cred,
+        };
+        let asked = self.tick();
+        let wcc = self
+            .nfs
+            .setattr(cred, &inode.handle, &change.set, None)
+            .await?;
+        if let Some(size) = change.set.size
+            && let Some(data) = &mut inode.state().data
+        {
+            let before = data.held.bytes();
+            data.held.cut(size);
+            self.held
+                .fetch_sub(before - data.held.bytes(), Ordering::Relaxed);
+        }
+        match wcc.after {
+            Some(attr) => self.absorb(&inode, attr, asked, Origin::Own),
+            None => inode.state().cached.expire(),
+        }
+        self.fresh(cred, &inode).await
+    }
+
+    pub(super) async fn readlink(&self, cred: &Cred, ino: u64) -> Result<bytes::Bytes> {
+        let inode = self.inode(ino)?;
+        Ok(self.nfs.readlink(cred, &inode.handle).await?.target)
+    }
+
+    /// Turns the answer of an operation that made something into an entry.
+    async fn made(
+        &self,
+        cred: &Cred,
+        dir: &Inode,
+        name: &[u8],
+        made: CreateOk,
+        asked: u64,
+    ) -> Result<Entry> {
+        self.absorb_wcc(dir, made.dir, asked);
+        let (handle, attr) = match (made.handle, made.attr) {
+            (Some(handle), Some(attr)) => (handle, attr),
+            (Some(handle), None) => (handle, self.nfs.getattr(cred, &handle).await?),
+            (None, _) => {
+                let found = self.nfs.lookup(cred, &dir.handle, name).await?;
+                let attr = match found.attr {
+                    Some(attr) => attr,
+                    None => self.nfs.getattr(cred, &found.handle).await?,
+                };
+                (found.handle, attr)
+            }
+        };
+        Ok(self.entry(dir, name, handle, attr, asked))
+    }
+
+    pub(super) async fn mkdir(
+        &self,
+        cred: &Cred,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<Entry> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        let asked = self.tick();
+        let made = self
+            .nfs
+            .mkdir(cred, &dir.handle, name, &with_mode(mode))
+            .await?;
+        self.made(cred, &dir, name, made, asked).await
+    }
+
+    pub(super) async fn symlink(
+        &self,
+        cred: &Cred,
+        parent: u64,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Entry> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        let asked = self.tick();
+        let set = with_mode(0o777);
+        let made = self
+            .nfs
+            .symlink(cred, &dir.handle, name, target, &set)
+            .await?;
+        self.made(cred, &dir, name, made, asked).await
+    }
+
+    /// `rdev` as the kernel encodes it (`new_encode_dev`).
+    pub(super) async fn mknod(
+        &self,
+        cred: &Cred,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Entry> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        let asked = self.tick();
+        let (major, minor) = (
+            (rdev >> 8) & 0xfff,
+            (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00),
+        );
+        let node = match mode & libc::S_IFMT {
+            libc::S_IFIFO => Node::Fifo,
+            libc::S_IFSOCK => Node::Socket,
+            libc::S_IFCHR => Node::CharDevice(major, minor),
+            libc::S_IFBLK => Node::BlockDevice(major, minor),
+            libc::S_IFREG => {
+                let how = How::Guarded(with_mode(mode));
+                let made = self.nfs.create(cred, &dir.handle, name, how).await?;
+                return self.made(cred, &dir, name, made, asked).await;
+            }
+            _ => return Err(Errno(libc::EINVAL)),
+        };
+        let made = self
+            .nfs
+            .mknod(cred, &dir.handle, name, node, &with_mode(mode))
+            .await?;
+        self.made(cred, &dir, name, made, asked).await
+    }
+
+    pub(super) async fn create(
+        &self,
+        cred: &Cred,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened)> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        let asked = self.tick();
+        let mut set = with_mode(mode);
+        let made = if flags & libc::O_EXCL != 0 {
+            self.create_exclusive(cred, &dir, name, set).await?
+        } else {
+            if flags & libc::O_TRUNC != 0 {
+                set.size = Some(0);
+            }
+            self.nfs
+                .create(cred, &dir.handle, name, How::Unchecked(set))
+                .await?
+        };
+        let entry = self.made(cred, &dir, name, made, asked).await?;
+        let opened = self.open_made(cred, &entry, mode, flags).await;
+        if opened.is_err() {
+            self.forget(entry.ino, 1);
+        }
+        Ok((entry, opened?))
+    }
+
+    /// CREATE that a retransmission cannot make fail, then the attributes.
+    async fn create_exclusive(
+        &self,
+        cred: &Cred,
+        dir: &Inode,
+        name: &[u8],
+        set: SetAttr,
+    ) -> Result<CreateOk> {
+        let mut verifier = [0u8; 8];
+        getrandom::fill(&mut verifier).map_err(|_| Errno(libc::EIO))?;
+        let how = How::Exclusive(verifier);
+        let mut made = match self.nfs.create(cred, &dir.handle, name, how).await {
+            Err(error) if error.errno() == libc::EOPNOTSUPP => {
+                let how = How::Guarded(set);
+                return Ok(self.nfs.create(cred, &dir.handle, name, how).await?);
+            }
+            other => other?,
+        };
+        let handle = match made.handle {
+            Some(handle) => handle,
+            None => self.nfs.lookup(cred, &dir.handle, name).await?.handle,
+        };
+        // Servers keep the verifier in the times until they are set.
+        let set = SetAttr {
+            atime: SetTime::Server,
+            mtime: SetTime::Server,
+            ..set
+        };
+        let wcc = self.nfs.setattr(cred, &handle, &set, None).await?;
+        made.handle = Some(handle);
+        made.attr = wcc.after;
+        Ok(made)
+    }
+
+    async fn open_made(&self, cred: &Cred, entry: &Entry, mode: u32, flags: i32) -> Result<Opened> {
+        let inode = self.inode(entry.ino)?;
+        // Without O_EXCL another's file may be there. One that looks just like ours would look
+        // is as good as ours.
+        let as_made = entry.attr.uid == cred.uid && entry.attr.mode & 0o777 == mode & 0o777;
+        if flags & libc::O_EXCL == 0 && !as_made {
+            self.check_access(cred, &inode, flags).await?;
+        }
+        Ok(self.opened(&inode, cred, flags))
+    }
+
+    /// Asks the server whether a file may be opened, which also brings its attributes up to date:
+    /// the "open" half of close-to-open.
+    async fn check_access(&self, cred: &Cred, inode: &Inode, flags: i32) -> Result<()> {
+        let wanted = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => access::READ | access::EXECUTE,
+            libc::O_WRONLY => access::MODIFY | access::EXTEND,
+            _ => access::READ | access::MODIFY | access::EXTEND,
+        };
+        let asked = self.tick();
+        let answer = self.nfs.access(cred, &inode.handle, wanted).await?;
+        match answer.attr {
+            Some(attr) => self.absorb(inode, attr, asked, Origin::Observed),
+            None => {
+                let attr = self.nfs.getattr(cred, &inode.handle).await?;
+                self.absorb(inode, attr, asked, Origin::Observed);
+            }
+        }
+        let granted = answer.granted;
+        let reads = granted & (access::READ | access::EXECUTE) != 0;
+        let changes = granted & (access::MODIFY | access::EXTEND) != 0;
+        let allowed = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => reads,
+            libc::O_WRONLY => changes,
+            _ => granted & access::READ != 0 && changes,
+        };
+        if allowed {
+            Ok(())
+        } else {
+            Err(Errno(libc::EACCES))
+        }
+    }
+
+    pub(super) async fn open(&self, cred: &Cred, ino: u64, flags: i32) -> Result<Opened> {
+        let inode = self.inode(ino)?;
+        let known = inode.state().version;
+        let size = inode.state().cached.attr.size;
+        self.check_access(cred, &inode, flags).await?;
+        let changed = {
+            let state = inode.state();
+            state.version != known || state.cached.attr.size != size
+        };
+        if changed {
+            self.kernel.drop_attributes(ino);
+        }
+        Ok(self.opened(&inode, cred, flags))
+    }
+
+    fn opened(&self, inode: &Arc<Inode>, cred: &Cred, flags: i32) -> Opened {
+        let mut state = inode.state();
+        state.opens += 1;
+        let keep_pages = state.kernel_version == state.version;
+        state.kernel_version = state.version;
+        let error = state.data.as_ref().and_then(|d| d.error).map_or(0, |e| e.0);
+        drop(state);
+        let fh = self.next_file.fetch_add(1, Ordering::Relaxed);
+        let file = Arc::new(OpenFile {
+            inode: Arc::clone(inode),
+            cred: cred.clone(),
+            flags,
+            reported: AtomicU64::new(error),
+        });
+        let writes = file.writes();
+        self.files
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(fh, file);
+        Opened {
+            fh,
+            keep_pages,
+            // The kernel would append where it believes the end to be, and cache it there. And
+            // without attribute caches there is no telling when its pages are good.
+            direct: self.options.acregmax == 0 || (writes && flags & libc::O_APPEND != 0),
+            writes,
+        }
+    }
+
+    /// The last descriptor of an open file is gone.
+    pub(super) async fn release(self: &Arc<Self>, fh: u64) {
+        let file = self
+            .files
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .remove(&fh);
+        let Some(file) = file else { return };
+        let inode = &file.inode;
+        if file.writes() {
+            self.sync(inode).await;
+        }
+        let silly = {
+            let mut state = inode.state();
+            state.opens = state.opens.saturating_sub(1);
+            if state.opens == 0 {
+                state.silly.take()
+            } else {
+                None
+            }
+        };
+        if let Some(silly) = silly {
+            self.remove_silly(&file.cred, silly).await;
+        }
+        self.inodes.release(inode.ino);
+    }
+
+    pub(super) async fn access(&self, cred: &Cred, ino: u64, mask: u32) -> Result<()> {
+        let inode = self.inode(ino)?;
+        let directory = inode.is_directory();
+        let mut wanted = 0;
+        if mask & libc::R_OK as u32 != 0 {
+            wanted |= access::READ;
+        }
+        if mask & libc::W_OK as u32 != 0 {
+            wanted |= access::MODIFY | access::EXTEND;
+        }
+        if mask & libc::X_OK as u32 != 0 {
+            wanted |= if directory {
+                access::LOOKUP
+            } else {
+                access::EXECUTE
+            };
+        }
+        if wanted == 0 {
+            return self.fresh(cred, &inode).await.map(|_| ());
+        }
+        let asked = self.tick();
+        let answer = self.nfs.access(cred, &inode.handle, wanted).await?;
+        if let Some(attr) = answer.attr {
+            self.absorb(&inode, attr, asked, Origin::Observed);
+        }
+        if answer.granted & wanted == wanted {
+            Ok(())
+        } else {
+            Err(Errno(libc::EACCES))
+        }
+    }
+
+    pub(super) async fn rmdir(&self, cred: &Cred, parent: u64, name: &[u8]) -> Result<()> {
+        let dir = self.inode(parent)?;
+        let asked = self.tick();
+        let wcc = self.nfs.rmdir(cred, &dir.handle, name).await?;
+        self.absorb_wcc(&dir, wcc, asked);
+        self.inodes.drop_name(parent, name);
+        Ok(())
+    }
+
+    pub(super) async fn link(
+        &self,
+        cred: &Cred,
+        ino: u64,
+        parent: u64,
+        name: &[u8],
+    ) -> Result<Entry> {
+        check_name(name)?;
+        let (inode, dir) = (self.inode(ino)?, self.inode(parent)?);
+        let asked = self.tick();
+        let linked = self
+            .nfs
+            .link(cred, &inode.handle, &dir.handle, name)
+            .await?;
+        self.absorb_wcc(&dir, linked.dir, asked);
+        let attr = match linked.attr {
+            Some(attr) => attr,
+            None => self.nfs.getattr(cred, &inode.handle).await?,
+        };
+        self.absorb(&inode, attr, asked, Origin::Own);
+        // One more lookup of the same node.
+        Ok(self.entry(&dir, name, inode.handle, attr, asked))
+    }
+
+    /// The last mount is gone: nothing more will come, also not for files that were open.
+    pub(super) async fn finish(self: &Arc<Self>) {
+        self.sync_everything().await;
+        for inode in self.inodes.busy() {
+            let silly = inode.state().silly.take();
+            if let Some(silly) = silly {
+                self.remove_silly(&Cred::root(), silly).await;
+            }
+        }
+    }
+
+    pub(super) async fn statfs(&self, cred: &Cred) -> Result<FsStat> {
+        Ok(self.nfs.fsstat(cred, &self.root).await?)
+    }
+}
+
+pub(super) fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > NAME_MAX {
+        Err(Errno(libc::ENAMETOOLONG))
+    } else {
+        Ok(())
+    }
+}
+
+fn with_mode(mode: u32) -> SetAttr {
+    SetAttr {
+        mode: Some(mode & 0o7777),
+        ..SetAttr::default()
+    }
+}

@@ -1,0 +1,815 @@
+//! Between the kernel's FUSE requests and the file system.
+//!
+//! Requests arrive on fuser's thread. What can be answered at once (a write that is held, the
+//! release of a reference) is answered there; everything else becomes a task that answers later.
+//! A request whose caller has been killed is answered with EINTR after about a second, whatever
+//! the server does: fuser does not pass FUSE_INTERRUPT on, and the kernel does not let a process
+//! die before its request is answered.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::future::Future;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use crate::nfs::rpc::Cred;
+use crate::nfs::rpc::nfs3::{Attr, FileKind, FsStat, SetAttr, SetTime, Time};
+
+use super::dir::OpenDir;
+use super::error::{Errno, Result};
+use super::fs::{Change, Entry, Found, Fs, Kernel, Opened};
+use super::process::{Processes, is_killed};
+use super::write::Quick;
+
+/// How long a request may take before its caller's death is looked for, and how often after that.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What `stat` recommends as size of reads and writes, in bytes: large enough for programs that
+/// copy, small enough for those that seek with buffered reads.
+const BLOCK: u32 = 128 * 1024;
+/// The unit of `statfs`, in bytes.
+const STATFS_BLOCK: u32 = 4096;
+/// Requests that the kernel may have under way in the background (read-ahead, asynchronous direct
+/// I/O): 64 MiB of reads at 1 MiB each.
+const BACKGROUND: u16 = 64;
+
+/// The kernel's caches, reached through fuser.
+#[derive(Debug)]
+pub(super) struct Caches {
+    notifier: OnceLock<Notifier>,
+    pages: mpsc::Sender<u64>,
+}
+
+impl Caches {
+    /// Starts the thread that drops pages: that waits for reads under way, which only other
+    /// threads can answer.
+    pub(super) fn start() -> std::io::Result<Arc<Self>> {
+        let (pages, queue) = mpsc::channel();
+        let caches = Arc::new(Self {
+            notifier: OnceLock::new(),
+            pages,
+        });
+        let weak = Arc::downgrade(&caches);
+        std::thread::Builder::new()
+            .name("caches".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(move || {
+                while let Ok(ino) = queue.recv() {
+                    let Some(notifier) = weak.upgrade().and_then(|c| c.notifier.get().cloned())
+                    else {
+                        continue;
+                    };
+                    // Fails when the kernel does not know the node, and then there is nothing.
+                    let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
+                }
+            })?;
+        Ok(caches)
+    }
+
+    /// From here on the kernel can be told.
+    pub(super) fn connect(&self, notifier: Notifier) {
+        let _ = self.notifier.set(notifier);
+    }
+}
+
+impl Kernel for Caches {
+    fn drop_attributes(&self, ino: u64) {
+        if let Some(notifier) = self.notifier.get() {
+            // A negative offset means the attributes only, which never waits.
+            let _ = notifier.inval_inode(INodeNo(ino), -1, 0);
+        }
+    }
+
+    fn drop_pages(&self, ino: u64) {
+        let _ = self.pages.send(ino);
+    }
+}
+
+/// Counts what is under way, for the status.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    pub(super) requests: AtomicU64,
+    pub(super) under_way: AtomicU64,
+    pub(super) interrupted: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+impl Load {
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.last_error
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .clone()
+    }
+
+    /// Remembers an error that tells about the server rather than about the request.
+    fn note(&self, pid: u32, errno: Errno) {
+        if matches!(
+            errno.0,
+            libc::EIO | libc::ETIMEDOUT | libc::ENOTCONN | libc::ENOSPC
+        ) {
+            let error = std::io::Error::from_raw_os_error(errno.0);
+            *self.last_error.lock().unwrap_or_else(|e| e.into_inner()) =
+                Some(format!("a request of process {pid} failed: {error}"));
+        }
+    }
+}
+
+pub(super) struct Glue {
+    fs: Arc<Fs>,
+    processes: Processes,
+    dirs: Mutex<HashMap<u64, Arc<OpenDir>>>,
+    next_dir: AtomicU64,
+    load: Arc<Load>,
+}
+
+impl Glue {
+    pub(super) fn new(fs: Arc<Fs>, load: Arc<Load>) -> Self {
+        Self {
+            fs,
+            processes: Processes::default(),
+            dirs: Mutex::default(),
+            next_dir: AtomicU64::new(1),
+            load,
+        }
+    }
+
+    fn cred(&self, req: &Request) -> Cred {
+        self.processes.cred(req.uid(), req.gid(), req.pid())
+    }
+
+    fn dir(&self, fh: FileHandle) -> Option<Arc<OpenDir>> {
+        self.dirs
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .get(&fh.0)
+            .cloned()
+    }
+
+    /// Runs an operation as a task of its own and answers with what it comes to.
+    fn run<T, R, F>(&self, req: &Request, reply: R, operation: impl FnOnce(Arc<Fs>) -> F)
+    where
+        T: Send,
+        R: Answer<T>,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let operation = operation(Arc::clone(&self.fs));
+        let load = Arc::clone(&self.load);
+        let pid = req.pid();
+        self.fs.runtime.spawn(async move {
+            match until_killed(pid, operation, &load).await {
+                Ok(value) => reply.done(value),
+                Err(errno) => reply.failed(fuser::Errno::from_i32(errno.0)),
+            }
+        });
+    }
+
+    /// The same for an operation that answers by itself; dropped unanswered, its reply is EIO.
+    fn task<F>(&self, req: &Request, operation: impl FnOnce(Arc<Fs>) -> F)
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let operation = operation(Arc::clone(&self.fs));
+        let load = Arc::clone(&self.load);
+        let pid = req.pid();
+        self.fs
+            .runtime
+            .spawn(async move { until_killed(pid, operation, &load).await });
+    }
+}
+
+impl std::fmt::Debug for Glue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Glue")
+            .field("load", &self.load)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request under way.
+struct Counted<'a>(&'a Load);
+
+impl<'a> Counted<'a> {
+    fn new(load: &'a Load) -> Self {
+        load.requests.fetch_add(1, Ordering::Relaxed);
+        load.under_way.fetch_add(1, Ordering::Relaxed);
+        Self(load)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn until_killed<T>(
+    pid: u32,
+    operation: impl Future<Output = Result<T>>,
+    load: &Load,
+) -> Result<T> {
+    let _counted = Counted::new(load);
+    let mut operation = pin!(operation);
+    loop {
+        match tokio::time::timeout(PATIENCE, &mut operation).await {
+            Ok(result) => return result.inspect_err(|errno| load.note(pid, *errno)),
+            Err(_) if is_killed(pid) => {
+                load.interrupted.fetch_add(1, Ordering::Relaxed);
+                return Err(Errno(libc::EINTR));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// The replies of fuser, alike.
+trait Answer<T>: Send + 'static {
+    fn done(self, value: T);
+    fn failed(self, errno: fuser::Errno);
+}
+
+macro_rules! answer {
+    ($reply:ty, $value:ty, |$self:ident, $v:ident| $done:expr) => {
+        impl Answer<$value> for $reply {
+            fn done($self, $v: $value) {
+                $done;
+            }
+
+            fn failed(self, errno: fuser::Errno) {
+                self.error(errno);
+            }
+        }
+    };
+}
+
+answer!(ReplyEmpty, (), |self, _v| self.ok());
+answer!(ReplyData, Bytes, |self, v| self.data(&v));
+answer!(ReplyWrite, u32, |self, v| self.written(v));
+answer!(ReplyAttr, (u64, Attr, Duration), |self, v| {
+    self.attr(&v.2, &file_attr(v.0, &v.1))
+});
+answer!(ReplyEntry, Entry, |self, v| self.entry_with_ttls(
+    &v.attr_trusted,
+    &v.name_trusted,
+    &file_attr(v.ino, &v.attr),
+    Generation(0)
+));
+answer!(ReplyEntry, Found, |self, v| match v {
+    Found::Entry(entry) => Answer::<Entry>::done(self, entry),
+    Found::Absent(trusted) if trusted.is_zero() => self.error(fuser::Errno::ENOENT),
+    Found::Absent(trusted) => self.entry(&trusted, &absent(), Generation(0)),
+});
+answer!(ReplyOpen, Opened, |self, v| self
+    .opened(FileHandle(v.fh), open_flags(v)));
+answer!(ReplyCreate, (Entry, Opened), |self, v| self.created(
+    &v.0.attr_trusted.min(v.0.name_trusted),
+    &file_attr(v.0.ino, &v.0.attr),
+    Generation(0),
+    FileHandle(v.1.fh),
+    open_flags(v.1)
+));
+answer!(ReplyStatfs, FsStat, |self, v| {
+    let block = u64::from(STATFS_BLOCK);
+    self.statfs(
+        v.total_bytes / block,
+        v.free_bytes / block,
+        v.available_bytes / block,
+        v.total_files,
+        v.available_files,
+        STATFS_BLOCK,
+        255,
+        STATFS_BLOCK,
+    )
+});
+
+fn open_flags(opened: Opened) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    if opened.keep_pages {
+        flags |= FopenFlags::FOPEN_KEEP_CACHE;
+    }
+    if opened.direct {
+        flags |= FopenFlags::FOPEN_DIRECT_IO;
+    }
+    if !opened.writes {
+        flags |= FopenFlags::FOPEN_NOFLUSH;
+    }
+    flags
+}
+
+fn system_time(time: Time) -> SystemTime {
+    UNIX_EPOCH + Duration::new(time.secs.into(), time.nanos.min(999_999_999))
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Socket => FileType::Socket,
+        FileKind::Fifo => FileType::NamedPipe,
+    }
+}
+
+fn file_attr(ino: u64, attr: &Attr) -> FileAttr {
+    let (major, minor) = attr.rdev;
+    FileAttr {
+        ino: INodeNo(ino),
+        size: attr.size,
+        blocks: attr.used.div_ceil(512),
+        atime: system_time(attr.atime),
+        mtime: system_time(attr.mtime),
+        ctime: system_time(attr.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(attr.kind),
+        // Cut to the permission bits, which fit.
+        perm: u16::try_from(attr.mode & 0o7777).unwrap_or(0),
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12),
+        blksize: BLOCK,
+        flags: 0,
+    }
+}
+
+/// The entry that says that there is none: node 0.
+fn absent() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+/// Times before 1970 or after 2106 do not fit NFSv3 and become the nearest that does.
+fn set_time(time: Option<TimeOrNow>) -> SetTime {
+    match time {
+        None => SetTime::Keep,
+        Some(TimeOrNow::Now) => SetTime::Server,
+        Some(TimeOrNow::SpecificTime(time)) => {
+            let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+            SetTime::To(Time {
+                secs: u32::try_from(since.as_secs()).unwrap_or(u32::MAX),
+                nanos: since.subsec_nanos(),
+            })
+        }
+    }
+}
+
+impl Filesystem for Glue {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Not AUTO_INVAL_DATA: it drops the pages that this host has just written itself.
+        let wanted = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_BIG_WRITES,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ];
+        for flag in wanted {
+            // An older kernel does without.
+            let _ = config.add_capabilities(flag);
+        }
+        // Both are clamped by the kernel; neither is refused.
+        let _ = config.set_max_write(super::options::MAX_IO);
+        let _ = config.set_max_background(BACKGROUND);
+        let _ = config.set_time_granularity(Duration::from_nanos(1));
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (cred, name) = (self.cred(req), name.to_owned());
+        self.run::<Found, _, _>(req, reply, |fs| async move {
+            fs.lookup(&cred, parent.0, name.as_bytes()).await
+        });
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.fs.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let cred = self.cred(req);
+        self.run(req, reply, |fs| async move {
+            let (attr, trusted) = fs.getattr(&cred, ino.0).await?;
+            Ok((ino.0, attr, trusted))
+        });
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let cred = self.cred(req);
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: set_time(atime),
+            mtime: set_time(mtime),
+        };
+        let fh = fh.map(|fh| fh.0);
+        self.run(req, reply, |fs| async move {
+            let (attr, trusted) = fs.setattr(&cred, ino.0, Change { set, fh }).await?;
+            Ok((ino.0, attr, trusted))
+        });
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let cred = self.cred(req);
+        self.run(
+            req,
+            reply,
+            |fs| async move { fs.readlink(&cred, ino.0).await },
+        );
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (cred, name) = (self.cred(req), name.to_owned());
+        self.run::<Entry, _, _>(req, reply, |fs| async move {
+            fs.mknod(&cred, parent.0, name.as_bytes(), mode, rdev).await
+        });
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let (cred, name) = (self.cred(req), name.to_owned());
+        self.run::<Entry, _, _>(req, reply, |fs| async move {
+            fs.mkdir(&cred, parent.0, name.as_bytes(), mode).await
+        });
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (cred, name) = (self.cred(req), name.to_owned());
+        self.run(req, reply, |fs| async move {
+            fs.unlink(&cred, parent.0, name.as_bytes()).await
+        });
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (cred, name) = (self.cred(req), name.to_owned());
+        self.run(req, reply, |fs| async move {
+            fs.rmdir(&cred, parent.0, name.as_bytes()).await
+        });
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (cred, name) = (self.cred(req), link_name.to_owned());
+        let target = target.as_os_str().to_owned();
+        self.run::<Entry, _, _>(req, reply, |fs| async move {
+            fs.symlink(&cred, parent.0, name.as_bytes(), target.as_bytes())
+                .await
+        });
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (cred, name, new_name) = (self.cred(req), name.to_owned(), newname.to_owned());
+        self.run(req, reply, |fs| async move {
+            let from = (parent.0, name.as_bytes());
+            let to = (newparent.0, new_name.as_bytes());
+            fs.rename(&cred, from, to, flags.bits()).await
+        });
+    }
+
+    fn link(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let (cred, name) = (self.cred(req), newname.to_owned());
+        self.run::<Entry, _, _>(req, reply, |fs| async move {
+            fs.link(&cred, ino.0, newparent.0, name.as_bytes()).await
+        });
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let cred = self.cred(req);
+        self.run(req, reply, |fs| async move {
+            fs.open(&cred, ino.0, flags.0).await
+        });
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.run(req, reply, |fs| async move {
+            let file = fs.file(fh.0)?;
+            fs.read(&file, offset, size).await
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let file = match self.fs.file(fh.0) {
+            Ok(file) => file,
+            Err(errno) => return reply.error(fuser::Errno::from_i32(errno.0)),
+        };
+        let count = u32::try_from(data.len()).unwrap_or(0);
+        let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let at = if from_pages {
+            offset
+        } else {
+            Fs::append_at(&file, offset)
+        };
+        if at != offset {
+            self.fs.kernel.drop_attributes(ino.0);
+            self.fs.kernel.drop_pages(ino.0);
+        }
+        match self.fs.write_quick(&file, at, data) {
+            Quick::Done => reply.written(count),
+            Quick::Failed(errno) => reply.error(fuser::Errno::from_i32(errno.0)),
+            Quick::Wait => {
+                let data = Bytes::copy_from_slice(data);
+                self.run(req, reply, |fs| async move {
+                    fs.write(&file, at, &data).await.map(|()| count)
+                });
+            }
+        }
+    }
+
+    fn flush(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        self.run(req, reply, |fs| async move { fs.flush(fh.0).await });
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        // Nobody waits for it; what is left to do is done whoever dies.
+        let fs = Arc::clone(&self.fs);
+        self.fs.runtime.spawn(async move { fs.release(fh.0).await });
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.run(req, reply, |fs| async move { fs.flush(fh.0).await });
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.fs.inode(ino.0) {
+            Ok(inode) => {
+                let fh = self.next_dir.fetch_add(1, Ordering::Relaxed);
+                let dir = Arc::new(OpenDir::new(inode));
+                self.dirs
+                    .lock()
+                    .unwrap_or_else(|e| e.into_inner())
+                    .insert(fh, dir);
+                reply.opened(FileHandle(fh), FopenFlags::empty());
+            }
+            Err(errno) => reply.error(fuser::Errno::from_i32(errno.0)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let Some(dir) = self.dir(fh) else {
+            return reply.error(fuser::Errno::EBADF);
+        };
+        let cred = self.cred(req);
+        self.task(req, |fs| async move {
+            let listed = fs
+                .list(&cred, &dir, offset, |item, _| {
+                    let ino = INodeNo(item.attr.fileid);
+                    let name = OsStr::from_bytes(&item.name);
+                    !reply.add(ino, item.cookie, file_type(item.attr.kind), name)
+                })
+                .await;
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(fuser::Errno::from_i32(errno.0)),
+            }
+            Ok(())
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let Some(dir) = self.dir(fh) else {
+            return reply.error(fuser::Errno::EBADF);
+        };
+        let cred = self.cred(req);
+        self.task(req, |fs| async move {
+            let listed = fs
+                .list(&cred, &dir, offset, |item, asked| {
+                    let name = OsStr::from_bytes(&item.name);
+                    if item.is_dots() {
+                        // The kernel counts no lookup for these.
+                        let attr = file_attr(item.attr.fileid, &item.attr);
+                        let (ino, zero) = (attr.ino, Duration::ZERO);
+                        return !reply.add(ino, item.cookie, name, &zero, &attr, Generation(0));
+                    }
+                    let entry = fs.grant(&dir, item, asked);
+                    let attr = file_attr(entry.ino, &entry.attr);
+                    let trusted = entry.attr_trusted.min(entry.name_trusted);
+                    let full =
+                        reply.add(attr.ino, item.cookie, name, &trusted, &attr, Generation(0));
+                    if full {
+                        fs.forget(entry.ino, 1);
+                    }
+                    !full
+                })
+                .await;
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(fuser::Errno::from_i32(errno.0)),
+            }
+            Ok(())
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.dirs
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .remove(&fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        // The server answers to a change of a directory when it is durable (RFC 1813, 4.8).
+        reply.ok();
+    }
+
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let cred = self.cred(req);
+        self.run(req, reply, |fs| async move { fs.statfs(&cred).await });
+    }
+
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let cred = self.cred(req);
+        let mask = u32::try_from(mask.bits()).unwrap_or(0);
+        self.run(req, reply, |fs| async move {
+            fs.access(&cred, ino.0, mask).await
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (cred, name) = (self.cred(req), name.to_owned());
+        self.run(req, reply, |fs| async move {
+            fs.create(&cred, parent.0, name.as_bytes(), mode, flags)
+                .await
+        });
+    }
+
+    // NFSv3 has no extended attributes, no holes to ask for and no space to reserve. ENOSYS makes
+    // the kernel say so by itself from then on (EOPNOTSUPP, or its own way of doing it).
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+}

@@ -1,0 +1,326 @@
+//! The inode table: which file handle of the server stands behind a node id of the kernel.
+//!
+//! Invariants:
+//! - one file handle is one inode, whatever names lead to it;
+//! - an inode lives as long as the kernel may name it (its lookup count) or a file of it is open;
+//! - the node id is the server's file id, so that `st_ino` is the same after a new mount; where
+//!   two handles share a file id (several file systems below one export, or an id used again),
+//!   the later one gets an id of its own with the highest bit set.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::nfs::rpc::Cred;
+use crate::nfs::rpc::nfs3::{Attr, FileHandle, FileKind};
+
+use super::attr::{Cached, Limits};
+use super::extents::Held;
+
+/// The node id of a file system's root (`FUSE_ROOT_ID`).
+pub(super) const ROOT: u64 = 1;
+/// Node ids that are not the server's file ids.
+const OWN_IDS: u64 = 1 << 63;
+
+/// An entry of a directory: the directory's node id and the name.
+type Name = (u64, Arc<[u8]>);
+
+/// The hidden name of a file that is deleted but open.
+#[derive(Debug, Clone)]
+pub(super) struct Silly {
+    pub(super) parent: u64,
+    pub(super) dir: FileHandle,
+    pub(super) name: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inode {
+    pub(super) ino: u64,
+    pub(super) handle: FileHandle,
+    pub(super) kind: FileKind,
+    state: Mutex<State>,
+    /// Something happened to the bytes that are held: a call came back.
+    pub(super) progress: Notify,
+}
+
+/// What changes about an inode.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) cached: Cached,
+    /// Goes up when another host changed the file's data.
+    pub(super) version: u64,
+    /// The version that the kernel's cached pages are of.
+    pub(super) kernel_version: u64,
+    lookups: u64,
+    pub(super) opens: u32,
+    /// A task looks for changes of other hosts.
+    pub(super) watched: bool,
+    /// The name it has while it is deleted but open.
+    pub(super) silly: Option<Silly>,
+    pub(super) data: Option<Box<Data>>,
+}
+
+/// What an open or written file has beyond its attributes.
+#[derive(Debug, Default)]
+pub(super) struct Data {
+    pub(super) held: Held<Cred>,
+    /// What went wrong in writing back, with a number that each open file compares with the last
+    /// one it reported.
+    pub(super) error: Option<(u64, i32)>,
+    /// Everything up to this mark is to be sent even if it is small.
+    pub(super) force: u64,
+    /// Tasks that send WRITE calls.
+    pub(super) senders: usize,
+    pub(super) committing: bool,
+    /// A task looks after what lies around unsent.
+    pub(super) tended: bool,
+    /// After an error writes wait for the server until one succeeds.
+    pub(super) careful: bool,
+}
+
+impl Inode {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held would leave it whole: every change is one assignment or is
+        // made by `Held`, which checks before it changes.
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(super) fn is_file(&self) -> bool {
+        self.kind == FileKind::Regular
+    }
+
+    pub(super) fn is_directory(&self) -> bool {
+        self.kind == FileKind::Directory
+    }
+}
+
+impl State {
+    pub(super) fn data(&mut self) -> &mut Data {
+        self.data.get_or_insert_default()
+    }
+
+    /// The attributes as this host's programs see them: with what was written but not sent.
+    pub(super) fn attr(&self) -> Attr {
+        let mut attr = self.cached.attr;
+        if let Some(end) = self.data.as_ref().and_then(|d| d.held.end()) {
+            attr.size = attr.size.max(end);
+        }
+        attr
+    }
+
+    /// Whether nothing written is still on its way.
+    pub(super) fn is_clean(&self) -> bool {
+        self.data.as_ref().is_none_or(|d| d.held.is_clean())
+    }
+}
+
+#[derive(Debug)]
+struct Slot {
+    inode: Arc<Inode>,
+    /// Names that lead here; each is a key of `by_name`.
+    names: Vec<Name>,
+}
+
+#[derive(Debug, Default)]
+struct Maps {
+    by_ino: HashMap<u64, Slot>,
+    by_handle: HashMap<FileHandle, u64>,
+    /// Names that lead to known files, so that the deletion of an open one is noticed.
+    by_name: HashMap<Name, u64>,
+    next_own: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Inodes {
+    maps: Mutex<Maps>,
+}
+
+impl Inodes {
+    /// A table with the root in it, which stays.
+    pub(super) fn new(root: FileHandle, attr: Attr, limits: Limits) -> Self {
+        let table = Self {
+            maps: Mutex::default(),
+        };
+        {
+            let mut maps = table.maps();
+            let inode = make(ROOT, root, attr, 0, limits);
+            inode.state().lookups = 1;
+            maps.put(inode);
+        }
+        table
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(super) fn get(&self, ino: u64) -> Option<Arc<Inode>> {
+        let maps = self.maps();
+        maps.by_ino.get(&ino).map(|slot| Arc::clone(&slot.inode))
+    }
+
+    /// The file that a name led to when it was last seen.
+    pub(super) fn named(&self, parent: u64, name: &[u8]) -> Option<Arc<Inode>> {
+        let maps = self.maps();
+        let ino = maps.by_name.get(&(parent, Arc::from(name)))?;
+        maps.by_ino.get(ino).map(|slot| Arc::clone(&slot.inode))
+    }
+
+    /// A name was seen to lead to a node.
+    pub(super) fn add_name(&self, parent: u64, name: &[u8], ino: u64) {
+        self.maps().add_name((parent, Arc::from(name)), ino);
+    }
+
+    /// A name leads nowhere any more.
+    pub(super) fn drop_name(&self, parent: u64, name: &[u8]) {
+        self.maps().drop_name(&(parent, Arc::from(name)));
+    }
+
+    pub(super) fn rename(&self, from: (u64, &[u8]), to: (u64, &[u8])) {
+        let mut maps = self.maps();
+        let from = (from.0, Arc::from(from.1));
+        let to = (to.0, Arc::from(to.1));
+        let moved = maps.by_name.get(&from).copied();
+        maps.drop_name(&from);
+        maps.drop_name(&to);
+        if let Some(ino) = moved {
+            maps.add_name(to, ino);
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.maps().by_ino.len()
+    }
+
+    /// All inodes with something held or open.
+    pub(super) fn busy(&self) -> Vec<Arc<Inode>> {
+        let all: Vec<_> = self
+            .maps()
+            .by_ino
+            .values()
+            .map(|slot| Arc::clone(&slot.inode))
+            .collect();
+        all.into_iter()
+            .filter(|inode| {
+                let state = inode.state();
+                state.opens > 0 || state.silly.is_some() || !state.is_clean()
+            })
+            .collect()
+    }
+
+    /// The inode of a handle, made if it is new, with one more lookup counted. Says whether it
+    /// was known: then `attr` still has to be taken in.
+    pub(super) fn intern(
+        &self,
+        handle: FileHandle,
+        attr: &Attr,
+        asked: u64,
+        limits: Limits,
+    ) -> (Arc<Inode>, bool) {
+        let mut maps = self.maps();
+        if let Some(slot) = maps
+            .by_handle
+            .get(&handle)
+            .and_then(|ino| maps.by_ino.get(ino))
+            && slot.inode.kind == attr.kind
+        {
+            slot.inode.state().lookups += 1;
+            return (Arc::clone(&slot.inode), true);
+        }
+        let mut ino = attr.fileid;
+        if ino <= ROOT || ino >= OWN_IDS || maps.by_ino.contains_key(&ino) {
+            maps.next_own += 1;
+            ino = OWN_IDS | maps.next_own;
+        }
+        let inode = make(ino, handle, *attr, asked, limits);
+        inode.state().lookups = 1;
+        maps.put(Arc::clone(&inode));
+        (inode, false)
+    }
+
+    /// The kernel gives up `count` lookups of a node, or an entry was not handed over after all.
+    pub(super) fn forget(&self, ino: u64, count: u64) {
+        if ino == ROOT {
+            return;
+        }
+        let mut maps = self.maps();
+        let Some(slot) = maps.by_ino.get(&ino) else {
+            return;
+        };
+        let unused = {
+            let mut state = slot.inode.state();
+            state.lookups = state.lookups.saturating_sub(count);
+            state.lookups == 0 && state.opens == 0 && state.is_clean()
+        };
+        if unused {
+            maps.remove(ino);
+        }
+    }
+
+    /// Drops an inode that nothing names any more; called when its last file was closed.
+    pub(super) fn release(&self, ino: u64) {
+        self.forget(ino, 0);
+    }
+}
+
+impl Maps {
+    fn put(&mut self, inode: Arc<Inode>) {
+        self.by_handle.insert(inode.handle, inode.ino);
+        let names = Vec::new();
+        self.by_ino.insert(inode.ino, Slot { inode, names });
+    }
+
+    fn remove(&mut self, ino: u64) {
+        let Some(slot) = self.by_ino.remove(&ino) else {
+            return;
+        };
+        if self.by_handle.get(&slot.inode.handle) == Some(&ino) {
+            self.by_handle.remove(&slot.inode.handle);
+        }
+        for name in slot.names {
+            self.by_name.remove(&name);
+        }
+    }
+
+    fn add_name(&mut self, name: Name, ino: u64) {
+        match self.by_name.get(&name) {
+            Some(known) if *known == ino => return,
+            Some(_) => self.drop_name(&name),
+            None => {}
+        }
+        if let Some(slot) = self.by_ino.get_mut(&ino) {
+            slot.names.push(name.clone());
+            self.by_name.insert(name, ino);
+        }
+    }
+
+    fn drop_name(&mut self, name: &Name) {
+        if let Some(ino) = self.by_name.remove(name)
+            && let Some(slot) = self.by_ino.get_mut(&ino)
+        {
+            slot.names.retain(|n| n != name);
+        }
+    }
+}
+
+fn make(ino: u64, handle: FileHandle, attr: Attr, asked: u64, limits: Limits) -> Arc<Inode> {
+    let kind = attr.kind;
+    Arc::new(Inode {
+        ino,
+        handle,
+        kind,
+        state: Mutex::new(State {
+            cached: Cached::new(attr, asked, limits, Instant::now()),
+            version: 0,
+            kernel_version: 0,
+            lookups: 0,
+            opens: 0,
+            watched: false,
+            silly: None,
+            data: None,
+        }),
+        progress: Notify::new(),
+    })
+}

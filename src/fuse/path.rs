@@ -1,0 +1,462 @@
+//! The daemon's side: starting workers, finding those that run, and ending them.
+//!
+//! What is known is not kept in the daemon but asked of the workers and of mountinfo, so that a
+//! daemon that was restarted knows as much as the one before it. For each volume there is a
+//! directory `<state>/fuse/<volume>/` with `<pid>.sock` for each worker and one `log`.
+//!
+//! No function here makes a system call on a mounted volume: it would wait for the worker.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
+use tokio::process::Command as Program;
+
+use crate::mount::{DeviceId, MountInfo};
+use crate::nfs::address::{Share, SharePath};
+use crate::volume::VolumeName;
+
+use super::control::{self, Command, Report, Started, Task, WorkerStatus};
+use super::options::FuseOptions;
+use super::worker::{FSTYPE, SUBCOMMAND, our_mount};
+
+/// How long a worker may take to say how it is. It answers in microseconds, unless it is stopped.
+const STATUS_TIME: Duration = Duration::from_secs(2);
+/// How long to wait for the end of a worker that was told to end, or killed.
+const END_TIME: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Why the FUSE data path could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum FuseError {
+    #[error("/dev/fuse cannot be opened ({0}): load the fuse module, or give nfsvol the device")]
+    Unavailable(#[source] io::Error),
+    #[error("volume {volume}: {step}: {error}")]
+    Worker {
+        volume: VolumeName,
+        step: String,
+        error: String,
+        errno: i32,
+    },
+    #[error(
+        "volume {volume}: the worker did not mount it in time; its log is {log}", log = .log.display()
+    )]
+    Late { volume: VolumeName, log: PathBuf },
+    #[error(
+        "volume {0} is mounted with other options or from another place; it has to be unmounted \
+         everywhere on this host first"
+    )]
+    Different(VolumeName),
+    #[error("volume {volume}: {step}: {source}")]
+    Io {
+        volume: VolumeName,
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl FuseError {
+    /// The errno (a positive `libc` constant) that comes nearest.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Unavailable(error) | Self::Io { source: error, .. } => {
+                error.raw_os_error().unwrap_or(libc::EIO)
+            }
+            Self::Worker { errno, .. } => *errno,
+            Self::Late { .. } => libc::ETIMEDOUT,
+            Self::Different(_) => libc::EBUSY,
+        }
+    }
+}
+
+/// What to attach.
+#[derive(Debug, Clone)]
+pub struct Attach {
+    pub share: Share,
+    /// The server's address.
+    pub addr: IpAddr,
+    pub nfs_port: u16,
+    pub mount_port: u16,
+    pub volume: VolumeName,
+    /// The volume's directory below the share.
+    pub dir: SharePath,
+    pub readonly: bool,
+    pub options: FuseOptions,
+}
+
+/// A volume that is mounted.
+#[derive(Debug, Clone)]
+pub struct Attached {
+    pub mountpoint: PathBuf,
+    pub nfs_version: &'static str,
+    pub addr: IpAddr,
+    pub warnings: Vec<String>,
+}
+
+/// The FUSE data path of a host.
+#[derive(Debug, Clone)]
+pub struct FusePath {
+    mount_root: PathBuf,
+    state_dir: PathBuf,
+    program: PathBuf,
+}
+
+impl FusePath {
+    /// `program` is nfsvol's own executable, which is run again as the worker.
+    #[must_use]
+    pub fn new(mount_root: &Path, state_dir: &Path, program: &Path) -> Self {
+        Self {
+            mount_root: mount_root.to_owned(),
+            state_dir: state_dir.to_owned(),
+            program: program.to_owned(),
+        }
+    }
+
+    /// Whether this host has FUSE.
+    ///
+    /// # Errors
+    /// [`FuseError::Unavailable`].
+    pub fn available() -> Result<(), FuseError> {
+        std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .map(drop)
+            .map_err(FuseError::Unavailable)
+    }
+
+    /// Where a volume is mounted.
+    #[must_use]
+    pub fn mountpoint(&self, volume: &VolumeName) -> PathBuf {
+        self.mount_root.join("volumes").join(volume.as_str())
+    }
+
+    fn run_dir(&self, volume: &VolumeName) -> PathBuf {
+        self.state_dir.join("fuse").join(volume.as_str())
+    }
+
+    /// Where a volume's workers write their log.
+    #[must_use]
+    pub fn log(&self, volume: &VolumeName) -> PathBuf {
+        self.run_dir(volume).join("log")
+    }
+
+    /// Mounts a volume: by the worker that serves it already, or by a new one.
+    ///
+    /// # Errors
+    /// [`FuseError`]; nothing is left mounted then, and no worker.
+    pub async fn attach(&self, attach: Attach, deadline: Instant) -> Result<Attached, FuseError> {
+        Self::available()?;
+        let volume = attach.volume.clone();
+        let io = |step| {
+            let volume = volume.clone();
+            move |source| FuseError::Io {
+                volume,
+                step,
+                source,
+            }
+        };
+        let task = Task {
+            mountpoint: self.mountpoint(&volume),
+            run_dir: self.run_dir(&volume),
+            volume: attach.volume,
+            share: attach.share,
+            dir: attach.dir,
+            addr: attach.addr,
+            nfs_port: attach.nfs_port,
+            mount_port: attach.mount_port,
+            readonly: attach.readonly,
+            options: attach.options,
+        };
+        let attached = |addr, warnings| Attached {
+            mountpoint: task.mountpoint.clone(),
+            nfs_version: "3",
+            addr,
+            warnings,
+        };
+        let mounted = our_mount(&task.mountpoint).map_err(io("read mountinfo"))?;
+        if mounted.is_some() {
+            match self.serving(&volume).await {
+                Some(worker) if worker.task.serves(&task) => {
+                    return Ok(attached(worker.task.addr, Vec::new()));
+                }
+                Some(_) => return Err(FuseError::Different(volume)),
+                // Its worker is gone, or hangs: whoever holds the mount has lost it.
+                None => {
+                    unmount_all(&task.mountpoint).map_err(io("unmount what a dead worker left"))?
+                }
+            }
+        }
+        make_dir(&task.mountpoint).map_err(io("make the mount point"))?;
+        make_dir(&task.run_dir).map_err(io("make the state directory"))?;
+        let warnings = self.start(&task, deadline).await?;
+        Ok(attached(task.addr, warnings))
+    }
+
+    async fn start(&self, task: &Task, deadline: Instant) -> Result<Vec<String>, FuseError> {
+        let volume = &task.volume;
+        let io = |source| FuseError::Io {
+            volume: volume.clone(),
+            step: "start the worker",
+            source,
+        };
+        let path = self.log(volume);
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(io)?;
+        let mut child = Program::new(&self.program)
+            .arg(SUBCOMMAND)
+            // One arena, and large buffers returned at once: at rest a worker is small.
+            .env("MALLOC_ARENA_MAX", "1")
+            .env("MALLOC_TRIM_THRESHOLD_", "131072")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .map_err(io)?;
+        let text = serde_json::to_vec(task).map_err(|e| io(e.into()))?;
+        let mut stdin = child.stdin.take();
+        let mut stdout = child.stdout.take();
+        let conversation = async {
+            if let Some(stdin) = &mut stdin {
+                tokio::io::AsyncWriteExt::write_all(stdin, &text).await?;
+            }
+            drop(stdin.take());
+            match &mut stdout {
+                Some(stdout) => control::receive::<Started>(stdout).await,
+                None => Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        };
+        let answer = tokio::time::timeout_at(deadline.into(), conversation).await;
+        let error = match answer {
+            Ok(Ok(Started::Ready { warnings })) => return Ok(warnings),
+            Ok(Ok(Started::Failed { step, error, errno })) => FuseError::Worker {
+                volume: volume.clone(),
+                step,
+                error,
+                errno,
+            },
+            Ok(Err(source)) => io(io::Error::new(
+                source.kind(),
+                format!(
+                    "it ended without a word ({source}); its log is {}",
+                    path.display()
+                ),
+            )),
+            Err(_) => FuseError::Late {
+                volume: volume.clone(),
+                log: path,
+            },
+        };
+        // It has failed or is late: neither it nor its mount may stay.
+        let _ = tokio::time::timeout(END_TIME, child.kill()).await;
+        let _ = unmount_all(&task.mountpoint);
+        Err(error)
+    }
+
+    /// The sockets of a volume's workers, with their process ids.
+    fn sockets(&self, volume: &VolumeName) -> Vec<(u32, String)> {
+        let Ok(entries) = std::fs::read_dir(self.run_dir(volume)) else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|entry| {
+                let name = entry.ok()?.file_name().into_string().ok()?;
+                let pid = name.strip_suffix(".sock")?.parse().ok()?;
+                Some((pid, name))
+            })
+            .collect()
+    }
+
+    /// All workers of a volume that answer: the one that is mounted on the host, and those that
+    /// only containers still hold. Sockets of workers that are gone are removed.
+    async fn workers(&self, volume: &VolumeName) -> Vec<WorkerStatus> {
+        let dir = self.run_dir(volume);
+        let mut found = Vec::new();
+        for (_, socket) in self.sockets(volume) {
+            match control::ask(&dir, &socket, Command::Status, STATUS_TIME).await {
+                Ok(Report::Status(status)) => found.push(*status),
+                Ok(Report::Done) => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    let _ = std::fs::remove_file(dir.join(socket));
+                }
+                Err(_) => {}
+            }
+        }
+        found
+    }
+
+    /// The worker that serves the volume's mount on the host.
+    async fn serving(&self, volume: &VolumeName) -> Option<WorkerStatus> {
+        let workers = self.workers(volume).await;
+        workers.into_iter().find(|worker| !worker.leaving)
+    }
+
+    /// How a volume's worker is; `None` if there is none and nothing is mounted.
+    pub async fn status(&self, volume: &VolumeName) -> Option<WorkerStatus> {
+        self.serving(volume).await
+    }
+
+    /// Volumes that are mounted on this host by the FUSE data path, with a worker or without.
+    #[must_use]
+    pub fn mounted(&self) -> Vec<VolumeName> {
+        let root = self.mount_root.join("volumes");
+        let mut volumes: Vec<VolumeName> = MountInfo::read_below(&root)
+            .unwrap_or_default()
+            .entries
+            .iter()
+            .filter(|mount| mount.fstype == FSTYPE)
+            .filter_map(|mount| {
+                mount
+                    .mountpoint
+                    .strip_prefix(&root)
+                    .ok()?
+                    .to_str()?
+                    .parse()
+                    .ok()
+            })
+            .collect();
+        volumes.sort();
+        volumes.dedup();
+        volumes
+    }
+
+    /// Whether containers still hold a mount of the volume that the host has let go of.
+    pub async fn is_left_to_containers(&self, volume: &VolumeName) -> bool {
+        self.workers(volume)
+            .await
+            .iter()
+            .any(|worker| worker.leaving)
+    }
+
+    /// After a start of the daemon: the volumes whose workers live, and those that have lost
+    /// theirs. The former need nothing to be done.
+    pub async fn adopt(&self) -> (Vec<WorkerStatus>, Vec<VolumeName>) {
+        let (mut alive, mut dead) = (Vec::new(), Vec::new());
+        for volume in self.mounted() {
+            match self.serving(&volume).await {
+                Some(worker) => alive.push(worker),
+                None => dead.push(volume),
+            }
+        }
+        (alive, dead)
+    }
+
+    /// Takes a volume's mount away from the host, after what was written is on the server or
+    /// `flush` has passed. The worker goes on for containers that still hold the mount, and ends
+    /// with the last of them.
+    ///
+    /// # Errors
+    /// [`FuseError::Io`] when the mount cannot be taken away. What is not mounted is fine.
+    pub async fn detach(&self, volume: &VolumeName, flush: Duration) -> Result<(), FuseError> {
+        let dir = self.run_dir(volume);
+        let worker = self.serving(volume).await;
+        if let Some(worker) = &worker {
+            let socket = format!("{}.sock", worker.pid);
+            // A server that is away must not keep the volume mounted.
+            let _ = control::ask(&dir, &socket, Command::Flush, flush).await;
+            let _ = control::ask(&dir, &socket, Command::Leave, STATUS_TIME).await;
+        }
+        let mountpoint = self.mountpoint(volume);
+        unmount_all(&mountpoint).map_err(|source| FuseError::Io {
+            volume: volume.clone(),
+            step: "unmount",
+            source,
+        })?;
+        // It is empty unless something went wrong, and then it has to stay.
+        let _ = std::fs::remove_dir(&mountpoint);
+        Ok(())
+    }
+
+    /// Ends a volume's workers at once: every process that waits for one is freed, and the volume
+    /// fails for all who hold it. Written data that was not synced may be lost.
+    ///
+    /// # Errors
+    /// [`FuseError::Io`] when a worker lives on in spite of SIGKILL.
+    pub async fn abort(&self, volume: &VolumeName) -> Result<(), FuseError> {
+        let dir = self.run_dir(volume);
+        if let Ok(Some(mount)) = our_mount(&self.mountpoint(volume)) {
+            abort_connection(mount.device);
+        }
+        for (pid, socket) in self.sockets(volume) {
+            let _ = control::ask(&dir, &socket, Command::Abort, STATUS_TIME).await;
+            let ended = Instant::now() + END_TIME;
+            while is_worker(pid) && Instant::now() < ended {
+                tokio::time::sleep(POLL).await;
+            }
+            if is_worker(pid) {
+                kill(pid);
+                let ended = Instant::now() + END_TIME;
+                while is_worker(pid) && Instant::now() < ended {
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+            if is_worker(pid) {
+                return Err(FuseError::Io {
+                    volume: volume.clone(),
+                    step: "end the worker",
+                    source: io::ErrorKind::TimedOut.into(),
+                });
+            }
+            let _ = std::fs::remove_file(dir.join(socket));
+        }
+        Ok(())
+    }
+}
+
+/// Makes a directory that only root can enter, with its parents.
+fn make_dir(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(path)
+}
+
+/// Takes away every mount of ours at a place: as usual if nothing on the host uses it, else so
+/// that it goes away when it is no longer used.
+fn unmount_all(mountpoint: &Path) -> io::Result<()> {
+    while our_mount(mountpoint)?.is_some() {
+        match rustix::mount::unmount(mountpoint, UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::INVAL) => return Ok(()), // somebody else was faster
+            Err(_) => {
+                let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
+                rustix::mount::unmount(mountpoint, flags)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the kernel give up a FUSE connection. Not possible everywhere (`fusectl` may not be
+/// mounted); ending the worker does the same.
+fn abort_connection(device: DeviceId) {
+    // The kernel names a connection after the minor number, with 20 bits; the major is 0.
+    let path = format!("/sys/fs/fuse/connections/{}/abort", device.minor);
+    let _ = std::fs::write(path, "1");
+}
+
+/// Whether a process id is still that of a worker, and not a zombie.
+pub(super) fn is_worker(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+        line.split(|b| *b == 0)
+            .any(|word| word == SUBCOMMAND.as_bytes())
+    })
+}
+
+fn kill(pid: u32) {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}

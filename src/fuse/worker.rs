@@ -1,0 +1,374 @@
+//! The worker: a process that serves one volume.
+//!
+//! It is a session of its own and takes no notice of the daemon's end, so that a restart or an
+//! upgrade of nfsvol does not touch running containers. It ends when the last mount of its file
+//! system is gone, in whatever mount namespace that is, or when it is told to abort; whoever waits
+//! for it is freed then, because the kernel sees the last descriptor of /dev/fuse close.
+//!
+//! Known limits: a service manager that ends all processes of nfsvol's service ends the workers
+//! too (systemd: `KillMode=process`); a worker's memory is lost with it, and with it what was
+//! written in the last second but not synced, as with a kernel's crash.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::mount::{MountEntry, MountInfo};
+use crate::nfs::rpc::connector::TcpConnector;
+use crate::nfs::rpc::mountd::{Mountd, Ports};
+use crate::nfs::rpc::nfs3::{FileHandle, FileKind, Nfs3};
+use crate::nfs::rpc::{Cred, Settings};
+use crate::telemetry;
+
+use super::control::{Command, Report, Started, Task, WorkerStatus, receive, send, socket_path};
+use super::fs::Fs;
+use super::glue::{Caches, Glue, Load};
+use super::hidden::{self, Hidden};
+
+/// The name of the hidden subcommand that runs [`run`].
+pub const SUBCOMMAND: &str = "fuse-worker";
+/// The kernel's read-ahead for the mount, in KiB: at 1 ms round trip, 8 calls of 1 MiB in flight
+/// carry more than 1 GB/s.
+const READ_AHEAD_KIB: u32 = 8192;
+/// What goes into the worker's log.
+const LOG: &str = "info";
+/// How long a client of the control socket may take to say what it wants.
+const COMMAND_TIME: Duration = Duration::from_secs(5);
+/// The type of the mounts, as mountinfo shows it.
+pub(super) const FSTYPE: &str = "fuse.nfsvol";
+
+/// Why a worker did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}: {source}")]
+pub struct WorkerError {
+    pub step: &'static str,
+    #[source]
+    pub source: io::Error,
+}
+
+trait Step<T> {
+    fn step(self, step: &'static str) -> Result<T, WorkerError>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, step: &'static str) -> Result<T, WorkerError> {
+        self.map_err(|e| WorkerError {
+            step,
+            source: e.into(),
+        })
+    }
+}
+
+fn nfs<T>(result: Result<T, crate::nfs::rpc::NfsError>) -> io::Result<T> {
+    result.map_err(|e| io::Error::new(io::Error::from_raw_os_error(e.errno()).kind(), e))
+}
+
+/// Serves the volume that standard input names, until its last mount is gone. This is what the
+/// subcommand does; the process is to end when it returns.
+///
+/// # Errors
+/// [`WorkerError`] when it cannot start; the daemon has been told by then.
+pub fn run() -> Result<(), WorkerError> {
+    let mut text = String::new();
+    io::stdin()
+        .read_to_string(&mut text)
+        .step("read the task")?;
+    let task: Task = serde_json::from_str(&text).step("read the task")?;
+    // Fails if there is a log already, which is as good.
+    let _ = telemetry::init(telemetry::Format::Text, LOG);
+    // Fails only for a process that leads a group already, as when a person started it.
+    let _ = rustix::process::setsid();
+    std::env::set_current_dir("/").step("leave the working directory")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .step("start the runtime")?;
+    let result = runtime.block_on(serve(&task));
+    if let Err(error) = &result {
+        let failed = Started::Failed {
+            step: error.step.to_owned(),
+            error: error.source.to_string(),
+            errno: error.source.raw_os_error().unwrap_or(libc::EIO),
+        };
+        // Whoever started it may be gone, and then nobody wants to know.
+        let _ = tell(&failed);
+    }
+    runtime.shutdown_background();
+    result
+}
+
+fn tell(started: &Started) -> io::Result<()> {
+    let mut line = serde_json::to_vec(started)?;
+    line.push(b'\n');
+    let mut out = io::stdout().lock();
+    out.write_all(&line)?;
+    out.flush()
+}
+
+async fn serve(task: &Task) -> Result<(), WorkerError> {
+    let nfs = connect(task).await?;
+    let root = find_root(task, &nfs).await?;
+    let caches = Caches::start().step("start a thread")?;
+    let options = task.options.clone();
+    let hidden = Hidden::new(&task.run_dir);
+    let fs = Fs::start(nfs.clone(), root, options, Arc::clone(&caches) as _, hidden).await;
+    let fs = self::nfs(fs).step("ask the server about the volume's directory")?;
+    let load = Arc::new(Load::default());
+    let glue = Glue::new(Arc::clone(&fs), Arc::clone(&load));
+
+    let socket = format!("{}.sock", std::process::id());
+    let (_run_dir, path) = socket_path(&task.run_dir, &socket).step("open the run directory")?;
+    let listener = UnixListener::bind(&path).step("make the control socket")?;
+
+    let device = mount(task)?;
+    let (ended_tx, mut ended) = oneshot::channel();
+    let acl = fuser::SessionACL::All;
+    let session = fuser::Session::from_fd(glue, device, acl, fuser::Config::default());
+    let session = match session {
+        Ok(session) => session,
+        Err(error) => {
+            let _ = rustix::mount::unmount(&task.mountpoint, UnmountFlags::DETACH);
+            return Err(error).step("begin with FUSE");
+        }
+    };
+    caches.connect(session.notifier());
+    std::thread::Builder::new()
+        .name("session".to_owned())
+        .stack_size(64 * 1024)
+        .spawn(move || {
+            let _ = ended_tx.send(session.run());
+        })
+        .step("start a thread")?;
+
+    let mut warnings = Vec::new();
+    if let Err(error) = raise_read_ahead(&task.mountpoint) {
+        warnings.push(format!(
+            "the kernel's read-ahead stays at 128 KiB, so sequential reads are slow: {error}"
+        ));
+    }
+    tell(&Started::Ready { warnings }).step("report")?;
+    close_standard_streams();
+
+    let run_dir = task.run_dir.clone();
+    tokio::spawn(async move { hidden::clean(&run_dir, &nfs).await });
+
+    let (abort_tx, mut abort) = mpsc::channel(1);
+    let control = Control {
+        task: task.clone(),
+        fs: Arc::clone(&fs),
+        load,
+        leaving: AtomicBool::new(false),
+        abort: abort_tx,
+    };
+    let control = tokio::spawn(Arc::new(control).listen(listener));
+    let mut terminate = signal(SignalKind::terminate()).step("watch for signals")?;
+    let _hangup = signal(SignalKind::hangup()).step("watch for signals")?;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut ended => break Some(ended),
+            _ = abort.recv() => break None,
+            // The containers decide how long the volume is needed, not whoever stops services.
+            _ = terminate.recv() => fs.sync_everything().await,
+        }
+    };
+    control.abort();
+    let _ = std::fs::remove_file(&path);
+    match ended {
+        None => tracing::warn!("aborted"),
+        Some(ended) => {
+            fs.finish().await;
+            if let Ok(Err(error)) = ended {
+                return Err(error).step("serve FUSE");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn settings(task: &Task) -> Settings {
+    let mut settings = Settings::new(SocketAddr::new(task.addr, task.nfs_port));
+    settings.nconnect = task.options.nconnect as usize;
+    settings.io_timeout = task.options.deadline();
+    settings.machine_name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    settings
+}
+
+async fn connect(task: &Task) -> Result<Nfs3, WorkerError> {
+    Nfs3::connect(settings(task))
+        .await
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
+        .step("set up the NFS client")
+}
+
+/// The handle of the volume's directory. No symlink is followed below the export.
+async fn find_root(task: &Task, nfs: &Nfs3) -> Result<FileHandle, WorkerError> {
+    let mountd = Mountd::new(&settings(task), || TcpConnector::new(true));
+    let ports = Ports {
+        nfs: Some(task.nfs_port),
+        mount: Some(task.mount_port),
+        mapper: None,
+    };
+    let mounted = mountd
+        .mount(ports, task.share.export())
+        .await
+        .map_err(|e| io::Error::new(io::Error::from_raw_os_error(e.errno()).kind(), e))
+        .step("ask the server for the export")?;
+    let cred = Cred::root();
+    let mut handle = mounted.root;
+    for name in task.dir.components() {
+        let found = self::nfs(nfs.lookup(&cred, &handle, name.as_bytes()).await)
+            .step("find the volume's directory")?;
+        let attr = match found.attr {
+            Some(attr) => attr,
+            None => self::nfs(nfs.getattr(&cred, &found.handle).await)
+                .step("find the volume's directory")?,
+        };
+        if attr.kind != FileKind::Directory {
+            let error = io::Error::new(
+                io::ErrorKind::NotADirectory,
+                format!("{name} in {} is not a directory", task.dir),
+            );
+            return Err(error).step("find the volume's directory");
+        }
+        handle = found.handle;
+    }
+    Ok(handle)
+}
+
+/// Mounts, and returns the descriptor through which the kernel's requests come.
+fn mount(task: &Task) -> Result<rustix::fd::OwnedFd, WorkerError> {
+    use std::os::fd::AsRawFd;
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .step("open /dev/fuse")?;
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+    if task.readonly {
+        flags |= MountFlags::RDONLY;
+    }
+    if task.options.noexec {
+        flags |= MountFlags::NOEXEC;
+    }
+    let data = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
+        device.as_raw_fd()
+    );
+    let data = std::ffi::CString::new(data).step("mount")?;
+    let source = if task.dir.is_root() {
+        task.share.to_string()
+    } else {
+        format!("{}/{}", task.share, task.dir)
+    };
+    rustix::mount::mount(source, &task.mountpoint, FSTYPE, flags, data.as_c_str()).step("mount")?;
+    Ok(device.into())
+}
+
+/// Our mount at a place; of several on top of each other, the topmost.
+pub(super) fn our_mount(point: &Path) -> io::Result<Option<MountEntry>> {
+    let info = MountInfo::read_below(point)?;
+    Ok(info
+        .at(point)
+        .filter(|mount| mount.fstype == FSTYPE)
+        .cloned())
+}
+
+/// Without this the kernel reads ahead 128 KiB: FUSE's INIT cannot ask for more than the kernel
+/// offers.
+fn raise_read_ahead(mountpoint: &Path) -> io::Result<()> {
+    let mount = our_mount(mountpoint)?
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the mount is not in mountinfo"))?;
+    let path = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
+    std::fs::write(path, READ_AHEAD_KIB.to_string())
+}
+
+/// The daemon reads what comes; when it is gone, nothing may be written there.
+fn close_standard_streams() {
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+/// Answers the daemon.
+struct Control {
+    task: Task,
+    fs: Arc<Fs>,
+    load: Arc<Load>,
+    leaving: AtomicBool,
+    abort: mpsc::Sender<()>,
+}
+
+impl Control {
+    async fn listen(self: Arc<Self>, listener: UnixListener) {
+        loop {
+            let Ok((mut stream, _)) = listener.accept().await else {
+                // Out of descriptors, at worst; later there may be some.
+                tokio::time::sleep(COMMAND_TIME).await;
+                continue;
+            };
+            let control = Arc::clone(&self);
+            tokio::spawn(async move {
+                let command = tokio::time::timeout(COMMAND_TIME, receive(&mut stream)).await;
+                if let Ok(Ok(command)) = command {
+                    let report = control.obey(command).await;
+                    let _ = send(&mut stream, &report).await;
+                }
+            });
+        }
+    }
+
+    async fn obey(&self, command: Command) -> Report {
+        match command {
+            Command::Status => return Report::Status(Box::new(self.status())),
+            Command::Flush => self.fs.sync_everything().await,
+            Command::Leave => self.leaving.store(true, Ordering::Relaxed),
+            Command::Abort => {
+                let _ = self.abort.try_send(());
+            }
+        }
+        Report::Done
+    }
+
+    fn status(&self) -> WorkerStatus {
+        WorkerStatus {
+            pid: std::process::id(),
+            alive: true,
+            task: self.task.clone(),
+            leaving: self.leaving.load(Ordering::Relaxed),
+            rss: resident(),
+            nodes: self.fs.inodes.len(),
+            open_files: self
+                .fs
+                .files
+                .lock()
+                .unwrap_or_else(|e| e.into_inner())
+                .len(),
+            unsaved: self.fs.held.load(Ordering::Relaxed),
+            requests: self.load.requests.load(Ordering::Relaxed),
+            under_way: self.load.under_way.load(Ordering::Relaxed),
+            interrupted: self.load.interrupted.load(Ordering::Relaxed),
+            last_error: self.load.last_error(),
+        }
+    }
+}
+
+/// Resident memory of this process, in bytes; 0 if /proc does not say.
+fn resident() -> u64 {
+    std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok())
+        .map_or(0, |pages| pages * rustix::param::page_size() as u64)
+}

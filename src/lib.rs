@@ -1,0 +1,32 @@
+//! Docker volumes that follow a container to any host, on the NFS server you already have.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`volume`] | names, options, records: values, no I/O |
+//! | [`catalog`] | all records: on the home share, and a durable local copy |
+//! | [`driver`] | what each call does: attachments, reconciling, background tasks |
+//! | [`mount`] | the kernel data path: mounts, binds, who holds them |
+//! | [`nfs`] | speaking NFS in user space: addresses, probe, directory operations |
+//! | [`plugin`] | the VolumeDriver protocol on a Unix socket, and its client |
+//! | [`cli`], [`config`], `serve`, [`telemetry`] | the command line, settings, the daemon, the log |
+//! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse |
+//! | [`embedded`] | an NFS server for one machine: a local directory over loopback |
+//!
+//! Data flows downwards: `plugin` knows no NFS, `volume` does no I/O, and only `mount::sys` and
+//! `embedded::sys` hold unsafe code.
+
+pub mod catalog;
+pub mod cli;
+pub mod config;
+pub mod driver;
+pub mod embedded;
+#[cfg(feature = "failpoints")]
+mod failpoint;
+mod files;
+pub mod fuse;
+pub mod mount;
+pub mod nfs;
+pub mod plugin;
+mod serve;
+pub mod telemetry;
+pub mod volume;

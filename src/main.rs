@@ -1,0 +1,7 @@
+//! The `nfsvol` binary; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nfsvol::cli::main()
+}

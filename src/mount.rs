@@ -1,0 +1,32 @@
+//! The kernel data path: volumes through the kernel's own NFS client.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`kernel`] | attach, detach, health, idle shares: what the driver calls |
+//! | [`options`] | mount options, checked against nfs(5): values, no I/O |
+//! | [`mountinfo`] | the kernel's list of mounts, parsed |
+//! | [`holders`] | which processes and containers hold a volume |
+//! | `shares` | the share mounts below the mount root, and the calls on them |
+//! | `share` | mounting a share: versions, parameters, fsopen or mount(2) |
+//! | `bind` | from a mounted share to a volume's own mount |
+//! | `lane` | blocking calls with a deadline |
+//! | `sys` | system calls that need unsafe code |
+
+mod bind;
+mod error;
+pub mod holders;
+pub mod kernel;
+mod lane;
+pub mod mountinfo;
+pub mod options;
+mod share;
+mod shares;
+mod sys;
+
+pub use error::{Attempt, MountError, Step};
+pub use holders::{Held, Holder};
+pub use kernel::{
+    Attach, Attached, Detached, Endpoint, Health, KernelPath, KernelSettings, MountedVolume,
+};
+pub use mountinfo::{DeviceId, MountEntry, MountInfo, Place};
+pub use options::{MountOptions, NfsVersion, OptionsError};

@@ -1,0 +1,210 @@
+//! Opening a TCP connection to a server.
+//!
+//! The source port lies below 1024 where that is permitted, because servers trust no other by
+//! default (exports(5), `secure`). A connection that replaces another takes the same source port
+//! if it can, because servers know a client in their duplicate request cache by its port.
+
+use std::future::Future;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// Source ports that are tried, as the kernel's client does (`sunrpc.min_resvport` and
+/// `max_resvport`): below 665 live well-known services.
+const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 665..=1023;
+/// Idle time before TCP asks the peer for a sign of life, between two such, and how many go
+/// unanswered: a peer that vanished is noticed after 60 + 6 * 10 s even when no call waits.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 6;
+
+/// Opens connections; what the transport knows of the network.
+pub trait Connector: Send + Sync + 'static {
+    type Reader: AsyncRead + Unpin + Send + 'static;
+    type Writer: AsyncWrite + Unpin + Send + 'static;
+
+    /// Opens the `lane`-th of a client's parallel connections. The caller bounds the time.
+    fn connect(
+        &self,
+        addr: SocketAddr,
+        lane: usize,
+    ) -> impl Future<Output = io::Result<(Self::Reader, Self::Writer)>> + Send;
+}
+
+/// Connects over the host's TCP.
+#[derive(Debug)]
+pub struct TcpConnector {
+    reserved: bool,
+    /// The source port that each lane had last; 0 for none.
+    ports: Mutex<Vec<u16>>,
+}
+
+impl TcpConnector {
+    /// `reserved`: from a source port below 1024 where the process may use one.
+    #[must_use]
+    pub fn new(reserved: bool) -> Self {
+        Self {
+            reserved,
+            ports: Mutex::new(Vec::new()),
+        }
+    }
+
+    fn remembered(&self, lane: usize) -> u16 {
+        let ports = self.ports.lock().unwrap_or_else(|e| e.into_inner());
+        ports.get(lane).copied().unwrap_or(0)
+    }
+
+    fn remember(&self, lane: usize, port: u16) {
+        let mut ports = self.ports.lock().unwrap_or_else(|e| e.into_inner());
+        if ports.len() <= lane {
+            ports.resize(lane + 1, 0);
+        }
+        ports[lane] = port;
+    }
+
+    /// The source ports to try, in order; 0 lets the kernel choose.
+    fn candidates(&self, lane: usize) -> Vec<u16> {
+        let mut ports = Vec::new();
+        let last = self.remembered(lane);
+        if last != 0 {
+            ports.push(last);
+        }
+        if self.reserved {
+            let count = RESERVED_PORTS.end() - RESERVED_PORTS.start() + 1;
+            let mut seed = [0; 2];
+            // Without entropy all clients begin with the same port, which is only slower.
+            let _ = getrandom::fill(&mut seed);
+            let start = u16::from_ne_bytes(seed) % count;
+            ports.extend((0..count).map(|n| RESERVED_PORTS.start() + (start + n) % count));
+        }
+        ports.push(0);
+        ports
+    }
+}
+
+impl Connector for TcpConnector {
+    type Reader = OwnedReadHalf;
+    type Writer = OwnedWriteHalf;
+
+    async fn connect(
+        &self,
+        addr: SocketAddr,
+        lane: usize,
+    ) -> io::Result<(OwnedReadHalf, OwnedWriteHalf)> {
+        let mut skip_reserved = false;
+        for port in self.candidates(lane) {
+            if skip_reserved && RESERVED_PORTS.contains(&port) {
+                continue;
+            }
+            let socket = match bound_socket(addr, port) {
+                Ok(socket) => socket,
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse => continue,
+                // Not root: the server may still take other ports (exports(5), `insecure`).
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && port != 0 => {
+                    skip_reserved = true;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            match TcpSocket::from_std_stream(socket.into())
+                .connect(addr)
+                .await
+            {
+                Ok(stream) => {
+                    self.remember(lane, stream.local_addr()?.port());
+                    return prepare(stream).map(TcpStream::into_split);
+                }
+                // This pair of ports is still taken (TIME_WAIT, or another process).
+                Err(e)
+                    if port != 0
+                        && matches!(
+                            e.kind(),
+                            io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+                        ) =>
+                {
+                    self.remember(lane, 0);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Err(io::ErrorKind::AddrInUse.into())
+    }
+}
+
+fn bound_socket(addr: SocketAddr, port: u16) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    if port != 0 {
+        socket.set_reuse_address(true)?;
+        let local: SocketAddr = match addr {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, port).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, port).into(),
+        };
+        socket.bind(&SockAddr::from(local))?;
+    }
+    Ok(socket)
+}
+
+fn prepare(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )?;
+    // A connection is only closed when it has failed or its client is gone. Closed with a reset,
+    // it leaves no TIME_WAIT behind, so that the source port is free for the next one.
+    socket.set_linger(Some(Duration::ZERO))?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_new_connection_comes_from_the_port_of_the_one_it_replaces() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        for reserved in [false, true] {
+            let connector = TcpConnector::new(reserved);
+            let mut ports = Vec::new();
+            for lane in [0, 0, 1, 0] {
+                let connection = connector.connect(addr, lane).await.unwrap();
+                let (mut served, peer) = listener.accept().await.unwrap();
+                ports.push(peer.port());
+                drop(connection);
+                // Until the server has seen the end, the port is in use.
+                while served.read(&mut [0; 1]).await.is_ok_and(|read| read > 0) {}
+            }
+            assert_eq!((ports[0], ports[0]), (ports[1], ports[3]));
+            assert_ne!(ports[0], ports[2]);
+            if reserved && rustix::process::geteuid().is_root() {
+                assert!(RESERVED_PORTS.contains(&ports[0]), "{ports:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_that_another_holds_is_passed_over() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (first, second) = (TcpConnector::new(false), TcpConnector::new(false));
+        let held = first.connect(addr, 0).await.unwrap();
+        let port = held.0.local_addr().unwrap().port();
+        second.remember(0, port);
+        let other = second.connect(addr, 0).await.unwrap();
+        assert_ne!(other.0.local_addr().unwrap().port(), port);
+    }
+}

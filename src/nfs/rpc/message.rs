@@ -1,0 +1,257 @@
+//! Headers of calls and replies (RFC 5531, section 9).
+
+use std::fmt;
+
+use bytes::{Bytes, BytesMut};
+use nfs3_types::rpc::{RPC_VERSION_2, auth_flavor, fragment_header};
+
+use super::auth::{Cred, Machine};
+use super::xdr::{DecodeError, Decoder, Encoder, padding};
+
+/// Where a program's calls go: its number and version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Program {
+    pub number: u32,
+    pub version: u32,
+}
+
+/// The record mark and the xid stand first in a call.
+const XID_AT: usize = 4;
+/// Room for the head of most calls: header, credential with 16 groups, two handles, a name.
+const HEAD_CAPACITY: usize = 512;
+/// The longest verifier in a reply, in bytes (RFC 5531, section 8.2).
+const MAX_VERIFIER: usize = 400;
+
+/// A call as it goes over the wire: record mark, header and arguments, then the payload of a
+/// WRITE, which is never copied.
+#[derive(Debug, Clone)]
+pub struct Request {
+    head: Bytes,
+    payload: Bytes,
+    expected: usize,
+}
+
+/// The zero bytes behind a payload.
+static ZEROES: [u8; 3] = [0; 3];
+
+impl Request {
+    /// All bytes, in order, as slices that share their memory.
+    pub fn chunks(&self) -> impl Iterator<Item = Bytes> {
+        let padding = Bytes::from_static(&ZEROES[..padding(self.payload.len())]);
+        [self.head.clone(), self.payload.clone(), padding]
+            .into_iter()
+            .filter(|chunk| !chunk.is_empty())
+    }
+
+    /// Bytes on the wire.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.head.len() + self.payload.len() + padding(self.payload.len())
+    }
+
+    /// Never: a call has a header.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.head.is_empty()
+    }
+
+    /// Bytes on the wire in both directions, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.len() + self.expected
+    }
+}
+
+/// A [`Request`] that has no xid yet.
+#[derive(Debug)]
+pub struct Draft {
+    head: BytesMut,
+    payload: Bytes,
+    expected: usize,
+}
+
+impl Draft {
+    /// A call of `procedure` whose arguments `arguments` writes.
+    pub(super) fn new(
+        program: Program,
+        procedure: u32,
+        auth: Option<(&Machine, &Cred)>,
+        arguments: impl FnOnce(&mut Encoder),
+    ) -> Self {
+        let mut out = Encoder {
+            buf: BytesMut::with_capacity(HEAD_CAPACITY),
+        };
+        // The record mark and the xid are filled in later.
+        out.u32(0).u32(0).u32(0).u32(RPC_VERSION_2);
+        out.u32(program.number).u32(program.version).u32(procedure);
+        match auth {
+            Some((machine, cred)) => machine.encode(cred, &mut out),
+            None => {
+                let none = auth_flavor::AUTH_NULL as u32;
+                out.u32(none).u32(0).u32(none).u32(0);
+            }
+        }
+        arguments(&mut out);
+        Self {
+            head: out.buf,
+            payload: Bytes::new(),
+            expected: 0,
+        }
+    }
+
+    /// Data at the end of the arguments, padded here; its length stands in the arguments.
+    #[must_use]
+    pub(super) fn with_payload(mut self, payload: Bytes) -> Self {
+        self.payload = payload;
+        self
+    }
+
+    /// How many bytes of data the reply will bring, about.
+    #[must_use]
+    pub(super) fn expecting(mut self, bytes: usize) -> Self {
+        self.expected = bytes;
+        self
+    }
+
+    /// Bytes on the wire.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.head.len() + self.payload.len() + padding(self.payload.len())
+    }
+
+    /// Never: a call has a header.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.head.is_empty()
+    }
+
+    /// Bytes of data that go along, in either direction.
+    #[must_use]
+    pub(super) fn data(&self) -> usize {
+        self.payload.len() + self.expected
+    }
+
+    /// Gives the call its xid, which it keeps however often it is sent.
+    #[must_use]
+    pub fn seal(mut self, xid: u32) -> Request {
+        let length = u32::try_from(self.len() - 4).unwrap_or(fragment_header::MASK);
+        let mark = fragment_header::new(length & fragment_header::MASK, true);
+        self.head[..XID_AT].copy_from_slice(&mark.into_xdr_buf());
+        self.head[XID_AT..XID_AT + 4].copy_from_slice(&xid.to_be_bytes());
+        Request {
+            head: self.head.freeze(),
+            payload: self.payload,
+            expected: self.expected,
+        }
+    }
+}
+
+/// Why a server refused a call before the program saw it (RFC 5531, section 9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The program is not there; NFSv3 may be switched off on the server.
+    ProgramUnavailable,
+    /// The program speaks other versions only.
+    Version { low: u32, high: u32 },
+    /// The procedure is not there.
+    ProcedureUnavailable,
+    /// The server could not read the arguments.
+    Arguments,
+    /// The server ran out of something.
+    System,
+    /// The server speaks another version of RPC.
+    RpcVersion,
+    /// The credential was refused; the number is an `auth_stat`.
+    Auth(u32),
+}
+
+impl Refusal {
+    /// The errno (a positive `libc` constant) that an application should see.
+    #[must_use]
+    pub fn errno(self) -> i32 {
+        match self {
+            Self::ProgramUnavailable | Self::Version { .. } | Self::RpcVersion => {
+                libc::EPROTONOSUPPORT
+            }
+            Self::ProcedureUnavailable => libc::EOPNOTSUPP,
+            Self::Arguments | Self::System => libc::EIO,
+            Self::Auth(_) => libc::EACCES,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ProgramUnavailable => f.write_str("it does not offer the program"),
+            Self::Version { low, high } => {
+                write!(f, "it offers versions {low} to {high} of the program only")
+            }
+            Self::ProcedureUnavailable => f.write_str("it does not offer the procedure"),
+            Self::Arguments => f.write_str("it could not read the arguments"),
+            Self::System => f.write_str("it reports an internal error"),
+            Self::RpcVersion => f.write_str("it does not speak version 2 of RPC"),
+            Self::Auth(5) => f.write_str(
+                "AUTH_UNIX is too weak for it (the export may ask for Kerberos, or for a source port below 1024)",
+            ),
+            Self::Auth(number) => write!(f, "it does not accept the credential (auth_stat {number})"),
+        }
+    }
+}
+
+/// The xid of a reply, or `None` for a record that cannot be one: the stream is out of step.
+#[must_use]
+pub fn reply_xid(record: &Bytes) -> Option<u32> {
+    const REPLY: u32 = 1;
+    let mut decoder = Decoder::new(record.clone());
+    let xid = decoder.u32().ok()?;
+    (decoder.u32() == Ok(REPLY)).then_some(xid)
+}
+
+/// Reads the header of a reply and leaves the decoder at the results.
+///
+/// # Errors
+/// [`DecodeError`] for a malformed header; a refusal is the inner error.
+pub fn reply_results(record: Bytes) -> Result<Result<Decoder, Refusal>, DecodeError> {
+    const ACCEPTED: u32 = 0;
+    const DENIED: u32 = 1;
+    let mut decoder = Decoder::new(record);
+    let _xid = decoder.u32()?;
+    let _reply = decoder.u32()?;
+    match decoder.u32()? {
+        ACCEPTED => {}
+        DENIED => {
+            return match decoder.u32()? {
+                0 => Ok(Err(Refusal::RpcVersion)),
+                1 => Ok(Err(Refusal::Auth(decoder.u32()?))),
+                value => Err(DecodeError::Value {
+                    what: "reject_stat",
+                    value,
+                }),
+            };
+        }
+        value => {
+            return Err(DecodeError::Value {
+                what: "reply_stat",
+                value,
+            });
+        }
+    }
+    let _flavor = decoder.u32()?;
+    decoder.opaque("the verifier", MAX_VERIFIER)?;
+    match decoder.u32()? {
+        0 => Ok(Ok(decoder)),
+        1 => Ok(Err(Refusal::ProgramUnavailable)),
+        2 => Ok(Err(Refusal::Version {
+            low: decoder.u32()?,
+            high: decoder.u32()?,
+        })),
+        3 => Ok(Err(Refusal::ProcedureUnavailable)),
+        4 => Ok(Err(Refusal::Arguments)),
+        5 => Ok(Err(Refusal::System)),
+        value => Err(DecodeError::Value {
+            what: "accept_stat",
+            value,
+        }),
+    }
+}

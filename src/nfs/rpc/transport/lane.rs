@@ -1,0 +1,354 @@
+//! One connection: its calls, and the task that keeps it open.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Notify, oneshot};
+
+use super::MAX_RECORD;
+use crate::nfs::rpc::connector::Connector;
+use crate::nfs::rpc::message::{Draft, Program, Request, reply_xid};
+use crate::nfs::rpc::record::RecordDecoder;
+use crate::nfs::rpc::table::{CallTable, Health};
+use crate::nfs::rpc::xdr::DecodeError;
+
+/// How long to wait for a TCP connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a failed connection; doubles up to [`BACK_OFF_AT_MOST`].
+const BACK_OFF: Duration = Duration::from_millis(100);
+const BACK_OFF_AT_MOST: Duration = Duration::from_secs(5);
+/// What one read asks for at least. What it holds of the next large record has to be copied, so
+/// it stays far below a megabyte; many small replies still come in with one system call.
+const READ_AHEAD: usize = 16 * 1024;
+/// What one write gathers at most: beyond this, system calls cost little in comparison.
+const BATCH_BYTES: usize = 1 << 20;
+const BATCH_CHUNKS: usize = 64;
+
+/// What ends a call in the table.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Reply { record: Bytes, retransmitted: bool },
+    TimedOut,
+    Closed,
+    Malformed(DecodeError),
+}
+
+type Table = CallTable<oneshot::Sender<Outcome>>;
+
+/// The part of a connection that its callers and its task share.
+#[derive(Debug)]
+pub(super) struct Lane {
+    table: Mutex<Table>,
+    /// Something was queued.
+    work: Notify,
+    /// The timer would fire too late.
+    timer: Notify,
+    /// The connection is to be given up.
+    reset: Notify,
+    /// A NULL call is to be sent.
+    probe: AtomicBool,
+    /// Connecting fails at present.
+    troubled: AtomicBool,
+    /// What ended the last connection, or the last attempt at one.
+    last_error: Mutex<Option<String>>,
+}
+
+impl Lane {
+    pub(super) fn new() -> Self {
+        Self {
+            table: Mutex::new(CallTable::new(now())),
+            work: Notify::new(),
+            timer: Notify::new(),
+            reset: Notify::new(),
+            probe: AtomicBool::new(false),
+            troubled: AtomicBool::new(false),
+            last_error: Mutex::new(None),
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // No code that holds the lock panics; if it did, the table would still be whole.
+        self.table.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Queues a call and returns the xid under which it will be known.
+    pub(super) fn submit(
+        &self,
+        xids: &AtomicU32,
+        draft: Draft,
+        deadline: Option<Instant>,
+        slot: oneshot::Sender<Outcome>,
+    ) -> u32 {
+        let mut table = self.table();
+        let mut xid = xids.fetch_add(1, Ordering::Relaxed);
+        while table.contains(xid) {
+            xid = xids.fetch_add(1, Ordering::Relaxed);
+        }
+        let sooner = table.insert(xid, draft, deadline, slot);
+        drop(table);
+        if sooner {
+            self.timer.notify_one();
+        }
+        self.work.notify_one();
+        xid
+    }
+
+    /// Forgets one call, whose caller has gone.
+    pub(super) fn forget(&self, xid: u32) {
+        let _ = self.table().forget(xid);
+    }
+
+    /// Whether connecting fails at present, and the work ahead in bytes: the less the better.
+    pub(super) fn load(&self) -> (bool, usize) {
+        (self.troubled.load(Ordering::Relaxed), self.table().weight())
+    }
+
+    /// Ends all calls.
+    pub(super) fn close(&self) {
+        let waiting = self.table().drain();
+        for slot in waiting {
+            let _ = slot.send(Outcome::Closed);
+        }
+    }
+
+    fn set_error(&self, error: Option<String>) {
+        *self.last_error.lock().unwrap_or_else(|e| e.into_inner()) = error;
+    }
+
+    pub(super) fn error(&self) -> Option<String> {
+        let last = self.last_error.lock().unwrap_or_else(|e| e.into_inner());
+        last.clone()
+    }
+}
+
+/// The clock of the runtime, which a simulation sets.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// The task of a lane.
+pub(super) struct Driver<C> {
+    pub(super) lane: Arc<Lane>,
+    pub(super) connector: Arc<C>,
+    pub(super) xids: Arc<AtomicU32>,
+    pub(super) addr: SocketAddr,
+    pub(super) program: Program,
+    pub(super) index: usize,
+}
+
+impl<C: Connector> Driver<C> {
+    pub(super) async fn run(self) {
+        tokio::join!(self.clock(), self.connections());
+    }
+
+    /// Enforces deadlines, whatever the connection does.
+    async fn clock(&self) {
+        loop {
+            let wake = self.lane.table().wake_at(now());
+            match wake {
+                None => self.lane.timer.notified().await,
+                Some(at) => {
+                    tokio::select! {
+                        () = self.lane.timer.notified() => {}
+                        () = tokio::time::sleep_until(at.into()) => {}
+                    }
+                }
+            }
+            let (late, health) = self.lane.table().poll(now());
+            for slot in late {
+                let _ = slot.send(Outcome::TimedOut);
+            }
+            match health {
+                Health::Good if self.lane.table().has_queued() => self.lane.work.notify_one(),
+                Health::Good => {}
+                Health::Probe => {
+                    self.lane.probe.store(true, Ordering::Relaxed);
+                    self.lane.work.notify_one();
+                }
+                Health::Dead => self.lane.reset.notify_waiters(),
+            }
+        }
+    }
+
+    /// Connects while there are calls, again and again.
+    async fn connections(&self) {
+        let mut pause = Duration::ZERO;
+        loop {
+            while self.lane.table().is_empty() {
+                self.lane.work.notified().await;
+            }
+            tokio::time::sleep(pause).await;
+            let connecting = self.connector.connect(self.addr, self.index);
+            let end = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+                Ok(Ok((reader, writer))) => {
+                    self.lane.troubled.store(false, Ordering::Relaxed);
+                    let end = self.serve(reader, writer).await;
+                    let mut table = self.lane.table();
+                    if table.disconnected() || table.is_empty() {
+                        pause = Duration::ZERO;
+                        continue;
+                    }
+                    end
+                }
+                Ok(Err(e)) => e,
+                Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection"),
+            };
+            tracing::debug!(server = %self.addr, lane = self.index, error = %end, "no connection");
+            self.lane.troubled.store(true, Ordering::Relaxed);
+            self.lane.set_error(Some(end.to_string()));
+            pause = (pause * 2).clamp(BACK_OFF, BACK_OFF_AT_MOST);
+        }
+    }
+
+    /// Runs a connection until it ends, and says why it did.
+    async fn serve(&self, reader: C::Reader, writer: C::Writer) -> io::Error {
+        self.lane.probe.store(false, Ordering::Relaxed);
+        self.lane.table().connected(now());
+        let end = tokio::select! {
+            end = self.read(reader) => end,
+            end = self.write(writer) => end,
+            () = self.lane.reset.notified() => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the server has gone silent"))
+            }
+        };
+        match end {
+            Ok(never) => match never {},
+            Err(e) => e,
+        }
+    }
+
+    async fn write(&self, mut writer: C::Writer) -> io::Result<Infallible> {
+        let mut batch = Batch::default();
+        loop {
+            if self.lane.probe.swap(false, Ordering::Relaxed) {
+                let xid = self.xids.fetch_add(1, Ordering::Relaxed);
+                batch.push(&Draft::new(self.program, 0, None, |_| {}).seal(xid));
+            }
+            {
+                let mut table = self.lane.table();
+                let now = now();
+                while batch.has_room()
+                    && let Some(request) = table.next_to_send(now)
+                {
+                    batch.push(&request);
+                }
+            }
+            if batch.has_remaining() {
+                writer.write_all_buf(&mut batch).await?;
+            } else {
+                self.lane.work.notified().await;
+            }
+        }
+    }
+
+    async fn read(&self, mut reader: C::Reader) -> io::Result<Infallible> {
+        let mut buffer = BytesMut::new();
+        let mut decoder = RecordDecoder::new(MAX_RECORD);
+        loop {
+            match decoder.next(&mut buffer) {
+                Ok(Some(record)) => self.deliver(record)?,
+                Ok(None) => {
+                    // A large record is read exactly to its end, so that nothing of the next one
+                    // has to move.
+                    let wanted = match decoder.missing() {
+                        missing if missing > READ_AHEAD => missing,
+                        _ => READ_AHEAD,
+                    };
+                    buffer.reserve(wanted);
+                    let mut room = (&mut buffer).limit(wanted);
+                    if reader.read_buf(&mut room).await? == 0 {
+                        return Err(io::Error::new(
+                            io::ErrorKind::UnexpectedEof,
+                            "the server closed the connection",
+                        ));
+                    }
+                    self.lane.table().heard(now());
+                }
+                Err(e) => {
+                    let waiting = self.lane.table().reply(e.xid);
+                    if let Some(call) = waiting {
+                        let _ = call.slot.send(Outcome::Malformed(DecodeError::TooLong {
+                            what: "a record",
+                            length: e.length,
+                            limit: e.limit,
+                        }));
+                    }
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, e));
+                }
+            }
+        }
+    }
+
+    fn deliver(&self, record: Bytes) -> io::Result<()> {
+        let Some(xid) = reply_xid(&record) else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the server sent something that is no reply",
+            ));
+        };
+        let waiting = self.lane.table().reply(xid);
+        if let Some(call) = waiting {
+            let _ = call.slot.send(Outcome::Reply {
+                record,
+                retransmitted: call.retransmitted,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Calls on their way to the socket, as slices of their own memory.
+#[derive(Debug, Default)]
+struct Batch {
+    chunks: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, request: &Request) {
+        self.bytes += request.len();
+        self.chunks.extend(request.chunks());
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes < BATCH_BYTES && self.chunks.len() < BATCH_CHUNKS
+    }
+}
+
+impl Buf for Batch {
+    fn remaining(&self) -> usize {
+        self.bytes
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.chunks.front().map_or(&[], AsRef::as_ref)
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        self.bytes -= count;
+        while let Some(first) = self.chunks.front_mut() {
+            if count < first.len() {
+                first.advance(count);
+                return;
+            }
+            count -= first.len();
+            self.chunks.pop_front();
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut filled = 0;
+        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+            *slice = IoSlice::new(chunk);
+            filled += 1;
+        }
+        filled
+    }
+}

@@ -1,0 +1,69 @@
+//! `nfsvol serve`: the daemon, put together.
+
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, ServeArgs};
+use crate::driver::Driver;
+use crate::plugin::{Listener, Settings, server};
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// The socket is served before any server is spoken to, so that a dockerd that starts at the same
+/// time finds it.
+///
+/// # Errors
+/// When the socket, the state directory or the mount root cannot be used, or when calls did not
+/// end in time at the stop.
+pub(crate) async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let config = Config::new(args);
+    let listener = Listener::open(&args.socket).await?;
+    let share = config.share.as_ref().map(ToString::to_string);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        socket = %args.socket.display(),
+        share = share.as_deref().unwrap_or("none: each volume names its share"),
+        state_dir = %config.state_dir.display(),
+        "serving"
+    );
+    raise_descriptor_limit();
+    let driver = Arc::new(Driver::open(config)?);
+    let stop = CancellationToken::new();
+    driver.start(&stop);
+    let served = server::run(listener, driver.clone(), Settings::from(args), stopped()).await;
+    stop.cancel();
+    driver.stop().await;
+    served?;
+    tracing::info!("stopped; mounted volumes stay mounted");
+    Ok(())
+}
+
+/// The soft limit is usually 1,024, as many as the server serves connections at once.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "limit of open files not raised");
+    }
+}
+
+/// SIGTERM or SIGINT.
+pub(crate) async fn stopped() {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        tracing::error!("signals cannot be caught; only kill -9 stops this daemon");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}

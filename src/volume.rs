@@ -1,0 +1,10 @@
+//! What a volume is: its name, its options and its record. Values only, no I/O.
+
+mod local_form;
+pub mod name;
+pub mod options;
+pub mod record;
+
+pub use name::VolumeName;
+pub use options::{Access, DataPath, OnRemove, OptionError, Owner, VolumeOptions};
+pub use record::{MAX_RECORD, Record, RecordError};

@@ -1,0 +1,226 @@
+//! What nfsvol costs an NFS server, counted in RPCs on the wire between each host and the server.
+//!
+//! docs/DESIGN.md ("What a host costs the server") states these figures; this keeps them true.
+
+mod lab;
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, ensure};
+use lab::proxy::{Calls, MOUNT, NFS};
+use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Proxy, Result, calls, trial, wait_for};
+
+const PORTS: [u16; 2] = [lab::ganesha::NFS_PORT, lab::ganesha::MOUNT_PORT];
+/// How often the hosts of these tests look for changes; the default is twenty times as long.
+const POLL: Duration = Duration::from_millis(500);
+/// How many polls of a host at rest are watched.
+const WATCHED: u32 = 20;
+/// Longer than a change takes to be followed and trusted: two polls and what they do.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Procedures of NFSv3 (RFC 1813 section 3.3).
+const LOOKUP: u32 = 3;
+const READ: u32 = 6;
+const READDIRPLUS: u32 = 17;
+const FSSTAT: u32 = 18;
+
+fn main() -> ExitCode {
+    let needs: &[Part] = &[Part::Ganesha];
+    lab::main(move || {
+        vec![
+            trial("a_host_at_rest_costs_one_call_a_poll", needs, at_rest),
+            trial(
+                "a_change_costs_every_host_the_same_few_calls",
+                needs,
+                change,
+            ),
+            trial("calls_cost_a_bounded_number", needs, each_call),
+        ]
+    })
+}
+
+/// A host whose way to the server counts the calls.
+struct Host {
+    node: &'static Node,
+    proxy: Proxy,
+    nfsvol: Nfsvol<'static>,
+}
+
+impl Host {
+    fn start(lab: &'static Lab, name: &str, server: &Ganesha, export: &str) -> Result<Self> {
+        Self::start_with(lab, name, server, export, POLL)
+    }
+
+    fn start_with(
+        lab: &'static Lab,
+        name: &str,
+        server: &Ganesha,
+        export: &str,
+        poll: Duration,
+    ) -> Result<Self> {
+        let proxy = Proxy::start(lab, &format!("{name}-way"), &server.ip(), &PORTS)?;
+        let node: &'static Node = Box::leak(Box::new(Node::machine(lab, name)?));
+        let share = format!("{}:{export}", proxy.ip());
+        let poll = format!("{}ms", poll.as_millis());
+        let ports = format!("port={},mountport={}", PORTS[0], PORTS[1]);
+        let args = [
+            "--share",
+            &share,
+            "--poll",
+            &poll,
+            "--mount-options",
+            &ports,
+        ];
+        let nfsvol = Nfsvol::start(node, &args, &[])?;
+        Ok(Self {
+            node,
+            proxy,
+            nfsvol,
+        })
+    }
+
+    fn ok(&self, call: Call) -> Result {
+        calls::one(self.node, call)?.ok().map(drop)
+    }
+
+    /// The calls that go to the server while `work` runs.
+    fn counted(&self, work: impl FnOnce() -> Result) -> Result<Calls> {
+        self.proxy.take_calls()?;
+        work()?;
+        self.proxy.take_calls()
+    }
+
+    /// What the host costs at rest, without the looks at the share's health.
+    fn at_rest(&self) -> Result<Calls> {
+        thread::sleep(SETTLED);
+        let mut calls = self.counted(|| {
+            thread::sleep(POLL * WATCHED);
+            Ok(())
+        })?;
+        // One each 30 s.
+        let health = calls.remove(&(NFS, FSSTAT)).unwrap_or(0);
+        ensure!(health <= 1, "{health} FSSTAT in {WATCHED} polls");
+        Ok(calls)
+    }
+}
+
+/// Trials count calls by the second: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> Result<std::sync::MutexGuard<'static, ()>> {
+    ALONE.lock().map_err(|_| anyhow!("another trial panicked"))
+}
+
+fn server(lab: &'static Lab, name: &str, export: &str) -> Result<Ganesha> {
+    Ganesha::start(lab, name, &[Export::new(export)])
+}
+
+fn sum(calls: &Calls) -> u64 {
+    calls.values().sum()
+}
+
+fn at_rest(lab: &'static Lab) -> Result {
+    let _alone = alone()?;
+    let nas = server(lab, "rest-nas", "/srv/rest")?;
+    let host = Host::start(lab, "rest", &nas, "/srv/rest")?;
+    host.ok(Call::create("first", &[]))?;
+    let few = host.at_rest()?;
+    let many: Vec<Call> = vec![Call::create("v{n}", &[]).times(299)];
+    for answer in calls::all(host.node, &many)? {
+        answer.ok()?;
+    }
+    let more = host.at_rest()?;
+    println!("at rest for {WATCHED} polls: 1 volume {few:?}, 300 volumes {more:?}");
+    for calls in [&few, &more] {
+        let polls = calls.get(&(NFS, LOOKUP)).copied().unwrap_or(0);
+        // The directory that holds the catalog is looked up anew once a minute.
+        let expected = u64::from(WATCHED) - 1..=u64::from(WATCHED) + 2;
+        ensure!(expected.contains(&polls), "{polls} instead of {expected:?}");
+        ensure!(sum(calls) == polls, "not only LOOKUP: {calls:?}");
+    }
+    Ok(())
+}
+
+fn change(lab: &'static Lab) -> Result {
+    let _alone = alone()?;
+    let nas = server(lab, "change-nas", "/srv/change")?;
+    let a = Host::start(lab, "change-a", &nas, "/srv/change")?;
+    let b = Host::start(lab, "change-b", &nas, "/srv/change")?;
+    let mut costs = Vec::new();
+    for name in ["one", "two", "three"] {
+        thread::sleep(SETTLED);
+        let created = b.counted(|| {
+            a.ok(Call::create(name, &[]))?;
+            wait_for("the volume on the other host", SETTLED, || {
+                let listed = calls::one(b.node, Call::list()).map(|a| a.body.to_string());
+                listed.is_ok_and(|list| list.contains(name))
+            })?;
+            thread::sleep(SETTLED);
+            Ok(())
+        })?;
+        costs.push(created);
+    }
+    let removed = b.counted(|| {
+        a.ok(Call::remove("two"))?;
+        thread::sleep(SETTLED);
+        Ok(())
+    })?;
+    println!("one more volume costs another host {costs:?}, one less {removed:?}");
+    for calls in &costs {
+        let of = |procedure| calls.get(&(NFS, procedure)).copied().unwrap_or(0);
+        // Listed when it changed, and once more to be sure of the server's clock.
+        ensure!((1..=2).contains(&of(READDIRPLUS)), "{calls:?}");
+        // The new record, and the share's own id with each listing.
+        ensure!((2..=3).contains(&of(READ)), "{calls:?}");
+        // Those, the LOOKUPs for them, and one of `volumes/` a poll.
+        ensure!(sum(calls) <= 20, "{calls:?}");
+    }
+    ensure!(
+        removed.get(&(NFS, READ)).copied().unwrap_or(0) <= 2,
+        "{removed:?}"
+    );
+    Ok(())
+}
+
+fn each_call(lab: &'static Lab) -> Result {
+    let _alone = alone()?;
+    let nas = server(lab, "calls-nas", "/srv/calls")?;
+    let hour = Duration::from_secs(3600);
+    let host = Host::start_with(lab, "calls", &nas, "/srv/calls", hour)?;
+    host.ok(Call::create("warm", &[]))?;
+    let known: Vec<Call> = vec![Call::get("warm").times(100), Call::list().times(100)];
+    let mut reads = host.counted(|| {
+        for answer in calls::all(host.node, &known)? {
+            answer.ok()?;
+        }
+        Ok(())
+    })?;
+    reads.remove(&(NFS, FSSTAT));
+    ensure!(reads.is_empty(), "Get and List of what is known: {reads:?}");
+    let create = host.counted(|| host.ok(Call::create("db", &[])))?;
+    let again = host.counted(|| host.ok(Call::create("db", &[])))?;
+    let remove = host.counted(|| host.ok(Call::remove("db")))?;
+    let absent = host.counted(|| {
+        let text = calls::one(host.node, Call::get("never"))?.fails()?;
+        ensure!(text.contains("no such volume"), "{text}");
+        Ok(())
+    })?;
+    for (what, calls, most) in [
+        ("Create", &create, 14),
+        ("Create of what exists", &again, 8),
+        ("Remove", &remove, 16),
+        ("Get of what is absent", &absent, 4),
+    ] {
+        println!("{what}: {} RPCs {calls:?}", sum(calls));
+        ensure!(sum(calls) <= most, "{what}: more than {most}: {calls:?}");
+        ensure!(
+            calls.keys().all(|&(program, _)| program != MOUNT),
+            "{calls:?}"
+        );
+    }
+    host.nfsvol.process().stop().context("stopping")?;
+    Ok(())
+}

@@ -1,0 +1,405 @@
+//! Two hosts with one share: what close-to-open promises, and what NFS needs care for.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+
+use crate::lab::{Lab, Result};
+use crate::{Host, fuse_trial, nas};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        fuse_trial("close_to_open_between_hosts", close_to_open),
+        fuse_trial("appends_of_two_hosts_in_turn_are_all_there", appends),
+        fuse_trial("a_replaced_file_is_found_by_open", replaced),
+        fuse_trial(
+            "an_open_reader_sees_changes_within_the_cache_time",
+            long_reader,
+        ),
+        fuse_trial("own_writes_do_not_drop_own_pages", own_writes),
+        fuse_trial("exclusive_create_has_one_winner", exclusive),
+        fuse_trial("deleted_open_files_live_until_closed", deleted_open),
+        fuse_trial("mapped_writes_reach_the_server", mapped),
+        fuse_trial("direct_io_is_on_the_server_when_it_returns", direct),
+        fuse_trial("a_listing_goes_on_while_the_directory_changes", listing),
+        fuse_trial("rights_are_the_servers", rights),
+        fuse_trial(
+            "an_attach_is_idempotent_and_a_detach_complete",
+            attach_detach,
+        ),
+    ]
+}
+
+fn two(lab: &'static Lab, name: &str) -> Result<(Host, Host)> {
+    let nas = nas(lab)?;
+    Ok((Host::mount(nas, name, "")?, Host::mount(nas, name, "")?))
+}
+
+fn close_to_open(lab: &'static Lab) -> Result {
+    let (a, b) = two(lab, "cto")?;
+    let (at_a, at_b) = (a.join("file"), b.join("file"));
+    for round in 0..50u32 {
+        // Same length most of the time: only the times tell.
+        let text = format!("round {:06} {}", round, "x".repeat(round as usize / 10));
+        let (from, to) = if round % 2 == 0 {
+            (&at_a, &at_b)
+        } else {
+            (&at_b, &at_a)
+        };
+        fs::write(from, &text)?;
+        let seen = fs::read_to_string(to)?;
+        ensure!(seen == text, "round {round}: {seen:?} instead of {text:?}");
+        let size = File::open(to)?.metadata()?.size();
+        ensure!(size == text.len() as u64, "round {round}: size {size}");
+    }
+    Ok(())
+}
+
+fn appends(lab: &'static Lab) -> Result {
+    let (a, b) = two(lab, "append")?;
+    let mut expected = String::new();
+    for round in 0..40 {
+        let host = if round % 2 == 0 { &a } else { &b };
+        let line = format!("line {round} {}\n", "y".repeat(round));
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(host.join("log"))?;
+        for part in line.as_bytes().chunks(7) {
+            file.write_all(part)?;
+        }
+        drop(file);
+        expected.push_str(&line);
+    }
+    ensure!(fs::read_to_string(a.join("log"))? == expected);
+    ensure!(fs::read_to_string(b.join("log"))? == expected);
+    Ok(())
+}
+
+fn replaced(lab: &'static Lab) -> Result {
+    let (a, b) = two(lab, "replaced")?;
+    for round in 0..10 {
+        let text = format!("version {round}");
+        fs::write(a.join("config.new"), &text)?;
+        fs::rename(a.join("config.new"), a.join("config"))?;
+        ensure!(
+            fs::read_to_string(b.join("config"))? == text,
+            "round {round}"
+        );
+    }
+    fs::remove_file(a.join("config"))?;
+    ensure!(fs::read(b.join("config")).is_err());
+    Ok(())
+}
+
+fn long_reader(lab: &'static Lab) -> Result {
+    let (a, b) = two(lab, "reader")?;
+    fs::write(a.join("file"), "old")?;
+    let reader = File::open(b.join("file"))?;
+    let mut seen = [0; 3];
+    reader.read_exact_at(&mut seen, 0)?;
+    ensure!(&seen == b"old");
+    fs::write(a.join("file"), "new")?;
+    let changed = Instant::now();
+    // acregmin is 3 s.
+    while &seen != b"new" {
+        ensure!(changed.elapsed() < Duration::from_secs(8), "still {seen:?}");
+        std::thread::sleep(Duration::from_millis(200));
+        reader.read_exact_at(&mut seen, 0)?;
+    }
+    Ok(())
+}
+
+/// Reads served by the worker, as against those from the kernel's page cache, show in the count
+/// of requests.
+fn own_writes(lab: &'static Lab) -> Result {
+    let host = Host::mount(nas(lab)?, "ownwrites", "")?;
+    let path = host.join("file");
+    fs::write(&path, vec![7; 1 << 20])?;
+    let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let before = host.status()?.requests;
+    for page in 0..200u8 {
+        file.write_all_at(&[page; 4096], u64::from(page) * 4096)?;
+    }
+    file.sync_all()?;
+    bytes.clear();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut bytes)?;
+    ensure!(bytes.len() == 1 << 20 && bytes[4096] == 1);
+    drop(file);
+    ensure!(fs::read(&path)? == bytes);
+    let requests = host.status()?.requests - before;
+    // An fsync, a few getattr, open and close: no reads, which would be eight at least.
+    ensure!(requests < 14, "{requests} requests");
+    Ok(())
+}
+
+fn exclusive(lab: &'static Lab) -> Result {
+    let (a, b) = two(lab, "exclusive")?;
+    for round in 0..30 {
+        let name = format!("lock{round}");
+        let (at_a, at_b) = (a.join(&name), b.join(&name));
+        let make = |path: &Path| {
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o640)
+                .open(path)
+        };
+        let (one, other) = std::thread::scope(|scope| {
+            let one = scope.spawn(|| make(&at_a));
+            let other = make(&at_b);
+            (one.join(), other)
+        });
+        let one = one.map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+        ensure!(
+            one.is_ok() != other.is_ok(),
+            "round {round}: {one:?} {other:?}"
+        );
+        let loser = one.err().or_else(|| other.err()).context("no loser")?;
+        ensure!(loser.raw_os_error() == Some(libc::EEXIST), "{loser}");
+        // Either host may have seen it, and remember it, before the winner set its mode.
+        let made = fs::metadata(nas(lab)?.local(crate::EXPORT).join("exclusive").join(&name))?;
+        ensure!(made.mode() & 0o777 == 0o640 && made.size() == 0);
+        let age = made.modified()?.elapsed().unwrap_or_default();
+        ensure!(age < Duration::from_secs(60), "mtime {age:?} ago");
+    }
+    Ok(())
+}
+
+fn deleted_open(lab: &'static Lab) -> Result {
+    let (a, b) = two(lab, "deleted")?;
+    let contents = |file: &File| -> Result<String> {
+        let mut text = String::new();
+        (&*file).seek(SeekFrom::Start(0))?;
+        (&*file).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    // Removed.
+    fs::write(a.join("one"), "one")?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(a.join("one"))?;
+    fs::remove_file(a.join("one"))?;
+    ensure!(!a.join("one").exists());
+    (&file).write_all(b"ONE")?;
+    file.sync_all()?;
+    ensure!(contents(&file)? == "ONE");
+    // Replaced, under a name that it got after it was opened by another.
+    fs::write(a.join("two"), "two")?;
+    fs::rename(a.join("two"), a.join("three"))?;
+    let second = File::open(a.join("three"))?;
+    fs::write(a.join("new"), "new")?;
+    fs::rename(a.join("new"), a.join("three"))?;
+    ensure!(contents(&second)? == "two");
+    ensure!(fs::read_to_string(a.join("three"))? == "new");
+    // Two names, both removed.
+    fs::write(a.join("four"), "four")?;
+    fs::hard_link(a.join("four"), a.join("five"))?;
+    let third = File::open(a.join("five"))?;
+    fs::remove_file(a.join("four"))?;
+    fs::remove_file(a.join("five"))?;
+    ensure!(contents(&third)? == "four");
+    let hidden = || -> Result<usize> {
+        Ok(fs::read_dir(&*b)?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.starts_with(".nfs"))
+            .count())
+    };
+    ensure!(hidden()? == 3, "{} hidden files", hidden()?);
+    drop((file, second, third));
+    let closed = Instant::now();
+    while hidden()? > 0 {
+        ensure!(closed.elapsed() < Duration::from_secs(5), "left behind");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn mapped(lab: &'static Lab) -> Result {
+    let (a, b) = two(lab, "mapped")?;
+    // `memmap` in Python: a mapping needs unsafe code in Rust.
+    let script = format!(
+        "import mmap
+f = open({path:?}, 'w+b'); f.truncate(1 << 20)
+m = mmap.mmap(f.fileno(), 0)
+for i in range(0, 1 << 20, 5000): m[i:i+4] = b'map!'
+m.flush()
+assert open({other:?}, 'rb').read()[5000:5004] == b'map!', 'after msync'
+m[0:4] = b'last'
+m.close(); f.close()
+assert open({other:?}, 'rb').read()[0:4] == b'last', 'after close'",
+        path = a.join("file"),
+        other = b.join("file"),
+    );
+    lab_python(&script)
+}
+
+fn lab_python(script: &str) -> Result {
+    let output = std::process::Command::new("python3")
+        .args(["-c", script])
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    Ok(())
+}
+
+fn direct(lab: &'static Lab) -> Result {
+    let nas = nas(lab)?;
+    let host = Host::mount(nas, "direct", "")?;
+    let local = nas.local(crate::EXPORT).join("direct/file");
+    let script = format!(
+        "import mmap, os
+fd = os.open({path:?}, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+out = mmap.mmap(-1, 3 << 20); back = mmap.mmap(-1, 3 << 20)
+for i in range(0, 3 << 20, 4096): out[i:i+4096] = bytes([i // 4096 % 251]) * 4096
+for at in (0, 3 << 20, 1 << 20):
+    assert os.pwrite(fd, out, at) == 3 << 20
+    assert open({local:?}, 'rb').read()[at:at + (3 << 20)] == out[:], 'not on the server'
+    assert os.preadv(fd, [back], at) == 3 << 20 and back[:] == out[:], 'read back'
+buffered = open({path:?}, 'rb').read()
+assert len(buffered) == 6 << 20 and buffered[1 << 20:4 << 20] == out[:], 'buffered'",
+        path = host.join("file"),
+    );
+    lab_python(&script)
+}
+
+fn listing(lab: &'static Lab) -> Result {
+    const FILES: usize = 100_000;
+    let nas = nas(lab)?;
+    let host = Host::mount(nas, "listing", "")?;
+    let local = nas.local(crate::EXPORT).join("listing");
+    for i in 0..FILES {
+        File::create(local.join(format!("file-{i:06}")))?;
+    }
+    let began = Instant::now();
+    let mut seen = std::collections::HashMap::new();
+    for (index, entry) in fs::read_dir(&*host)?.enumerate() {
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        *seen.entry(name).or_insert(0u32) += 1;
+        if index.is_multiple_of(1000) {
+            // Half of what is there stays, the rest comes and goes meanwhile.
+            let at = index / 1000 * 400;
+            for i in (at..at + 400).filter(|i| !i.is_multiple_of(2)) {
+                let _ = fs::remove_file(local.join(format!("file-{i:06}")));
+                File::create(local.join(format!("new-{i:06}")))?;
+            }
+        }
+    }
+    ensure!(
+        began.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        began.elapsed()
+    );
+    let stable = |i: usize| i.is_multiple_of(2) || i >= FILES / 1000 * 400;
+    for i in (0..FILES).filter(|i| stable(*i)) {
+        let count = seen.get(&format!("file-{i:06}")).copied().unwrap_or(0);
+        ensure!(count == 1, "file-{i:06} was listed {count} times");
+    }
+    ensure!(
+        seen.values().all(|count| *count == 1),
+        "something was listed twice"
+    );
+    Ok(())
+}
+
+fn rights(lab: &'static Lab) -> Result {
+    let nas = nas(lab)?;
+    let host = Host::mount(nas, "rights", "")?;
+    // The mount point lies in a directory that only root enters; a bind mount is what containers
+    // get of it.
+    let place = tempfile::tempdir_in("/run")?;
+    fs::set_permissions(
+        place.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )?;
+    let script = format!(
+        "set -e
+mount --bind {mount} {place}; trap 'cd /; umount {place}' EXIT; cd {place}
+as() {{ ids=$1; shift; setpriv --reuid=$ids --regid=$ids --groups=$G sh -c \"$*\"; }}
+mkdir -m 0770 team; chown 0:4711 team
+echo secret >own; chmod 0600 own; chown 1000:1000 own
+G=4711; as 1000 'echo hi >team/file; cat own >/dev/null'
+[ $(stat -c %u:%g team/file) = 1000:1000 ]
+G=4712; as 1001 'cat own' 2>/dev/null && exit 1
+as 1001 'ls team' 2>/dev/null && exit 1
+as 1001 'cat team/file' 2>/dev/null && exit 1
+G=4711; as 1001 'cat team/file' >/dev/null
+chmod 4755 team/file; cp /bin/sleep suid; chmod 4755 suid
+grep ' {place} ' /proc/self/mountinfo | grep -q nosuid",
+        mount = host.display(),
+        place = place.path().display(),
+    );
+    let output = std::process::Command::new("bash")
+        .args(["-xc", &script])
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+fn attach_detach(lab: &'static Lab) -> Result {
+    let host = Host::mount(nas(lab)?, "twice", "acregmin=1")?;
+    let pid = host.status()?.pid;
+    fs::write(host.join("file"), "text")?;
+    let deadline = Instant::now() + crate::ATTACH;
+    host.runtime
+        .block_on(host.path.attach(host.attach.clone(), deadline))?;
+    ensure!(host.status()?.pid == pid, "a second worker");
+    let mut other = host.attach.clone();
+    other.options.acregmin = 2;
+    let error = host.runtime.block_on(host.path.attach(other, deadline));
+    ensure!(error.is_err(), "other options were taken");
+    // Held in another mount namespace, as a container does.
+    let holder = std::process::Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-c"])
+        .arg(format!(
+            "cd {dir}; echo ready; read go; echo more >>file && cat file",
+            dir = host.display()
+        ))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    std::thread::sleep(Duration::from_millis(500));
+    host.detach()?;
+    ensure!(host.path.mounted().is_empty());
+    ensure!(host.status().is_err(), "a worker still serves the host");
+    ensure!(
+        Path::new(&format!("/proc/{pid}")).exists(),
+        "the holder lost its worker"
+    );
+    // A new attachment gets a new worker beside it.
+    host.runtime
+        .block_on(host.path.attach(host.attach.clone(), deadline))?;
+    ensure!(host.status()?.pid != pid);
+    let mut holder = holder;
+    holder
+        .stdin
+        .take()
+        .context("no stdin")?
+        .write_all(b"go\n")?;
+    let output = holder.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said == "ready\ntextmore\n", "{said}");
+    let ended = Instant::now();
+    while fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty()) {
+        ensure!(
+            ended.elapsed() < Duration::from_secs(10),
+            "the worker does not end"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(fs::read_to_string(host.join("file"))? == "textmore\n");
+    Ok(())
+}

@@ -1,0 +1,393 @@
+//! Servers that restart, reset and fall silent; daemons and programs that are killed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+
+use crate::lab::{Export, Ganesha, Lab, Result, Shared};
+use crate::{EXPORT, Host, fuse_trial};
+
+/// A server of its own, because these trials stop it.
+static NAS: Shared<Ganesha> = Shared::new();
+/// One fault at a time.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        fuse_trial("synced_data_survives_kills_of_the_server", server_kills),
+        fuse_trial("silence_of_30_s_only_delays", silence),
+        fuse_trial("a_request_fails_after_io_timeout", io_timeout),
+        fuse_trial("sigkill_ends_processes_on_a_dead_server", sigkill),
+        fuse_trial("abort_frees_everyone", abort),
+        fuse_trial("a_killed_daemon_is_not_noticed", killed_daemon),
+        fuse_trial("a_dead_worker_is_replaced", dead_worker),
+        fuse_trial("a_full_disk_is_told", full_disk),
+    ]
+}
+
+/// The server, and the right to break it.
+fn turn(lab: &'static Lab) -> Result<(std::sync::MutexGuard<'static, ()>, &'static Ganesha)> {
+    let turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let nas = NAS.get(|| Ganesha::start(lab, "faultnas", &[Export::new(EXPORT)]))?;
+    Ok((turn, nas))
+}
+
+/// Writes records and syncs each; returns how many were acknowledged.
+fn write_records(path: &Path, stop: &AtomicBool) -> Result<u64> {
+    let file = File::create(path)?;
+    let mut count = 0u64;
+    while !stop.load(Ordering::Relaxed) {
+        let record = vec![fill(count); 20_000];
+        file.write_all_at(&record, count * 20_000)?;
+        if count.is_multiple_of(3) {
+            file.sync_data()?;
+        }
+        count += 1;
+    }
+    file.sync_all()?;
+    Ok(count)
+}
+
+/// The byte that a record is full of.
+fn fill(record: u64) -> u8 {
+    u8::try_from(record % 251).unwrap_or(0)
+}
+
+fn check_records(path: &Path, count: u64) -> Result {
+    let bytes = fs::read(path)?;
+    ensure!(
+        bytes.len() as u64 == count * 20_000,
+        "{} bytes for {count}",
+        bytes.len()
+    );
+    for (index, record) in (0..).zip(bytes.chunks(20_000)) {
+        let fill = fill(index);
+        ensure!(
+            record.iter().all(|b| *b == fill),
+            "record {index} is damaged"
+        );
+    }
+    Ok(())
+}
+
+/// Runs writers of several files while `fault` does its worst, then compares what the server's
+/// disk has.
+fn writers_during(
+    nas: &Ganesha,
+    name: &str,
+    options: &str,
+    fault: impl FnOnce() -> Result,
+) -> Result {
+    let host = Host::mount(nas, name, options)?;
+    let stop = AtomicBool::new(false);
+    let counts = std::thread::scope(|scope| -> Result<Vec<u64>> {
+        let writers: Vec<_> = (0..3)
+            .map(|i| {
+                let (path, stop) = (host.join(format!("file{i}")), &stop);
+                scope.spawn(move || write_records(&path, stop))
+            })
+            .collect();
+        let outcome = fault();
+        stop.store(true, Ordering::Relaxed);
+        let counts: Vec<_> = writers
+            .into_iter()
+            .map(|w| {
+                w.join()
+                    .unwrap_or_else(|_| Err(anyhow::anyhow!("a writer panicked")))
+            })
+            .collect();
+        outcome?;
+        counts.into_iter().collect()
+    })?;
+    let local = nas.local(EXPORT).join(name);
+    for (i, count) in counts.iter().enumerate() {
+        ensure!(*count > 3, "writer {i} wrote {count} records only");
+        check_records(&host.join(format!("file{i}")), *count).context("through the mount")?;
+        check_records(&local.join(format!("file{i}")), *count).context("on the server")?;
+    }
+    Ok(())
+}
+
+fn server_kills(lab: &'static Lab) -> Result {
+    let (_turn, nas) = turn(lab)?;
+    writers_during(nas, "kills", "", || {
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_secs(2));
+            nas.restart(None)?;
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        Ok(())
+    })
+}
+
+fn silence(lab: &'static Lab) -> Result {
+    let (_turn, nas) = turn(lab)?;
+    writers_during(nas, "silence", "", || {
+        std::thread::sleep(Duration::from_secs(1));
+        nas.freeze()?;
+        std::thread::sleep(Duration::from_secs(30));
+        nas.thaw()?;
+        std::thread::sleep(Duration::from_secs(2));
+        Ok(())
+    })
+}
+
+/// Thaws the server whatever happens.
+struct Frozen<'a>(&'a Ganesha);
+
+impl<'a> Frozen<'a> {
+    fn new(nas: &'a Ganesha) -> Result<Self> {
+        nas.freeze()?;
+        Ok(Self(nas))
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.thaw();
+    }
+}
+
+fn io_timeout(lab: &'static Lab) -> Result {
+    let (_turn, nas) = turn(lab)?;
+    let host = Host::mount(nas, "timeout", "io_timeout=3")?;
+    fs::write(host.join("file"), vec![1; 1 << 20])?;
+    let mut writer = OpenOptions::new().write(true).open(host.join("file"))?;
+    let frozen = Frozen::new(nas)?;
+    let began = Instant::now();
+    let read = File::open(host.join("other"));
+    ensure!(read.is_err(), "a dead server answered");
+    let took = began.elapsed();
+    ensure!(
+        took > Duration::from_secs(2) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
+    writer.write_all(b"lost")?;
+    let error = writer
+        .sync_all()
+        .err()
+        .context("a lost write was not told")?;
+    ensure!(error.raw_os_error() == Some(libc::ETIMEDOUT), "{error}");
+    drop(frozen);
+    // Told once, and then the file works again.
+    writer.write_all(b"kept")?;
+    writer.sync_all()?;
+    Ok(())
+}
+
+/// Programs that wait for the server in different ways.
+fn waiting(host: &Host) -> Result<Vec<(&'static str, Child)>> {
+    let sh = |name, script: String| -> Result<(&'static str, Child)> {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &script])
+            .current_dir("/")
+            .stderr(Stdio::null())
+            .stdout(Stdio::null());
+        Ok((name, command.spawn()?))
+    };
+    let dir = host.display();
+    Ok(vec![
+        sh("buffered read", format!("exec cat {dir}/big"))?,
+        sh(
+            "direct read",
+            format!("exec dd if={dir}/big of=/dev/null bs=1M iflag=direct"),
+        )?,
+        sh(
+            "direct write",
+            format!("exec dd if=/dev/zero of={dir}/direct bs=1M count=4 oflag=direct conv=notrunc"),
+        )?,
+        sh("write and close", format!("echo text >{dir}/closed"))?,
+        sh(
+            "fsync",
+            format!("exec dd if=/dev/zero of={dir}/synced bs=4k count=1 conv=fsync,notrunc"),
+        )?,
+        sh("stat", format!("exec stat {dir}/nowhere"))?,
+        sh("list", format!("exec ls -l {dir}/sub"))?,
+    ])
+}
+
+fn prepare(host: &Host) -> Result {
+    fs::create_dir_all(host.join("sub"))?;
+    for name in ["direct", "closed", "synced", "sub/file"] {
+        fs::write(host.join(name), "x")?;
+    }
+    fs::write(host.join("big"), vec![1; 8 << 20])?;
+    // So that reading it has to ask the server.
+    let file = OpenOptions::new().read(true).open(host.join("big"))?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(())
+}
+
+fn sigkill(lab: &'static Lab) -> Result {
+    let (_turn, nas) = turn(lab)?;
+    let host = Host::mount(nas, "sigkill", "")?;
+    prepare(&host)?;
+    let frozen = Frozen::new(nas)?;
+    let mut programs = waiting(&host)?;
+    std::thread::sleep(Duration::from_secs(2));
+    for (name, program) in &mut programs {
+        ensure!(
+            program.try_wait()?.is_none(),
+            "{name} did not wait for the dead server"
+        );
+    }
+    let killed = Instant::now();
+    for (_, program) in &mut programs {
+        program.kill()?;
+    }
+    let mut late = Vec::new();
+    for (name, program) in &mut programs {
+        while program.try_wait()?.is_none() {
+            if killed.elapsed() > Duration::from_secs(5) {
+                late.push(*name);
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    drop(frozen);
+    ensure!(late.is_empty(), "alive 5 s after SIGKILL: {late:?}");
+    ensure!(fs::read_to_string(host.join("sub/file"))? == "x");
+    Ok(())
+}
+
+fn abort(lab: &'static Lab) -> Result {
+    let (_turn, nas) = turn(lab)?;
+    let host = Host::mount(nas, "abort", "")?;
+    prepare(&host)?;
+    let _frozen = Frozen::new(nas)?;
+    let mut programs = waiting(&host)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let began = Instant::now();
+    host.runtime.block_on(host.path.abort(&host.volume))?;
+    for (name, program) in &mut programs {
+        while program.try_wait()?.is_none() {
+            ensure!(
+                began.elapsed() < Duration::from_secs(5),
+                "{name} still waits"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    ensure!(File::open(host.join("big")).is_err());
+    Ok(())
+}
+
+/// The daemon's part here is a process that attaches, writes its pid, and is killed.
+fn killed_daemon(lab: &'static Lab) -> Result {
+    let (_turn, nas) = turn(lab)?;
+    let host = Host::mount(nas, "daemon", "")?;
+    let worker = host.status()?.pid;
+    let stat = fs::read_to_string(format!("/proc/{worker}/stat"))?;
+    let session = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(3));
+    ensure!(
+        session == Some(&worker.to_string()),
+        "the worker is in another's session: {stat}"
+    );
+    // What `attach` needs of a daemon is gone with this runtime; another adopts.
+    let mut file = File::create(host.join("file"))?;
+    file.write_all(b"before")?;
+    let again = nfsvol::fuse::FusePath::new(
+        host.parent()
+            .and_then(Path::parent)
+            .context("no mount root")?,
+        host._state.path(),
+        &std::env::current_exe()?,
+    );
+    let runtime = tokio::runtime::Runtime::new()?;
+    let (alive, dead) = runtime.block_on(again.adopt());
+    ensure!(alive.len() == 1 && dead.is_empty(), "{alive:?} {dead:?}");
+    ensure!(alive[0].pid == worker);
+    file.write_all(b" and after")?;
+    file.sync_all()?;
+    ensure!(fs::read_to_string(host.join("file"))? == "before and after");
+    ensure!(alive[0].rss < 64 << 20, "{} bytes resident", alive[0].rss);
+    Ok(())
+}
+
+fn dead_worker(lab: &'static Lab) -> Result {
+    let (_turn, nas) = turn(lab)?;
+    let host = Host::mount(nas, "deadworker", "")?;
+    fs::write(host.join("file"), "text")?;
+    fs::write(host.join("deleted"), "text")?;
+    let _deleted = File::open(host.join("deleted"))?;
+    fs::remove_file(host.join("deleted"))?;
+    let local = nas.local(EXPORT).join("deadworker");
+    let names = || -> Result<usize> { Ok(fs::read_dir(&local)?.count()) };
+    ensure!(names()? == 2, "no hidden file");
+    let worker = crate::lab::process::pid(host.status()?.pid)?;
+    rustix::process::kill_process(worker, rustix::process::Signal::KILL)?;
+    let killed = Instant::now();
+    while fs::read(host.join("file")).is_ok() {
+        ensure!(killed.elapsed() < Duration::from_secs(5));
+    }
+    let (alive, dead) = host.runtime.block_on(host.path.adopt());
+    ensure!(
+        alive.is_empty() && dead == [host.volume.clone()],
+        "{alive:?} {dead:?}"
+    );
+    let deadline = Instant::now() + crate::ATTACH;
+    host.runtime
+        .block_on(host.path.attach(host.attach.clone(), deadline))?;
+    ensure!(fs::read_to_string(host.join("file"))? == "text");
+    let attached = Instant::now();
+    while names()? > 1 {
+        ensure!(
+            attached.elapsed() < Duration::from_secs(5),
+            "the hidden file stays"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn full_disk(lab: &'static Lab) -> Result {
+    let (_turn, nas) = turn(lab)?;
+    // A small disk below the export, on the server.
+    nas.node().sh(&format!(
+        "mkdir -p {EXPORT}/full; truncate -s 24M /tmp/small; mkfs.ext4 -qF /tmp/small
+         mount -o loop /tmp/small {EXPORT}/full; chmod 0777 {EXPORT}/full"
+    ))?;
+    nas.restart(None)?;
+    let outcome = (|| {
+        let host = Host::mount(nas, "full", "")?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .open(host.join("file"))?;
+        let mut told = None;
+        for _ in 0..64 {
+            if let Err(error) = file.write_all(&[5; 1 << 20]) {
+                told = Some(error);
+                break;
+            }
+        }
+        let error = match told {
+            Some(error) => error,
+            None => file.sync_all().err().context("ENOSPC was swallowed")?,
+        };
+        ensure!(error.raw_os_error() == Some(libc::ENOSPC), "{error}");
+        drop(file);
+        fs::remove_file(host.join("file"))?;
+        // And afterwards all is well.
+        fs::write(host.join("small"), "fits")?;
+        let mut text = String::new();
+        File::open(host.join("small"))?.read_to_string(&mut text)?;
+        ensure!(text == "fits");
+        Ok(())
+    })();
+    nas.node().sh(&format!("umount -l {EXPORT}/full"))?;
+    outcome
+}

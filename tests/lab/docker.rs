@@ -1,0 +1,265 @@
+//! A real dockerd on a node, images made here, and `nfsvol serve` beside it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::node::{Node, Process};
+use super::process::{self, Output, Task};
+use super::{Lab, Result, Shared, wait_for};
+
+pub const DOCKERD: &str = "/usr/sbin/dockerd";
+/// The client that belongs to that engine; a newer one in PATH may refuse its API.
+const DOCKER: &str = "/usr/bin/docker";
+pub const BUSYBOX: &str = "/usr/bin/busybox";
+/// dockerd starts in 1 s on a machine, in 10 s in a guest.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+/// A `docker run` in a guest takes 6 to 9 s when the machine has nothing else to do.
+const DOCKER_LIMIT: Duration = Duration::from_secs(150);
+/// The image that every engine has.
+pub const IMAGE: &str = "busybox";
+
+/// A Docker host: a node with its engine.
+pub struct Engine {
+    node: &'static Node,
+    dockerd: Process<'static>,
+    url: String,
+}
+
+impl Engine {
+    /// Starts the engine on a node and gives it the image [`IMAGE`].
+    pub fn start(lab: &'static Lab, node: &'static Node) -> Result<Self> {
+        Self::start_with(lab, node, &[])
+    }
+
+    /// As [`Self::start`] with further arguments for dockerd.
+    pub fn start_with(lab: &'static Lab, node: &'static Node, args: &[&str]) -> Result<Self> {
+        let socket = node.dir().join("docker.sock");
+        let parent = format!("/{}/{}", lab.cgroup(), node.name());
+        let (url, mut argv) = if node.is_guest() {
+            // A guest's kernel lacks what dockerd wants for its own networks.
+            (
+                format!("tcp://{}:2375", node.ip()),
+                vec!["--iptables=false", "--ip6tables=false"],
+            )
+        } else {
+            (
+                format!("unix://{}", socket.display()),
+                vec!["--cgroup-parent", &parent],
+            )
+        };
+        argv.extend(["--bridge=none", "--storage-driver=overlay2"]);
+        argv.extend(["-H", "unix:///run/docker.sock", "-H", &url]);
+        let argv: Vec<&str> = [DOCKERD]
+            .into_iter()
+            .chain(argv)
+            .chain(args.iter().copied())
+            .collect();
+        let dockerd = node.spawn("dockerd", &argv)?;
+        let engine = Self { node, dockerd, url };
+        engine.ready()?;
+        if engine.docker(&["image", "inspect", IMAGE])?.code != 0 {
+            engine.image(IMAGE, "", &["CMD [\"sh\"]"])?;
+        }
+        Ok(engine)
+    }
+
+    fn ready(&self) -> Result {
+        wait_for(
+            &format!("dockerd on {}", self.node.name()),
+            READY_LIMIT,
+            || {
+                process::run(&[DOCKER, "-H", &self.url, "version"])
+                    .is_ok_and(|output| output.code == 0)
+            },
+        )
+        .with_context(|| self.dockerd.log())
+    }
+
+    pub fn node(&self) -> &'static Node {
+        self.node
+    }
+
+    pub fn dockerd(&self) -> &Process<'static> {
+        &self.dockerd
+    }
+
+    /// Where the test process reaches the engine: `unix://…` or `tcp://…`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Starts dockerd again after it was stopped or killed, and waits until it answers.
+    pub fn restart(&self) -> Result {
+        if self.dockerd.is_running()? {
+            self.dockerd.stop()?;
+        }
+        self.dockerd.start()?;
+        self.ready()
+    }
+
+    /// `docker ARGS` against this engine.
+    pub fn docker(&self, args: &[&str]) -> Result<Output> {
+        let argv: Vec<&str> = [DOCKER, "-H", &self.url]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
+        let mut output = Task {
+            limit: Some(DOCKER_LIMIT),
+            ..Task::new(&argv)
+        }
+        .run()?;
+        output.command = format!("{}$ docker {}", self.node.name(), args.join(" "));
+        Ok(output)
+    }
+
+    /// `docker ARGS` that must succeed; its standard output.
+    pub fn ok(&self, args: &[&str]) -> Result<String> {
+        self.docker(args)?.ok()
+    }
+
+    /// Makes an image: busybox, the files that `script` makes in its root directory (`$PWD`),
+    /// and Dockerfile instructions (`CMD`, `VOLUME`, `USER`, `ENV`, …).
+    pub fn image(&self, name: &str, script: &str, instructions: &[&str]) -> Result {
+        let root = tempfile::Builder::new()
+            .prefix("image-")
+            .tempdir_in(self.node.dir())?;
+        let tar = root.path().join("root.tar");
+        let tar = tar.to_str().context("the lab's path is not UTF-8")?;
+        let base = busybox_root()?;
+        process::sh(&format!(
+            "cd {}; mkdir root; cp -a {base}/. root/; (cd root; {script}
+             ); tar -C root -cf {tar} .",
+            root.path().display()
+        ))?
+        .ok()?;
+        let mut args = vec!["import"];
+        for instruction in instructions {
+            args.extend(["--change", instruction]);
+        }
+        args.extend([tar, name]);
+        self.ok(&args)?;
+        Ok(())
+    }
+
+    /// Runs a shell script in a new container of [`IMAGE`] with this volume at /data, and
+    /// answers its output. The container is removed.
+    pub fn run_in(&self, volume: &str, script: &str) -> Result<String> {
+        let mount = format!("{volume}:/data");
+        self.ok(&[
+            "run",
+            "--rm",
+            "--network",
+            "host",
+            "--volume-driver",
+            "nfsvol",
+            "-v",
+            &mount,
+            IMAGE,
+            "sh",
+            "-euc",
+            script,
+        ])
+    }
+
+    /// Starts `nfsvol serve ARGS` beside the engine.
+    pub fn nfsvol(&self, args: &[&str]) -> Result<Nfsvol<'static>> {
+        Nfsvol::start(self.node, args, &[])
+    }
+}
+
+/// The root file system of [`IMAGE`], made once.
+fn busybox_root() -> Result<String> {
+    static ROOT: Shared<String> = Shared::new();
+    let root = ROOT.get(|| {
+        let root = Lab::get()?.dir().join("busybox");
+        fs::create_dir(&root)?;
+        let root = root
+            .to_str()
+            .context("the lab's path is not UTF-8")?
+            .to_owned();
+        process::sh(&format!(
+            "cd {root}; mkdir -p bin etc proc sys dev root; mkdir -m 1777 tmp; cp {BUSYBOX} bin/
+             bin/busybox --list | while read -r name; do
+                 [ $name = busybox ] || ln -s busybox bin/$name
+             done
+             echo root:x:0:0:root:/root:/bin/sh >etc/passwd; echo root:x:0: >etc/group"
+        ))?
+        .ok()?;
+        Ok(root)
+    })?;
+    Ok(root.clone())
+}
+
+/// A running `nfsvol serve`.
+pub struct Nfsvol<'a> {
+    process: Process<'a>,
+}
+
+impl<'a> Nfsvol<'a> {
+    pub const BINARY: &'static str = env!("CARGO_BIN_EXE_nfsvol");
+    pub const SOCKET: &'static str = "/run/docker/plugins/nfsvol.sock";
+    /// From its start to its socket.
+    const READY_LIMIT: Duration = Duration::from_secs(20);
+
+    /// Starts it on a node with these arguments of `serve` and this environment.
+    pub fn start(node: &'a Node, args: &[&str], env: &[(&str, &str)]) -> Result<Self> {
+        let argv: Vec<&str> = [Self::BINARY, "serve"]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
+        let env: HashMap<String, String> = env
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let process = Process::new(
+            node,
+            "nfsvol",
+            Task {
+                env,
+                ..Task::new(&argv)
+            },
+        )?;
+        let nfsvol = Self { process };
+        nfsvol.up()?;
+        Ok(nfsvol)
+    }
+
+    pub fn process(&self) -> &Process<'a> {
+        &self.process
+    }
+
+    /// Starts it again after its end and waits for its socket.
+    pub fn up(&self) -> Result {
+        self.process.start()?;
+        wait_for("nfsvol's socket", Self::READY_LIMIT, || {
+            self.process
+                .node()
+                .run(&["grep", "-q", Self::SOCKET, "/proc/net/unix"])
+                .is_ok_and(|output| output.code == 0)
+        })
+        .with_context(|| self.process.log())
+    }
+
+    /// SIGTERM, wait for the end, start.
+    pub fn restart(&self) -> Result {
+        self.process.stop()?;
+        self.up()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) -> Result {
+        self.process.kill()
+    }
+
+    /// `nfsvol ARGS` on the same node.
+    pub fn command(&self, args: &[&str]) -> Result<Output> {
+        let argv: Vec<&str> = [Self::BINARY]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
+        self.process.node().run(&argv)
+    }
+}
