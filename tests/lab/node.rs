@@ -316,10 +316,16 @@ impl Node {
         let dir = self.dir.display();
         let hosts = self.dir.with_file_name("hosts");
         let hosts = hosts.display();
-        let (kernel, disk, agent) = match self.kind {
+        let checkout = env!("CARGO_MANIFEST_DIR");
+        // A checkout below /srv, /run or (in a guest) /tmp is seen through what is mounted there.
+        let (kernel, disk, checkout_again, agent) = match self.kind {
             Kind::Machine => (
                 String::new(),
-                format!("disk={dir}/disk; mkdir -p $disk; rm -f {dir}/agent.sock"),
+                format!(
+                    "disk={dir}/disk; mkdir -p $disk/checkout; rm -f {dir}/agent.sock
+                     mount --bind {checkout} $disk/checkout"
+                ),
+                format!("mount --bind $disk/checkout {checkout}"),
                 format!("exec {exe} lab-agent unix:{dir}/agent.sock"),
             ),
             Kind::Guest { .. } => (
@@ -330,6 +336,7 @@ impl Node {
                      mount -t hostfs -o {dir} none {dir}
                      mount /dev/ubda /mnt; disk=/mnt"
                 ),
+                format!("mount -t hostfs -o {checkout} none {checkout}"),
                 format!("exec {exe} lab-init {exe} lab-agent {}:{AGENT}", self.ip()),
             ),
         };
@@ -354,6 +361,7 @@ impl Node {
              mount --bind {hosts} /etc/hosts
              mount -t tmpfs -o mode=0755 tmpfs /run
              mkdir -p /run/lock /run/docker/plugins
+             [ -e {checkout}/Cargo.toml ] || {{ mkdir -p {checkout}; {checkout_again}; }}
              {agent}
             ",
             name = self.name,

@@ -1,6 +1,6 @@
 //! Calls over TCP: many in flight, over one or several connections.
 //!
-//! Each connection (lane) has a [`CallTable`] behind a lock, and a task that connects when there
+//! Each connection (lane) has a [`CallTable`](super::table::CallTable) behind a lock, and a task that connects when there
 //! is something to send, writes what is queued in batches, hands replies to those who wait, and
 //! begins again with a back-off when the connection is lost. A call goes to the lane with the
 //! least work ahead. Dropping the future of a call forgets the call and nothing else.
