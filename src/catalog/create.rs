@@ -1,0 +1,225 @@
+//! Making a volume: its directory aside, its record on the share, the directory put in place.
+//!
+//! Invariants:
+//! - The record appears by one RENAME of a prepared directory, so of several hosts that make a
+//!   volume at once exactly one wins, and no host ever sees half a record.
+//! - A Create that fails leaves nothing: the record goes first, then the empty data directory.
+
+use std::sync::Arc;
+
+use super::share::{self, Published};
+use super::{Catalog, CatalogError, Copy, data, layout, trash};
+use crate::nfs::admin::Admin;
+use crate::volume::record::FORMAT;
+use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
+
+/// How often a Create starts over because another host was removing the volume just then.
+const CREATE_TRIES: usize = 5;
+
+/// Whether a Create call made the volume.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Creation {
+    New(Arc<Record>),
+    Existing(Arc<Record>),
+}
+
+impl Catalog {
+    /// Makes a volume, or finds it with the same options. `home` is the home share, `on` the
+    /// share of the data. Makes `.nfsvol/` where it is absent.
+    ///
+    /// # Errors
+    /// [`CatalogError::Different`] when the volume exists with other options, whoever won the
+    /// race for its name; otherwise what went wrong, and then nothing was made.
+    pub async fn create(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        name: &VolumeName,
+        options: &VolumeOptions,
+        default_on_remove: OnRemove,
+    ) -> Result<Creation, CatalogError> {
+        if self.only_here.is_unreadable(name) {
+            let reason = "see the log".to_owned();
+            return Err(CatalogError::LocalRecord {
+                name: name.clone(),
+                reason,
+            });
+        }
+        if let Some(home) = home {
+            self.init(home).await?;
+        }
+        for _ in 0..CREATE_TRIES {
+            let existing = match home {
+                Some(home) if !self.is_only_here(name) => {
+                    self.note(name, share::read(home, name).await?).await?
+                }
+                _ => self.get(name),
+            };
+            if let Some(record) = existing {
+                if let Some(home) = home.filter(|_| !self.is_only_here(name))
+                    && let Some(entry) = share::removal(home, &record).await?
+                {
+                    trash::finish_removal(home, on, &record, &entry).await?;
+                    self.forget(name).await?;
+                    continue;
+                }
+                return self.existing(on, record, options).await;
+            }
+            if let Some(record) = self
+                .try_create(home, on, name, options, default_on_remove)
+                .await?
+            {
+                return Ok(Creation::New(record));
+            }
+        }
+        Err(CatalogError::Unsettled(name.clone()))
+    }
+
+    async fn existing(
+        &self,
+        on: &Admin,
+        record: Arc<Record>,
+        asked: &VolumeOptions,
+    ) -> Result<Creation, CatalogError> {
+        let differences = record.options.differences(asked);
+        if !differences.is_empty() {
+            return Err(CatalogError::Different {
+                name: record.name.clone(),
+                differences,
+                created_by: record.created_by.clone(),
+                created: record.created.clone(),
+            });
+        }
+        // A crash may have come between the record and its directory.
+        if !data::exists(on, &record.data_dir).await? {
+            data::place(on, &record).await?;
+        }
+        Ok(Creation::Existing(record))
+    }
+
+    /// One attempt to make the volume; `None` when another host was first.
+    async fn try_create(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        name: &VolumeName,
+        options: &VolumeOptions,
+        default_on_remove: OnRemove,
+    ) -> Result<Option<Arc<Record>>, CatalogError> {
+        let id = layout::random_id().map_err(CatalogError::state("random bytes"))?;
+        let data_dir = options.data_dir(name)?;
+        let prepared = data::prepare(on, name, &id, &data_dir, options.owner).await?;
+        fail::fail_point!("create.aside", |_| crate::failpoint::die());
+        let now = match prepared {
+            Some(prepared) => prepared.at,
+            None => trash::now(home.unwrap_or(on)).await?,
+        };
+        let mut record = Record {
+            format: FORMAT,
+            name: name.clone(),
+            id,
+            created: layout::rfc3339(now),
+            created_by: self.host.clone(),
+            options: options.clone(),
+            data_dir,
+            on_remove: options.on_remove.unwrap_or(default_on_remove),
+            made: prepared.map(|p| p.fileid),
+            squashed: prepared.is_some_and(|p| p.squashed),
+        };
+        match self
+            .publish_and_place(home, on, &mut record, prepared.is_some())
+            .await
+        {
+            Ok(Published::Won) => Ok(Some(Arc::new(record))),
+            Ok(Published::Lost) => {
+                data::discard_prepared(on, &record.id).await;
+                Ok(None)
+            }
+            Err(error) => {
+                data::discard_prepared(on, &record.id).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn publish_and_place(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        record: &mut Record,
+        prepared: bool,
+    ) -> Result<Published, CatalogError> {
+        if let Some(home) = home
+            && share::publish(home, record).await? == Published::Lost
+        {
+            return Ok(Published::Lost);
+        }
+        fail::fail_point!("create.published", |_| crate::failpoint::die());
+        let placed = self.place_and_keep(home, on, record, prepared).await;
+        if let Err(error) = placed {
+            self.undo(home, on, record).await;
+            return Err(error);
+        }
+        Ok(Published::Won)
+    }
+
+    async fn place_and_keep(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        record: &mut Record,
+        prepared: bool,
+    ) -> Result<(), CatalogError> {
+        if prepared {
+            let made = match data::place(on, record).await? {
+                data::Placed::There => record.made,
+                data::Placed::Remade(fileid) => Some(fileid),
+                data::Placed::Found => None,
+            };
+            if made != record.made {
+                record.made = made;
+                if let Some(home) = home {
+                    share::rewrite(home, record).await?;
+                }
+            }
+        }
+        fail::fail_point!("create.placed", |_| crate::failpoint::die());
+        let copy = Copy {
+            record: Arc::new(record.clone()),
+            stamp: None,
+        };
+        let copies = if home.is_some() {
+            &self.copies
+        } else {
+            &self.only_here
+        };
+        tokio::task::block_in_place(|| copies.put(copy))
+            .map_err(CatalogError::state("writing the volume's record"))
+    }
+
+    /// Takes back a volume that was made by a call whose caller is gone or that failed half-way:
+    /// its record, and its data directory while that is empty.
+    pub async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
+        let undone = async {
+            // Somebody may have found the volume by itself and written to it.
+            let used = on.list(&record.data_dir).await?;
+            if record.made.is_some() && used.is_some_and(|entries| !entries.is_empty()) {
+                return Ok(());
+            }
+            if let Some(home) = home {
+                let aside = layout::tmp().join(&format!("{}.undo", record.id));
+                home.rename(&layout::volume(&record.name), &aside).await?;
+                share::discard(home, &aside).await;
+            }
+            if record.made.is_some() {
+                on.remove_dir(&record.data_dir).await?;
+            }
+            self.forget(&record.name).await?;
+            tokio::task::block_in_place(|| self.only_here.remove(&record.name))
+                .map_err(CatalogError::state("removing a record"))
+        };
+        if let Err(error) = undone.await {
+            tracing::warn!(volume = %record.name, %error, "could not be taken back; it stays");
+        }
+    }
+}
