@@ -61,6 +61,9 @@ pub type Result<T = ()> = anyhow::Result<T>;
 const TRIAL_LIMIT: Duration = Duration::from_secs(300);
 /// The whole lab ends after this long, whatever hangs.
 const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
+/// How long the processes of a lab that was killed may take to go; a guest of some hundred
+/// megabytes takes a moment.
+const LEAVE_LIMIT: Duration = Duration::from_secs(15);
 /// Lines of each daemon's log shown with a failed trial.
 const LOG_LINES: usize = 40;
 /// Where labs keep their files: on a disk, because servers need file handles.
@@ -449,14 +452,10 @@ fn remove(dir: &Path) -> Result {
     for tree in trees.chain([root.to_owned()]) {
         remove_cgroup(&tree.join(name))?;
     }
-    let still =
-        |pid: &str| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at.starts_with(dir));
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let pid = entry.file_name().to_string_lossy().into_owned();
-        if still(&pid) {
-            bail!("process {pid} of the lab is still there");
-        }
-    }
+    let lives = |pid: &Path| fs::read_link(pid.join("cwd")).is_ok_and(|at| at.starts_with(dir));
+    wait_for("the lab's processes to be gone", LEAVE_LIMIT, || {
+        fs::read_dir("/proc").is_ok_and(|all| !all.flatten().any(|pid| lives(&pid.path())))
+    })?;
     fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))
 }
 
@@ -472,7 +471,7 @@ fn remove_cgroup(dir: &Path) -> Result {
     }
     wait_for(
         &format!("cgroup {} to become empty", dir.display()),
-        Duration::from_secs(5),
+        LEAVE_LIMIT,
         || fs::remove_dir(dir).is_ok() || !dir.exists(),
     )
 }
