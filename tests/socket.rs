@@ -931,27 +931,6 @@ async fn of_many_that_start_at_once_on_a_stale_socket_one_gets_it() {
     }
 }
 
-/// Runs in a process of its own, started by the next test as systemd starts a service.
-#[tokio::test]
-#[ignore = "part of the next test"]
-async fn handed_over_child() {
-    let listener = Listener::open(Path::new("/nonexistent/nfsvol.sock"))
-        .await
-        .unwrap();
-    let driver = Arc::new(Memory {
-        told: Mutex::default(),
-        volumes: Mutex::default(),
-        gate: Semaphore::new(0),
-    });
-    let shutdown = async {
-        while driver.told().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let served = run(listener, Arc::clone(&driver), Settings::default(), shutdown);
-    within(served).await.unwrap();
-}
-
 #[tokio::test]
 async fn a_socket_from_systemd_is_served_and_left() {
     let directory = tempfile::tempdir().unwrap();
@@ -964,27 +943,31 @@ async fn a_socket_from_systemd_is_served_and_left() {
         let length = told.recv(&mut bytes).unwrap();
         String::from_utf8_lossy(&bytes[..length]).into_owned()
     };
-    let service = |binary: &Path| {
+    // The binary itself, as systemd starts a service.
+    let service = || {
         tokio::process::Command::new("sh")
             .arg("-c")
-            .arg("exec env LISTEN_FDS=1 LISTEN_PID=$$ \"$0\" --exact handed_over_child --ignored 3<&0")
-            .arg(binary)
+            .arg("exec env LISTEN_FDS=1 LISTEN_PID=$$ \"$0\" serve --state-dir \"$1\" 3<&0")
+            .arg(env!("CARGO_BIN_EXE_nfsvol"))
+            .arg(directory.path().join("state"))
             .stdin(std::os::fd::OwnedFd::from(systemd.try_clone().unwrap()))
             .env("NOTIFY_SOCKET", directory.path().join("notify"))
             .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
             .kill_on_drop(true)
             .spawn()
             .unwrap()
     };
-    let binary = std::env::current_exe().unwrap();
     for _ in 0..2 {
-        let mut child = service(&binary);
+        let mut child = service();
         let mut docker = Docker(UnixStream::connect(&socket).await.unwrap());
         docker.send("/Plugin.Activate", "").await;
         assert_eq!(
             docker.answer().await,
             ok(r#"{"Implements":["VolumeDriver"]}"#)
         );
+        let pid = rustix::process::Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert!(within(child.wait()).await.unwrap().success());
         assert_eq!([state(), state()], ["READY=1\n", "STOPPING=1\n"]);
         assert!(socket.exists());
