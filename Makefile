@@ -35,6 +35,12 @@ test: ## Test everything on real parts (as root; installs Debian packages that a
 	tests/lab/setup
 	$(CARGO) test --locked --no-fail-fast --features failpoints
 
+.PHONY: bench
+bench: ## Measure beside peers, into target/bench/summary.json (as root; ONLY=name for one trial)
+	tests/lab/setup
+	tests/lab/setup sshfs libnfs-utils openssh-server
+	$(CARGO) bench --locked --bench figures -- --test-threads=1 $(ONLY)
+
 .PHONY: demo
 demo: build ## Show the main job on two Docker hosts (as root; installs what is absent)
 	packaging/demo.sh target/release/nfsvol

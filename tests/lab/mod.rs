@@ -75,7 +75,9 @@ const PREFIX: &str = "nfsvol-lab-";
 /// The test binary is also the lab's init and the agent on its nodes: `trials` is called only
 /// where trials are listed or run.
 pub fn main(trials: impl FnOnce() -> Vec<Trial>) -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo bench` says so, and the trials of a bench are run as any others.
+    let args = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    let args: Vec<String> = args.collect();
     let role = args.first().map_or("", String::as_str);
     let outcome = match role {
         "lab-init" => process::init(&args[1..]),
@@ -84,7 +86,8 @@ pub fn main(trials: impl FnOnce() -> Vec<Trial>) -> ExitCode {
         "lab-inside" => inside(&args[1..], trials()),
         "lab-sweep" => sweep().map(|()| ExitCode::SUCCESS),
         _ => {
-            let parsed = Arguments::from_args();
+            let parsed =
+                Arguments::from_iter(std::iter::once("lab").chain(args.iter().map(String::as_str)));
             if parsed.list || missing(&[Part::Root]).is_some() {
                 return libtest_mimic::run(&parsed, trials()).exit_code();
             }
