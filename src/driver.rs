@@ -364,7 +364,7 @@ impl Driver {
         });
     }
 
-    /// What a mounted volume looks like now, for Get and Path.
+    /// Where a volume is mounted now.
     fn mountpoint(&self, name: &VolumeName) -> Option<std::path::PathBuf> {
         self.attachments.get(name).map(|held| held.how.mountpoint)
     }

@@ -13,9 +13,12 @@ use crate::volume::{Record, VolumeName, VolumeOptions};
 
 impl Driver {
     fn shown(&self, record: &Record, status: Map<String, Value>) -> Volume {
+        // Also before it is mounted: an engine shows a container's volume with the path that it
+        // was told when the container was made.
+        let place = || self.paths.mountpoint(&record.name);
         Volume {
             name: record.name.to_string(),
-            mountpoint: self.mountpoint(&record.name),
+            mountpoint: Some(self.mountpoint(&record.name).unwrap_or_else(place)),
             created_at: Some(record.created.clone()),
             status,
         }
