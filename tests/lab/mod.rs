@@ -14,6 +14,7 @@
 //! | `node` | a computer of the lab: a namespaced machine or a User-Mode Linux guest |
 //! | `calls` | calls on nfsvol's socket, timed on its node |
 //! | `docker` | a real dockerd on a node, images, `nfsvol serve` beside it |
+//! | `host` | a node with dockerd and nfsvol, driven by the docker command line |
 //! | `ganesha` | the user-space NFS server (v3, v4.0, v4.1) |
 //! | `knfsd` | the Linux kernel's NFS server (v3, v4.0, v4.1, v4.2) in a guest |
 //! | `proxy` | TCP between client and server: delays, drops, resets, counts calls |
@@ -27,6 +28,7 @@
 pub mod calls;
 pub mod docker;
 pub mod ganesha;
+pub mod host;
 pub mod knfsd;
 pub mod node;
 pub mod process;
@@ -49,6 +51,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 pub use calls::{Answer, Call};
 pub use docker::Nfsvol;
 pub use ganesha::{Export, Ganesha};
+pub use host::{DataPath, Host};
 pub use knfsd::Knfsd;
 pub use node::{Node, Process};
 pub use process::Output;

@@ -1,0 +1,159 @@
+//! One share, two Docker hosts: what is written on one is read on the other, whatever happened to
+//! the container and the host that wrote it.
+
+mod lab;
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, ensure};
+use lab::{DataPath, Export, Ganesha, Host, Knfsd, Lab, Part, Result, Shared, trial, wait_for};
+
+/// What a host is given to follow a change that it was not there for: some polls.
+const FOLLOWED: Duration = Duration::from_secs(40);
+
+/// A volume, the server that its data is on, and the NFS version that it is mounted with.
+struct Volume {
+    name: &'static str,
+    on: Server,
+    version: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Server {
+    Ganesha,
+    Knfsd,
+}
+
+const fn volume(name: &'static str, on: Server, version: &'static str) -> Volume {
+    Volume { name, on, version }
+}
+
+fn main() -> ExitCode {
+    lab::main(|| {
+        vec![
+            trial(
+                "kernel",
+                &[Part::Docker, Part::Ganesha, Part::Guest, Part::Knfsd],
+                |lab| {
+                    let volumes = [
+                        volume("ganesha-3", Server::Ganesha, "3"),
+                        volume("ganesha-4.0", Server::Ganesha, "4.0"),
+                        volume("ganesha-4.1", Server::Ganesha, "4.1"),
+                        volume("knfsd-3", Server::Knfsd, "3"),
+                        volume("knfsd-4.2", Server::Knfsd, "4.2"),
+                    ];
+                    handed_over(lab, DataPath::Kernel, &volumes)
+                },
+            ),
+            trial(
+                "fuse",
+                &[
+                    Part::Docker,
+                    Part::Ganesha,
+                    Part::Fuse,
+                    Part::Guest,
+                    Part::Knfsd,
+                ],
+                |lab| {
+                    let volumes = [
+                        volume("fuse-ganesha", Server::Ganesha, "3"),
+                        volume("fuse-knfsd", Server::Knfsd, "3"),
+                    ];
+                    handed_over(lab, DataPath::Fuse, &volumes)
+                },
+            ),
+        ]
+    })
+}
+
+fn handed_over(lab: &'static Lab, data_path: DataPath, volumes: &[Volume]) -> Result {
+    static GANESHA: Shared<Ganesha> = Shared::new();
+    static KNFSD: Shared<Knfsd> = Shared::new();
+    let word = match data_path {
+        DataPath::Fuse => "fuse",
+        DataPath::Kernel => "kernel",
+    };
+    let exports = ["/srv/fuse", "/srv/kernel"].map(Export::new);
+    let nas = GANESHA.get(|| Ganesha::start(lab, "nas", &exports))?;
+    let knfsd = KNFSD.get(|| Knfsd::start(lab, "knfsd", "512M"))?;
+    let home = nas.share(&format!("/srv/{word}"));
+    let start = |letter: &str| Host::start(lab, &format!("{word}-{letter}"), data_path, &home);
+    let (b, a) = thread::scope(|scope| {
+        let a = scope.spawn(|| start("a"));
+        (start("b"), a.join())
+    });
+    let (a, b) = (a.map_err(|_| anyhow!("a start panicked"))??, b?);
+
+    // A makes the volumes and writes; its container still runs when the power goes.
+    let mut options = String::new();
+    for Volume { name, on, version } in volumes {
+        let share = match on {
+            Server::Ganesha => home.clone(),
+            Server::Knfsd => knfsd.share(),
+        };
+        a.ok(&format!(
+            "volume create -d nfsvol -o share={share} -o options=nfsvers={version} {name}"
+        ))?;
+        options.push_str(&format!(" -v {name}:/v/{name}"));
+    }
+    let obsolete = format!("{word}-obsolete");
+    a.ok(&format!("volume create -d nfsvol {obsolete}"))?;
+    let write = "for v in /v/*; do echo ${v##*/} of a >$v/file; done; echo written
+                 exec sleep 3600";
+    let writer = format!("-d --name=writer {options} -v {obsolete}:/v/{obsolete}");
+    a.try_run(&writer, write)?.ok()?;
+    wait_for("A to write", FOLLOWED, || {
+        a.ok("logs writer").is_ok_and(|said| said == "written")
+    })
+    .with_context(|| format!("{:?}", a.docker("logs writer")))?;
+    for Volume { name, version, .. } in volumes {
+        let status = &a.inspect(name)?["Status"];
+        ensure!(
+            status["nfs_version"] == *version && status["data_path"] == word,
+            "{status}"
+        );
+    }
+    a.node().power_off()?;
+
+    // B sees all of it, without A and without the options.
+    for Volume { name, version, .. } in volumes {
+        let seen = b.inspect(name)?;
+        let status = &seen["Status"];
+        ensure!(seen["Driver"] == "nfsvol", "{seen}");
+        ensure!(status["created_by"] == format!("{word}-a"), "{seen}");
+        let options = status["options"]["options"].as_str().unwrap_or_default();
+        ensure!(options.contains(&format!("nfsvers={version}")), "{seen}");
+        ensure!(b.lists(name)?);
+    }
+    let read = "for v in /v/*; do cat $v/file; done";
+    let script = format!("{read}; for v in /v/*; do echo ${{v##*/}} of b >>$v/file; done");
+    let lines = |hosts: &[&str]| {
+        let each = volumes
+            .iter()
+            .flat_map(|v| hosts.iter().map(move |h| format!("{} of {h}", v.name)));
+        each.collect::<Vec<_>>().join("\n")
+    };
+    let seen = b.run(&options, &script)?;
+    ensure!(seen == lines(&["a"]), "{seen}");
+    b.ok(&format!("volume rm {obsolete}"))?;
+
+    // A comes back: it has what B wrote, and no longer what B removed.
+    a.boot()?;
+    let seen = a.run(&options, read)?;
+    ensure!(seen == lines(&["a", "b"]), "{seen}");
+    wait_for("A to follow the removal", FOLLOWED, || {
+        a.lists(&obsolete).is_ok_and(|listed| !listed)
+    })?;
+    ensure!(a.volume(&obsolete)?.is_none());
+    // The container that the power cut ended holds nothing any more.
+    a.ok("rm writer")?;
+    for Volume { name, .. } in volumes {
+        a.ok(&format!("volume rm {name}"))?;
+    }
+    wait_for("B to follow", FOLLOWED, || {
+        let listed = |v: &Volume| b.lists(v.name).unwrap_or(true);
+        !volumes.iter().any(listed)
+    })
+}
