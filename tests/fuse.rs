@@ -8,6 +8,8 @@ mod apps;
 mod consistency;
 #[path = "fuse/faults.rs"]
 mod faults;
+#[path = "fuse/hostile.rs"]
+mod hostile;
 mod lab;
 #[path = "fuse/model.rs"]
 mod model;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         trials.extend(consistency::trials());
         trials.extend(apps::trials());
         trials.extend(faults::trials());
+        trials.extend(hostile::trials());
         trials
     })
 }
@@ -78,6 +81,11 @@ struct Host {
 impl Host {
     /// Mounts `dir` of the server's export, which is made if it is not there.
     fn mount(server: &Ganesha, dir: &str, options: &str) -> Result<Self> {
+        Self::mount_at(&server.ip(), server, dir, options)
+    }
+
+    /// As [`Self::mount`], of a server that is reached at another address.
+    fn mount_at(ip: &str, server: &Ganesha, dir: &str, options: &str) -> Result<Self> {
         let local = server.local(EXPORT).join(dir);
         fs::create_dir_all(&local)?;
         let state = tempfile::tempdir()?;
@@ -85,7 +93,7 @@ impl Host {
         let volume: VolumeName = dir.parse()?;
         let attach = Attach {
             share: server.share(EXPORT).parse()?,
-            addr: server.ip().parse()?,
+            addr: ip.parse()?,
             nfs_port: 2049,
             mount_port: 20048,
             volume: volume.clone(),

@@ -17,6 +17,7 @@
 //! | `host` | a node with dockerd and nfsvol, driven by the docker command line |
 //! | `ganesha` | the user-space NFS server (v3, v4.0, v4.1) |
 //! | `knfsd` | the Linux kernel's NFS server (v3, v4.0, v4.1, v4.2) in a guest |
+//! | `liar` | a hostile server: a real one whose replies are turned into lies |
 //! | `proxy` | TCP between client and server: delays, drops, resets, counts calls |
 //!
 //! Addresses are 10.77.0.0/24 on a bridge of the lab's own network namespace; the test process
@@ -30,6 +31,7 @@ pub mod docker;
 pub mod ganesha;
 pub mod host;
 pub mod knfsd;
+pub mod liar;
 pub mod node;
 pub mod process;
 pub mod proxy;
