@@ -62,6 +62,8 @@ pub struct Catalog {
     /// Records of volumes made without a home share: they are only here.
     only_here: LocalCopy,
     sync: Mutex<sync::State>,
+    /// Held while `.nfsvol/` is made, so that one process does not race with itself.
+    making: Mutex<()>,
 }
 
 impl Catalog {
@@ -81,6 +83,7 @@ impl Catalog {
             copies: opened("catalog")?,
             only_here: opened("volumes")?,
             sync: sync.into(),
+            making: Mutex::default(),
         })
     }
 
@@ -345,6 +348,7 @@ impl Catalog {
         let record = Arc::new(record);
         if self.home.is_some() {
             trash::restore_record(home, entry, &record).await?;
+            fail::fail_point!("restore.record", |_| crate::failpoint::die());
             self.keep(record.clone()).await?;
         } else {
             let copy = Copy {
@@ -370,7 +374,8 @@ impl Catalog {
         trash::purge(admin, entry).await
     }
 
-    /// Trash entries of the share that were removed more than `age` ago by the server's clock.
+    /// Trash entries of the share that were removed more than `age` ago by the server's clock, and
+    /// those that are not kept at all.
     ///
     /// # Errors
     /// What the share answered.
@@ -380,13 +385,7 @@ impl Catalog {
         age: Duration,
     ) -> Result<Vec<TrashEntry>, CatalogError> {
         self.init(home).await?;
-        let now = trash::now(home).await?;
-        let mut entries = trash::list(home).await?;
-        entries.retain(|e| {
-            let purged_at_once = e.record.on_remove == OnRemove::Delete;
-            purged_at_once || now.saturating_sub(e.removed_secs) > age.as_secs()
-        });
-        Ok(entries)
+        trash::expired(home, age).await
     }
 
     /// Deletes what crashes left in `tmp/`, and puts in place what one left aside.

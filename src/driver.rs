@@ -170,6 +170,7 @@ impl Driver {
             .catalog
             .create(home.as_ref(), &on, name, &options, default)
             .await?;
+        fail::fail_point!("create.kept", |_| crate::failpoint::die());
         let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
         match &creation {
             Creation::New(record) => fresh.insert(name.clone(), record.id.clone()),
@@ -321,6 +322,7 @@ impl Driver {
             fail::fail_point!("unmount.detached", |_| crate::failpoint::die());
         }
         self.attachments.remove(name, id);
+        fail::fail_point!("unmount.forgotten", |_| crate::failpoint::die());
         Ok(())
     }
 
@@ -338,12 +340,12 @@ impl Driver {
         let Some(record) = known else { return Ok(()) };
         self.check_free(&record).await?;
         let on = self.data_admin(&record.options).await?;
-        if self.attachments.get(name).is_some() {
-            self.paths.detach(name, self.config.flush_wait).await?;
-            self.attachments.retain(name, |_| false);
-        }
+        // Also without an attachment: a Mount that a crash interrupted may have left a mount.
+        self.paths.detach(name, self.config.flush_wait).await?;
+        self.attachments.retain(name, |_| false);
         fail::fail_point!("remove.detached", |_| crate::failpoint::die());
         let entry = self.catalog.remove(home.as_ref(), &on, &record).await?;
+        fail::fail_point!("remove.forgotten", |_| crate::failpoint::die());
         if let Some(entry) = entry {
             self.purge_later(home, on, entry);
         }

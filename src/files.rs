@@ -38,6 +38,9 @@ fn write(path: &Path, temporary: &Path, contents: &[u8], durable: bool) -> io::R
     file.write_all(contents)?;
     if durable {
         file.sync_data()?;
+        fail::fail_point!("state.durable", |_| crate::failpoint::die());
+    } else {
+        fail::fail_point!("state.whole", |_| crate::failpoint::die());
     }
     fs::rename(temporary, path)?;
     match path.parent() {

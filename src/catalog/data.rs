@@ -59,6 +59,7 @@ pub(super) async fn prepare(
             there.ok_or_else(|| CatalogError::Unsettled(name.clone()))?
         }
     };
+    fail::fail_point!("create.made", |_| crate::failpoint::die());
     let attr = give(admin, &path, dir, owner, before).await?;
     Ok(Some(Prepared {
         fileid: attr.fileid,
@@ -143,6 +144,7 @@ pub(super) async fn place(admin: &Admin, record: &Record) -> Result<Placed, Cata
                 return Err(gone(admin, record));
             }
             make_parents(admin, dir).await?;
+            fail::fail_point!("create.parents", |_| crate::failpoint::die());
             admin.rename(&from, dir).await.map_err(|_| error)?;
             Ok(Placed::There)
         }

@@ -52,6 +52,18 @@ pub(super) fn own() -> SharePath {
     SharePath::root().join(OWN_DIR)
 }
 
+/// What is prepared to become `.nfsvol/`, with this id.
+pub(super) fn own_aside(id: &str) -> SharePath {
+    SharePath::root().join(&format!("{OWN_DIR}.{id}"))
+}
+
+/// The path of an entry of the export that is an [`own_aside`], by its name.
+pub(super) fn as_own_aside(name: &str) -> Option<SharePath> {
+    let id = name.strip_prefix(OWN_DIR)?.strip_prefix('.')?;
+    let is_id = id.len() == ID_DIGITS && id.bytes().all(|b| b.is_ascii_hexdigit());
+    is_id.then(|| own_aside(id))
+}
+
 /// The directories that are made once and that nobody renames or replaces.
 pub(crate) fn frame() -> [SharePath; 4] {
     [own(), volumes(), trash(), tmp()]
@@ -99,11 +111,15 @@ impl TrashName {
     /// The entry of `record` removed at `time`; every host that finishes the removal finds the
     /// same one, since both come from the share.
     pub(super) fn of(record: &Record, time: ServerTime) -> Self {
-        let random = record.id.chars().take(8).collect();
+        Self::at(record, time.secs)
+    }
+
+    /// The entry of `record` removed at `secs` since 1970.
+    pub(super) fn at(record: &Record, secs: u64) -> Self {
         Self {
             volume: record.name.clone(),
-            removed: time.secs,
-            random,
+            removed: secs,
+            random: record.id.chars().take(8).collect(),
         }
     }
 
@@ -150,7 +166,10 @@ pub(super) fn rfc3339(secs: u64) -> String {
     timestamp(secs).to_string()
 }
 
-/// 128 random bits as 32 hexadecimal digits.
+/// Hexadecimal digits of an id.
+const ID_DIGITS: usize = 32;
+
+/// 128 random bits as [`ID_DIGITS`] hexadecimal digits.
 ///
 /// # Errors
 /// When the kernel gives no random bytes (getrandom(2)).
@@ -179,6 +198,21 @@ mod tests {
         assert_eq!(TrashName::parse(&entry.entry()), Some(entry));
         assert_eq!(TrashName::parse("my.db"), None);
         assert_eq!(TrashName::parse("x.notatime.01234567"), None);
+    }
+
+    #[test]
+    fn only_what_was_prepared_is_taken_for_it() {
+        let id = random_id().unwrap();
+        let name = format!(".nfsvol.{id}");
+        assert_eq!(as_own_aside(&name), Some(own_aside(&id)));
+        for other in [
+            ".nfsvol",
+            ".nfsvol.old",
+            &format!("nfsvol.{id}"),
+            &format!("{name}0"),
+        ] {
+            assert_eq!(as_own_aside(other), None, "{other}");
+        }
     }
 
     proptest! {

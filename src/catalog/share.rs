@@ -38,8 +38,29 @@ pub(super) async fn init(admin: &Admin) -> Result<String, CatalogError> {
     }
     let id = layout::random_id().map_err(CatalogError::state("random bytes"))?;
     // Prepared aside and renamed: of two hosts that come first, one wins and both use its id.
-    let new = SharePath::root().join(&format!(".nfsvol.{id}"));
-    admin.mkdir(&new, DIR_MODE).await?;
+    let new = layout::own_aside(&id);
+    let prepared = prepare(admin, &new, id).await;
+    fail::fail_point!("home.aside", |_| crate::failpoint::die());
+    let made = match prepared {
+        Ok(()) => admin.rename(&new, &layout::own()).await,
+        Err(error) => Err(error),
+    };
+    fail::fail_point!("home.made", |_| crate::failpoint::die());
+    if made.is_ok() {
+        sweep_aside(admin).await;
+    } else {
+        discard(admin, &new).await;
+    }
+    match (share_id(admin).await?, made) {
+        (Some(id), _) => Ok(id),
+        (None, Err(error)) => Err(error.into()),
+        (None, Ok(())) => Err(foreign(admin, "it vanished as soon as it was made")),
+    }
+}
+
+/// Makes what is to become `.nfsvol/`.
+async fn prepare(admin: &Admin, new: &SharePath, id: String) -> Result<(), AdminError> {
+    admin.mkdir(new, DIR_MODE).await?;
     for dir in ["volumes", "trash", "tmp"] {
         admin.mkdir(&new.join(dir), DIR_MODE).await?;
     }
@@ -52,14 +73,17 @@ pub(super) async fn init(admin: &Admin) -> Result<String, CatalogError> {
     };
     let json = serde_json::to_vec_pretty(&format).unwrap_or_default();
     admin.create_new(&new.join("format.json"), &json).await?;
-    let renamed = admin.rename(&new, &layout::own()).await;
-    if renamed.is_err() {
-        delete_tree(admin, &new).await?;
-    }
-    match (share_id(admin).await?, renamed) {
-        (Some(id), _) => Ok(id),
-        (None, Err(error)) => Err(error.into()),
-        (None, Ok(())) => Err(foreign(admin, "it vanished as soon as it was made")),
+    Ok(())
+}
+
+/// Deletes what others prepared to become `.nfsvol/`: a crash left it, or its host finds now that
+/// it came second.
+async fn sweep_aside(admin: &Admin) {
+    let entries = admin.list(&SharePath::root()).await.unwrap_or_default();
+    for entry in entries.unwrap_or_default() {
+        if let Some(aside) = entry.name.to_str().and_then(layout::as_own_aside) {
+            discard(admin, &aside).await;
+        }
     }
 }
 
@@ -94,6 +118,7 @@ fn foreign(admin: &Admin, reason: &str) -> CatalogError {
 pub(super) async fn publish(admin: &Admin, record: &Record) -> Result<Published, CatalogError> {
     let new = layout::tmp().join(&record.id);
     admin.mkdir(&new, DIR_MODE).await?;
+    fail::fail_point!("create.drafted", |_| crate::failpoint::die());
     admin
         .create_new(&new.join(RECORD), &record.to_json())
         .await?;

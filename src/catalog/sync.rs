@@ -86,7 +86,10 @@ impl Catalog {
             (Some(id), _) => id,
             // Nothing is made on what should be a known share: its file system is not mounted.
             (None, Some(expected)) => return Err(self.other_share(home, "none", expected)),
-            (None, None) => share::init(home).await?,
+            (None, None) => {
+                let _alone = self.making.lock().await;
+                share::init(home).await?
+            }
         };
         self.recognise(home, &found).await
     }

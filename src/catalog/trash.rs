@@ -78,19 +78,32 @@ pub(super) async fn remove_local(
     if record.on_remove == OnRemove::Retain || record.made.is_none() {
         return Ok(None);
     }
-    let now = now(on).await?;
-    let entry = TrashName {
-        volume: record.name.clone(),
-        removed: now,
-        random: record.id.chars().take(8).collect(),
+    let entry = match begun_local(on, record).await? {
+        Some(begun) => begun,
+        None => {
+            let now = now(on).await?;
+            TrashName::at(record, now)
+        }
     };
     make_entry(on, &entry).await?;
+    fail::fail_point!("remove.local-entry", |_| crate::failpoint::die());
     let volume = entry.path().join(TRASH_VOLUME);
     on.mkdir(&volume, 0o755).await?;
-    on.create_new(&volume.join(layout::RECORD), &record.to_json())
+    on.write(&volume.join(layout::RECORD), &record.to_json())
         .await?;
+    fail::fail_point!("remove.local-record", |_| crate::failpoint::die());
     data::move_away(on, record, &entry.path().join(TRASH_DATA)).await?;
+    fail::fail_point!("remove.local-data", |_| crate::failpoint::die());
     Ok(Some(entry))
+}
+
+/// The entry of a removal by [`remove_local`] that a crash interrupted.
+async fn begun_local(on: &Admin, record: &Record) -> Result<Option<TrashName>, CatalogError> {
+    let entries = on.list(&layout::trash()).await?.unwrap_or_default();
+    let mut names = entries
+        .iter()
+        .filter_map(|entry| entry.name.to_str().and_then(TrashName::parse));
+    Ok(names.find(|name| *name == TrashName::at(record, name.removed)))
 }
 
 async fn make_entry(admin: &Admin, entry: &TrashName) -> Result<(), CatalogError> {
@@ -119,7 +132,12 @@ pub(super) async fn now(admin: &Admin) -> Result<u64, CatalogError> {
 
 /// What is in the trash of a share, oldest first.
 pub(super) async fn list(home: &Admin) -> Result<Vec<TrashEntry>, CatalogError> {
-    let mut entries = Vec::new();
+    Ok(scan(home).await?.0)
+}
+
+/// What is in the trash of a share, oldest first, and the entries that hold no record.
+async fn scan(home: &Admin) -> Result<(Vec<TrashEntry>, Vec<TrashName>), CatalogError> {
+    let (mut entries, mut bare) = (Vec::new(), Vec::new());
     for entry in home.list(&layout::trash()).await?.unwrap_or_default() {
         let Some(name) = entry.name.to_str().and_then(TrashName::parse) else {
             continue;
@@ -132,12 +150,30 @@ pub(super) async fn list(home: &Admin) -> Result<Vec<TrashEntry>, CatalogError> 
                 removed_secs: name.removed,
                 record,
             }),
-            // Data of a volume whose record is in the home share's trash, or a removal under way.
-            Ok(None) => {}
+            // Data of a volume whose record is in the home share's trash, a removal under way, or
+            // a restore that a crash interrupted at its last step.
+            Ok(None) => bare.push(name),
             Err(error) => tracing::warn!(entry = name.entry(), %error, "unreadable trash entry"),
         }
     }
     entries.sort_by(|a, b| (a.removed_secs, &a.entry).cmp(&(b.removed_secs, &b.entry)));
+    Ok((entries, bare))
+}
+
+/// The entries that were removed more than `age` ago. Takes away those that a crash left empty.
+pub(super) async fn expired(home: &Admin, age: Duration) -> Result<Vec<TrashEntry>, CatalogError> {
+    let now = now(home).await?;
+    let older = |removed: u64, age: Duration| now.saturating_sub(removed) > age.as_secs();
+    let (mut entries, bare) = scan(home).await?;
+    for name in bare.iter().filter(|name| older(name.removed, LEFT_OVER)) {
+        match home.remove_dir(&name.path()).await {
+            Err(error) if !matches!(error.kind, AdminErrorKind::NotEmpty) => {
+                return Err(error.into());
+            }
+            _ => {}
+        }
+    }
+    entries.retain(|e| e.record.on_remove == OnRemove::Delete || older(e.removed_secs, age));
     Ok(entries)
 }
 

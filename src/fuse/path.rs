@@ -222,6 +222,7 @@ impl FusePath {
             .stderr(log)
             .spawn()
             .map_err(io)?;
+        fail::fail_point!("fuse.started", |_| crate::failpoint::die());
         let text = serde_json::to_vec(task).map_err(|e| io(e.into()))?;
         let mut stdin = child.stdin.take();
         let mut stdout = child.stdout.take();
@@ -230,6 +231,7 @@ impl FusePath {
                 tokio::io::AsyncWriteExt::write_all(stdin, &text).await?;
             }
             drop(stdin.take());
+            fail::fail_point!("fuse.told", |_| crate::failpoint::die());
             match &mut stdout {
                 Some(stdout) => control::receive::<Started>(stdout).await,
                 None => Err(io::ErrorKind::BrokenPipe.into()),
@@ -364,6 +366,7 @@ impl FusePath {
             // A server that is away must not keep the volume mounted.
             let _ = control::ask(&dir, &socket, Command::Flush, flush).await;
             let _ = control::ask(&dir, &socket, Command::Leave, STATUS_TIME).await;
+            fail::fail_point!("fuse.left", |_| crate::failpoint::die());
         }
         let mountpoint = self.mountpoint(volume);
         unmount_all(&mountpoint).map_err(|source| FuseError::Io {
@@ -371,6 +374,7 @@ impl FusePath {
             step: "unmount",
             source,
         })?;
+        fail::fail_point!("fuse.taken", |_| crate::failpoint::die());
         // It is empty unless something went wrong, and then it has to stay.
         let _ = std::fs::remove_dir(&mountpoint);
         Ok(())

@@ -195,6 +195,7 @@ pub(super) fn place(
         Ok(mount) => {
             ticket.commit()?;
             make_directory(target)?;
+            fail::fail_point!("mount.place", |_| crate::failpoint::die());
             move_mount(
                 &mount,
                 "",

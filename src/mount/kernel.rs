@@ -431,6 +431,7 @@ impl KernelPath {
         if let Some(error) = &unflushed {
             tracing::warn!(%volume, %error, "not everything is known to be on the server");
         }
+        fail::fail_point!("unmount.flushed", |_| crate::failpoint::die());
         let target = place.clone();
         let unmounted = state
             .unmounts
@@ -448,6 +449,7 @@ impl KernelPath {
                 return Err(error);
             }
         }
+        fail::fail_point!("unmount.taken", |_| crate::failpoint::die());
         let _ = std::fs::remove_dir(&place);
         if let Some(key) = key {
             state.touch();

@@ -217,13 +217,13 @@ impl ShareMount<'_> {
             .checked_sub(MARGIN)
             .unwrap_or(now)
             .min(now + CREATE_LIMIT);
-        let created = Creation::start(context.as_fd())
-            .map_err(|source| MountError::Local {
-                step: Step::MountShare,
-                what: "starting a process for the mount".to_owned(),
-                source,
-            })?
-            .wait(deadline);
+        let creation = Creation::start(context.as_fd()).map_err(|source| MountError::Local {
+            step: Step::MountShare,
+            what: "starting a process for the mount".to_owned(),
+            source,
+        })?;
+        fail::fail_point!("mount.creating", |_| crate::failpoint::die());
+        let created = creation.wait(deadline);
         if let Err(errno) = created {
             return failed(errno, &context);
         }

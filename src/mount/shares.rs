@@ -285,6 +285,7 @@ impl Shares {
         bind::make_directory(place).map_err(|errno| local(Step::MountShare, place, errno))?;
         let began = Instant::now();
         mount.mount(ticket)?;
+        fail::fail_point!("mount.share", |_| crate::failpoint::die());
         let Some(entry) = self.mountinfo()?.at(place).cloned() else {
             return Ok(Vec::new()); // taken away at once; the next round sees it
         };
