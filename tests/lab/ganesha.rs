@@ -31,6 +31,8 @@ pub struct Export {
     pub read_only: bool,
     /// The file-system id that goes into file handles; another one makes old handles stale.
     pub fsid: u32,
+    /// Whether the server may take what it remembers of a file for what the disk holds.
+    pub cached: bool,
 }
 
 impl Export {
@@ -41,6 +43,15 @@ impl Export {
             squash: "no_root_squash",
             read_only: false,
             fsid: 0,
+            cached: true,
+        }
+    }
+
+    /// For trials that change files on the server's disk.
+    pub fn uncached(self) -> Self {
+        Self {
+            cached: false,
+            ..self
         }
     }
 
@@ -153,12 +164,17 @@ impl Ganesha {
         for (id, export) in (1..).zip(&exports) {
             write!(script, " {}", export.path)?;
             let access = if export.read_only { "RO" } else { "RW" };
+            let cache = if export.cached {
+                ""
+            } else {
+                "Attr_Expiration_Time = 0; "
+            };
             let fsid = if export.fsid == 0 { id } else { export.fsid };
             writeln!(
                 text,
                 "EXPORT {{ Export_Id = {id}; Filesystem_id = {fsid}.{fsid}; Path = {path}; \
                  Pseudo = {path}; Access_Type = {access}; Squash = {squash}; \
-                 Protocols = {protocols}; Transports = TCP; SecType = sys; \
+                 Protocols = {protocols}; Transports = TCP; SecType = sys; {cache}\
                  FSAL {{ Name = VFS; }} }}",
                 path = export.path,
                 squash = export.squash,
