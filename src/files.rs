@@ -30,7 +30,8 @@ fn replace(path: &Path, contents: &[u8], durable: bool) -> io::Result<()> {
         // Best effort: the next write truncates it anyway.
         let _ = fs::remove_file(&temporary);
     }
-    written
+    // Which disk it is that is full or broken is what users need to know.
+    written.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
 }
 
 fn write(path: &Path, temporary: &Path, contents: &[u8], durable: bool) -> io::Result<()> {
