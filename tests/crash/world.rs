@@ -91,6 +91,10 @@ impl Host {
         process.wait(SWEPT)
     }
 
+    pub(crate) fn state(&self) -> &str {
+        &self.state
+    }
+
     pub(crate) fn node(&self) -> &'static Node {
         self.node
     }
