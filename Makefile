@@ -49,6 +49,18 @@ demo: build ## Show the main job on two Docker hosts (as root; installs what is 
 sweep: ## Remove what a test run left that was killed with all its processes
 	$(CARGO) test --locked --quiet --features failpoints --test lab_selftest -- lab-sweep
 
+# BINARY=… takes one that is built already.
+BINARY ?= target/release/nfsvol
+built := $(if $(filter target/release/nfsvol,$(BINARY)),build)
+
 .PHONY: install
-install: build ## Install the binary below $(DESTDIR)$(PREFIX)
-	install -D -m 0755 target/release/nfsvol $(DESTDIR)$(PREFIX)/bin/nfsvol
+install: $(built) ## Install program, units, manual and completions below $(DESTDIR)$(PREFIX)
+	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) packaging/install.sh install $(BINARY)
+
+.PHONY: uninstall
+uninstall: ## Remove what `make install` put there
+	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) packaging/install.sh uninstall
+
+.PHONY: deb
+deb: $(built) ## Build a Debian package, target/nfsvol_VERSION_ARCH.deb
+	packaging/deb.sh $(BINARY) target

@@ -101,6 +101,9 @@ lost;\na container that is started afterwards gets a new mount.\n\nExample:\n  n
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages into a directory; `make install` does it
+    #[command(hide = true)]
+    Man { dir: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
@@ -174,6 +177,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "nfsvol", &mut script);
             return print(&script);
         }
+        Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir)?),
         Command::Ls(common) => (common, "/Nfsvol.Ls", json!({}), output::volumes),
         Command::Inspect { name, common } => (
             common,

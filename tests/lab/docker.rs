@@ -58,12 +58,21 @@ impl Engine {
             .chain(args.iter().copied())
             .collect();
         let dockerd = node.spawn("dockerd", &argv)?;
-        let engine = Self { node, dockerd, url };
-        engine.ready()?;
-        if engine.docker(&["image", "inspect", IMAGE])?.code != 0 {
-            engine.image(IMAGE, "", &["CMD [\"sh\"]"])?;
+        Self { node, dockerd, url }.with_image()
+    }
+
+    /// The engine that something else started on a node, reached at `url`.
+    pub fn started(node: &'static Node, url: String) -> Result<Self> {
+        let dockerd = Process::new(node, "dockerd", Task::new(&[DOCKERD]))?;
+        Self { node, dockerd, url }.with_image()
+    }
+
+    fn with_image(self) -> Result<Self> {
+        self.ready()?;
+        if self.docker(&["image", "inspect", IMAGE])?.code != 0 {
+            self.image(IMAGE, "", &["CMD [\"sh\"]"])?;
         }
-        Ok(engine)
+        Ok(self)
     }
 
     fn ready(&self) -> Result {

@@ -18,6 +18,7 @@
 //! | `ganesha` | the user-space NFS server (v3, v4.0, v4.1) |
 //! | `knfsd` | the Linux kernel's NFS server (v3, v4.0, v4.1, v4.2) in a guest |
 //! | `liar` | a hostile server: a real one whose replies are turned into lies |
+//! | `systemd` | a machine that is run by systemd, for units and packages |
 //! | `proxy` | TCP between client and server: delays, drops, resets, counts calls |
 //!
 //! Addresses are 10.77.0.0/24 on a bridge of the lab's own network namespace; the test process
@@ -35,6 +36,7 @@ pub mod liar;
 pub mod node;
 pub mod process;
 pub mod proxy;
+pub mod systemd;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -58,6 +60,7 @@ pub use knfsd::Knfsd;
 pub use node::{Node, Process};
 pub use process::Output;
 pub use proxy::Proxy;
+pub use systemd::Systemd;
 
 /// What every step of the lab answers.
 pub type Result<T = ()> = anyhow::Result<T>;
@@ -114,6 +117,7 @@ pub enum Part {
     Guest,
     Knfsd,
     Fuse,
+    Systemd,
 }
 
 /// A named trial. Skipped with the reason when the machine lacks one of its parts, or failed
@@ -187,6 +191,7 @@ pub fn missing(parts: &[Part]) -> Option<String> {
             .or_else(|| absent("/dev/net/tun", "a kernel with tun")),
         Part::Knfsd => absent(knfsd::EXPORTFS, "nfs-kernel-server")
             .or_else(|| absent(knfsd::MKFS_XFS, "xfsprogs")),
+        Part::Systemd => absent(systemd::SYSTEMD, "systemd"),
         Part::Fuse => absent("/dev/fuse", "a kernel with fuse")
             .or_else(|| absent("/usr/bin/fusermount3", "fuse3")),
     })
