@@ -24,6 +24,7 @@ mod fs;
 mod glue;
 mod hidden;
 mod inode;
+mod make;
 mod names;
 pub mod options;
 pub mod path;

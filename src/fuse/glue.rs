@@ -6,6 +6,8 @@
 //! the server does: fuser does not pass FUSE_INTERRUPT on, and the kernel does not let a process
 //! die before its request is answered.
 
+mod reply;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::future::Future;
@@ -14,32 +16,28 @@ use std::path::Path;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 
 use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{Attr, FileKind, FsStat, SetAttr, SetTime, Time};
+use crate::nfs::rpc::nfs3::SetAttr;
 
+use self::reply::{Answer, file_attr, file_type, set_time};
 use super::dir::OpenDir;
 use super::error::{Errno, Result};
-use super::fs::{Change, Entry, Found, Fs, Kernel, Opened};
+use super::fs::{Change, Entry, Found, Fs, Kernel};
 use super::process::{Processes, is_killed};
 use super::write::Quick;
 
 /// How long a request may take before its caller's death is looked for, and how often after that.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What `stat` recommends as size of reads and writes, in bytes: large enough for programs that
-/// copy, small enough for those that seek with buffered reads.
-const BLOCK: u32 = 128 * 1024;
-/// The unit of `statfs`, in bytes.
-const STATFS_BLOCK: u32 = 4096;
 /// Requests that the kernel may have under way in the background (read-ahead, asynchronous direct
 /// I/O): 64 MiB of reads at 1 MiB each.
 const BACKGROUND: u16 = 64;
@@ -229,154 +227,6 @@ async fn until_killed<T>(
                 return Err(Errno(libc::EINTR));
             }
             Err(_) => {}
-        }
-    }
-}
-
-/// The replies of fuser, alike.
-trait Answer<T>: Send + 'static {
-    fn done(self, value: T);
-    fn failed(self, errno: fuser::Errno);
-}
-
-macro_rules! answer {
-    ($reply:ty, $value:ty, |$self:ident, $v:ident| $done:expr) => {
-        impl Answer<$value> for $reply {
-            fn done($self, $v: $value) {
-                $done;
-            }
-
-            fn failed(self, errno: fuser::Errno) {
-                self.error(errno);
-            }
-        }
-    };
-}
-
-answer!(ReplyEmpty, (), |self, _v| self.ok());
-answer!(ReplyData, Bytes, |self, v| self.data(&v));
-answer!(ReplyWrite, u32, |self, v| self.written(v));
-answer!(ReplyAttr, (u64, Attr, Duration), |self, v| {
-    self.attr(&v.2, &file_attr(v.0, &v.1))
-});
-answer!(ReplyEntry, Entry, |self, v| self.entry_with_ttls(
-    &v.attr_trusted,
-    &v.name_trusted,
-    &file_attr(v.ino, &v.attr),
-    Generation(0)
-));
-answer!(ReplyEntry, Found, |self, v| match v {
-    Found::Entry(entry) => Answer::<Entry>::done(self, entry),
-    Found::Absent(trusted) if trusted.is_zero() => self.error(fuser::Errno::ENOENT),
-    Found::Absent(trusted) => self.entry(&trusted, &absent(), Generation(0)),
-});
-answer!(ReplyOpen, Opened, |self, v| self
-    .opened(FileHandle(v.fh), open_flags(v)));
-answer!(ReplyCreate, (Entry, Opened), |self, v| self.created(
-    &v.0.attr_trusted.min(v.0.name_trusted),
-    &file_attr(v.0.ino, &v.0.attr),
-    Generation(0),
-    FileHandle(v.1.fh),
-    open_flags(v.1)
-));
-answer!(ReplyStatfs, FsStat, |self, v| {
-    let block = u64::from(STATFS_BLOCK);
-    self.statfs(
-        v.total_bytes / block,
-        v.free_bytes / block,
-        v.available_bytes / block,
-        v.total_files,
-        v.available_files,
-        STATFS_BLOCK,
-        255,
-        STATFS_BLOCK,
-    )
-});
-
-fn open_flags(opened: Opened) -> FopenFlags {
-    let mut flags = FopenFlags::empty();
-    if opened.keep_pages {
-        flags |= FopenFlags::FOPEN_KEEP_CACHE;
-    }
-    if opened.direct {
-        flags |= FopenFlags::FOPEN_DIRECT_IO;
-    }
-    if !opened.writes {
-        flags |= FopenFlags::FOPEN_NOFLUSH;
-    }
-    flags
-}
-
-fn system_time(time: Time) -> SystemTime {
-    UNIX_EPOCH + Duration::new(time.secs.into(), time.nanos.min(999_999_999))
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Regular => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::Socket => FileType::Socket,
-        FileKind::Fifo => FileType::NamedPipe,
-    }
-}
-
-fn file_attr(ino: u64, attr: &Attr) -> FileAttr {
-    let (major, minor) = attr.rdev;
-    FileAttr {
-        ino: INodeNo(ino),
-        size: attr.size,
-        blocks: attr.used.div_ceil(512),
-        atime: system_time(attr.atime),
-        mtime: system_time(attr.mtime),
-        ctime: system_time(attr.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(attr.kind),
-        // Cut to the permission bits, which fit.
-        perm: u16::try_from(attr.mode & 0o7777).unwrap_or(0),
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12),
-        blksize: BLOCK,
-        flags: 0,
-    }
-}
-
-/// The entry that says that there is none: node 0.
-fn absent() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    }
-}
-
-/// Times before 1970 or after 2106 do not fit NFSv3 and become the nearest that does.
-fn set_time(time: Option<TimeOrNow>) -> SetTime {
-    match time {
-        None => SetTime::Keep,
-        Some(TimeOrNow::Now) => SetTime::Server,
-        Some(TimeOrNow::SpecificTime(time)) => {
-            let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-            SetTime::To(Time {
-                secs: u32::try_from(since.as_secs()).unwrap_or(u32::MAX),
-                nanos: since.subsec_nanos(),
-            })
         }
     }
 }

@@ -1,0 +1,212 @@
+//! Operations that make something: files, directories, links, special files.
+
+use crate::nfs::rpc::Cred;
+use crate::nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime};
+
+use super::attr::Origin;
+use super::error::{Errno, Result};
+use super::fs::{Entry, Fs, Opened, check_name};
+use super::inode::Inode;
+
+impl Fs {
+    /// Turns the answer of an operation that made something into an entry.
+    async fn made(
+        &self,
+        cred: &Cred,
+        dir: &Inode,
+        name: &[u8],
+        made: CreateOk,
+        asked: u64,
+    ) -> Result<Entry> {
+        self.absorb_wcc(dir, made.dir, asked);
+        let (handle, attr) = match (made.handle, made.attr) {
+            (Some(handle), Some(attr)) => (handle, attr),
+            (Some(handle), None) => (handle, self.nfs.getattr(cred, &handle).await?),
+            (None, _) => {
+                let found = self.nfs.lookup(cred, &dir.handle, name).await?;
+                let attr = match found.attr {
+                    Some(attr) => attr,
+                    None => self.nfs.getattr(cred, &found.handle).await?,
+                };
+                (found.handle, attr)
+            }
+        };
+        Ok(self.entry(dir, name, handle, attr, asked))
+    }
+
+    pub(super) async fn mkdir(
+        &self,
+        cred: &Cred,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<Entry> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        let asked = self.tick();
+        let made = self
+            .nfs
+            .mkdir(cred, &dir.handle, name, &with_mode(mode))
+            .await?;
+        self.made(cred, &dir, name, made, asked).await
+    }
+
+    pub(super) async fn symlink(
+        &self,
+        cred: &Cred,
+        parent: u64,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Entry> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        let asked = self.tick();
+        let set = with_mode(0o777);
+        let made = self
+            .nfs
+            .symlink(cred, &dir.handle, name, target, &set)
+            .await?;
+        self.made(cred, &dir, name, made, asked).await
+    }
+
+    /// `rdev` as the kernel encodes it (`new_encode_dev`).
+    pub(super) async fn mknod(
+        &self,
+        cred: &Cred,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Entry> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        let asked = self.tick();
+        let (major, minor) = (
+            (rdev >> 8) & 0xfff,
+            (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00),
+        );
+        let node = match mode & libc::S_IFMT {
+            libc::S_IFIFO => Node::Fifo,
+            libc::S_IFSOCK => Node::Socket,
+            libc::S_IFCHR => Node::CharDevice(major, minor),
+            libc::S_IFBLK => Node::BlockDevice(major, minor),
+            libc::S_IFREG => {
+                let how = How::Guarded(with_mode(mode));
+                let made = self.nfs.create(cred, &dir.handle, name, how).await?;
+                return self.made(cred, &dir, name, made, asked).await;
+            }
+            _ => return Err(Errno(libc::EINVAL)),
+        };
+        let made = self
+            .nfs
+            .mknod(cred, &dir.handle, name, node, &with_mode(mode))
+            .await?;
+        self.made(cred, &dir, name, made, asked).await
+    }
+
+    pub(super) async fn create(
+        &self,
+        cred: &Cred,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened)> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        let asked = self.tick();
+        let mut set = with_mode(mode);
+        let made = if flags & libc::O_EXCL != 0 {
+            self.create_exclusive(cred, &dir, name, set).await?
+        } else {
+            if flags & libc::O_TRUNC != 0 {
+                set.size = Some(0);
+            }
+            self.nfs
+                .create(cred, &dir.handle, name, How::Unchecked(set))
+                .await?
+        };
+        let entry = self.made(cred, &dir, name, made, asked).await?;
+        let opened = self.open_made(cred, &entry, mode, flags).await;
+        if opened.is_err() {
+            self.forget(entry.ino, 1);
+        }
+        Ok((entry, opened?))
+    }
+
+    /// CREATE that a retransmission cannot make fail, then the attributes.
+    async fn create_exclusive(
+        &self,
+        cred: &Cred,
+        dir: &Inode,
+        name: &[u8],
+        set: SetAttr,
+    ) -> Result<CreateOk> {
+        let mut verifier = [0u8; 8];
+        getrandom::fill(&mut verifier).map_err(|_| Errno(libc::EIO))?;
+        let how = How::Exclusive(verifier);
+        let mut made = match self.nfs.create(cred, &dir.handle, name, how).await {
+            Err(error) if error.errno() == libc::EOPNOTSUPP => {
+                let how = How::Guarded(set);
+                return Ok(self.nfs.create(cred, &dir.handle, name, how).await?);
+            }
+            other => other?,
+        };
+        let handle = match made.handle {
+            Some(handle) => handle,
+            None => self.nfs.lookup(cred, &dir.handle, name).await?.handle,
+        };
+        // Servers keep the verifier in the times until they are set.
+        let set = SetAttr {
+            atime: SetTime::Server,
+            mtime: SetTime::Server,
+            ..set
+        };
+        let wcc = self.nfs.setattr(cred, &handle, &set, None).await?;
+        made.handle = Some(handle);
+        made.attr = wcc.after;
+        Ok(made)
+    }
+
+    async fn open_made(&self, cred: &Cred, entry: &Entry, mode: u32, flags: i32) -> Result<Opened> {
+        let inode = self.inode(entry.ino)?;
+        // Without O_EXCL another's file may be there. One that looks just like ours would look
+        // is as good as ours.
+        let as_made = entry.attr.uid == cred.uid && entry.attr.mode & 0o777 == mode & 0o777;
+        if flags & libc::O_EXCL == 0 && !as_made {
+            self.check_access(cred, &inode, flags).await?;
+        }
+        Ok(self.opened(&inode, cred, flags))
+    }
+
+    pub(super) async fn link(
+        &self,
+        cred: &Cred,
+        ino: u64,
+        parent: u64,
+        name: &[u8],
+    ) -> Result<Entry> {
+        check_name(name)?;
+        let (inode, dir) = (self.inode(ino)?, self.inode(parent)?);
+        let asked = self.tick();
+        let linked = self
+            .nfs
+            .link(cred, &inode.handle, &dir.handle, name)
+            .await?;
+        self.absorb_wcc(&dir, linked.dir, asked);
+        let attr = match linked.attr {
+            Some(attr) => attr,
+            None => self.nfs.getattr(cred, &inode.handle).await?,
+        };
+        self.absorb(&inode, attr, asked, Origin::Own);
+        // One more lookup of the same node.
+        Ok(self.entry(&dir, name, inode.handle, attr, asked))
+    }
+}
+
+fn with_mode(mode: u32) -> SetAttr {
+    SetAttr {
+        mode: Some(mode & 0o7777),
+        ..SetAttr::default()
+    }
+}
