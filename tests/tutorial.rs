@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lab::ganesha::LONG_LEASE;
 use lab::{
     Call, DataPath, Export, Ganesha, Host, Knfsd, Lab, Part, Result, Shared, calls, trial, wait_for,
 };
@@ -97,7 +98,7 @@ fn main() -> ExitCode {
 fn ganesha(lab: &'static Lab) -> Result<&'static Ganesha> {
     static SERVER: Shared<Ganesha> = Shared::new();
     let exports = ["/srv/fuse", "/srv/kernel"].map(Export::new);
-    SERVER.get(|| Ganesha::start(lab, "nas", &exports))
+    SERVER.get(|| Ganesha::start_leasing(lab, "nas", &exports, LONG_LEASE))
 }
 
 fn knfsd(lab: &'static Lab) -> Result<&'static Knfsd> {

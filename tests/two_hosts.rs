@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
+use lab::ganesha::LONG_LEASE;
 use lab::{DataPath, Export, Ganesha, Host, Knfsd, Lab, Part, Result, Shared, trial, wait_for};
 
 /// What a host is given to follow a change that it was not there for: some polls.
@@ -76,7 +77,7 @@ fn handed_over(lab: &'static Lab, data_path: DataPath, volumes: &[Volume]) -> Re
         DataPath::Kernel => "kernel",
     };
     let exports = ["/srv/fuse", "/srv/kernel"].map(Export::new);
-    let nas = GANESHA.get(|| Ganesha::start(lab, "nas", &exports))?;
+    let nas = GANESHA.get(|| Ganesha::start_leasing(lab, "nas", &exports, LONG_LEASE))?;
     let knfsd = KNFSD.get(|| Knfsd::start(lab, "knfsd", "512M"))?;
     let home = nas.share(&format!("/srv/{word}"));
     let start = |letter: &str| Host::start(lab, &format!("{word}-{letter}"), data_path, &home);

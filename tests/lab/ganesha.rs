@@ -20,6 +20,11 @@ pub const RPCBIND: &str = "/usr/sbin/rpcbind";
 const READY_LIMIT: Duration = Duration::from_secs(60);
 pub const NFS_PORT: u16 = 2049;
 pub const MOUNT_PORT: u16 = 20048;
+/// Seconds of a v4 client's lease, and of the grace after a restart: short, as restarts wait for
+/// it.
+const LEASE: u32 = 5;
+/// Ganesha's default, for clients so busy that they would miss a short lease (and then get EIO).
+pub const LONG_LEASE: u32 = 60;
 
 /// An exported directory.
 #[derive(Clone, Debug)]
@@ -74,12 +79,23 @@ pub struct Ganesha {
     exports: Mutex<Vec<Export>>,
     /// `3,4` or fewer.
     protocols: &'static str,
+    lease: u32,
 }
 
 impl Ganesha {
     /// Boots a machine named `name` and serves these exports from it.
     pub fn start(lab: &'static Lab, name: &str, exports: &[Export]) -> Result<Self> {
-        Self::start_speaking(lab, name, exports, "3,4")
+        Self::start_with(lab, name, exports, "3,4", LEASE)
+    }
+
+    /// As [`Self::start`] with another lease, in seconds.
+    pub fn start_leasing(
+        lab: &'static Lab,
+        name: &str,
+        exports: &[Export],
+        lease: u32,
+    ) -> Result<Self> {
+        Self::start_with(lab, name, exports, "3,4", lease)
     }
 
     /// As [`Self::start`] with other protocols than `3,4`.
@@ -88,6 +104,16 @@ impl Ganesha {
         name: &str,
         exports: &[Export],
         protocols: &'static str,
+    ) -> Result<Self> {
+        Self::start_with(lab, name, exports, protocols, LEASE)
+    }
+
+    fn start_with(
+        lab: &'static Lab,
+        name: &str,
+        exports: &[Export],
+        protocols: &'static str,
+        lease: u32,
     ) -> Result<Self> {
         // The process keeps a reference to its node, and servers live as long as the lab.
         let node: &'static Node = Box::leak(Box::new(Node::machine(lab, name)?));
@@ -121,6 +147,7 @@ impl Ganesha {
             process,
             exports,
             protocols,
+            lease,
         };
         server.up()?;
         Ok(server)
@@ -157,8 +184,8 @@ impl Ganesha {
         let mut text = format!(
             "NFS_CORE_PARAM {{ Protocols = {}; NFS_Port = {NFS_PORT}; MNT_Port = {MOUNT_PORT}; \
              Enable_NLM = false; Enable_RQUOTA = false; }}\n\
-             NFSV4 {{ Grace_Period = 5; Lease_Lifetime = 5; }}\n",
-            self.protocols
+             NFSV4 {{ Grace_Period = {LEASE}; Lease_Lifetime = {}; }}\n",
+            self.protocols, self.lease
         );
         let mut script = "mkdir -p /run/ganesha /var/lib/nfs/ganesha".to_owned();
         for (id, export) in (1..).zip(&exports) {
