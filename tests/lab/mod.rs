@@ -117,6 +117,7 @@ pub enum Part {
     Guest,
     Knfsd,
     Fuse,
+    Podman,
     Systemd,
 }
 
@@ -192,6 +193,7 @@ pub fn missing(parts: &[Part]) -> Option<String> {
         Part::Knfsd => absent(knfsd::EXPORTFS, "nfs-kernel-server")
             .or_else(|| absent(knfsd::MKFS_XFS, "xfsprogs")),
         Part::Systemd => absent(systemd::SYSTEMD, "systemd"),
+        Part::Podman => absent("/usr/bin/podman", "podman crun"),
         Part::Fuse => absent("/dev/fuse", "a kernel with fuse")
             .or_else(|| absent("/usr/bin/fusermount3", "fuse3")),
     })
