@@ -190,17 +190,19 @@ impl Attachments {
         Ok(())
     }
 
-    /// Takes one attachment of `id` away; how many the volume has left, or `None` when there was
-    /// none of this ID.
+    /// Takes the newest attachment of `id` away; how many the volume has left, or `None` when
+    /// there was none of this ID.
+    ///
+    /// The newest, because an older one of the same ID may be of an engine that was killed: that
+    /// one counts for nothing as soon as no process stands behind it.
     pub(super) fn remove(&self, name: &VolumeName, id: &str) -> Option<usize> {
-        let mut removed = false;
-        let left = self.retain(name, |attachment| {
-            // One of them only: the ID may be there more than once.
-            let this = !removed && attachment.id == id;
-            removed |= this;
-            !this
-        });
-        removed.then_some(left)
+        let newest = {
+            let state = self.state();
+            let attachments = &state.held.get(name)?.attachments;
+            attachments.iter().rposition(|a| a.id == id)?
+        };
+        let mut at = 0..;
+        Some(self.retain(name, |_| at.next() != Some(newest)))
     }
 
     /// Keeps the attachments for which `keep` says so; how many are left.
@@ -286,6 +288,18 @@ mod tests {
         assert_eq!(attachments.remove(&db, "y"), Some(1));
         assert_eq!(attachments.remove(&db, "x"), Some(0));
         assert_eq!(attachments.get(&db), None);
+    }
+
+    #[test]
+    fn of_one_id_the_newest_is_taken_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let db: VolumeName = "db".parse().unwrap();
+        let attachments = open(dir.path(), "a");
+        attachments.add(&db, how(), "x").unwrap();
+        attachments.engine_started();
+        attachments.add(&db, how(), "x").unwrap();
+        assert_eq!(attachments.remove(&db, "x"), Some(1));
+        assert_eq!(attachments.get(&db).unwrap().attachments[0].epoch, 0);
     }
 
     #[test]
