@@ -27,14 +27,28 @@ pub struct Host {
 impl Host {
     /// Boots a node, starts nfsvol with this home share on it, and then the engine.
     pub fn start(lab: &'static Lab, name: &str, data_path: DataPath, share: &str) -> Result<Self> {
+        Self::start_with(lab, name, data_path, share, &[], &[])
+    }
+
+    /// As [`Self::start`] with further arguments for `nfsvol serve` and for dockerd.
+    pub fn start_with(
+        lab: &'static Lab,
+        name: &str,
+        data_path: DataPath,
+        share: &str,
+        serve: &[&str],
+        dockerd: &[&str],
+    ) -> Result<Self> {
         let (node, word) = match data_path {
             DataPath::Fuse => (Node::machine(lab, name)?, "fuse"),
             DataPath::Kernel => (Node::guest(lab, name)?, "kernel"),
         };
         // Its processes keep references to it, and hosts live as long as the lab.
         let node: &'static Node = Box::leak(Box::new(node));
-        let nfsvol = Nfsvol::start(node, &["--share", share, "--data-path", word], &[])?;
-        let engine = Engine::start(lab, node)?;
+        let mut args = vec!["--share", share, "--data-path", word];
+        args.extend(serve);
+        let nfsvol = Nfsvol::start(node, &args, &[])?;
+        let engine = Engine::start_with(lab, node, dockerd)?;
         Ok(Self { engine, nfsvol })
     }
 
