@@ -150,6 +150,10 @@ impl V3 {
         }
     }
 
+    fn close_idle(&self) {
+        self.state().idle.clear();
+    }
+
     /// Connections belong to the place that they lead to.
     fn set_route(&self, route: Option<Arc<Route>>) {
         let mut state = self.state();

@@ -146,6 +146,8 @@ impl<'a> Session<'a> {
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 Err(RpcError::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {
+                    // What broke this connection has broken the others: a new one tells why.
+                    self.v3.close_idle();
                     if !again {
                         return Err(AdminErrorKind::Unknown.into());
                     }
