@@ -28,5 +28,6 @@ pub use holders::{Held, Holder};
 pub use kernel::{
     Attach, Attached, Detached, Endpoint, Health, KernelPath, KernelSettings, MountedVolume,
 };
+pub(crate) use mountinfo::FUSE_FSTYPE;
 pub use mountinfo::{DeviceId, MountEntry, MountInfo, Place};
 pub use options::{MountOptions, NfsVersion, OptionsError};

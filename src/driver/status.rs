@@ -96,8 +96,8 @@ impl Driver {
         status
     }
 
-    /// Names the holders of a mount that the server no longer knows (ESTALE): the share was
-    /// mounted anew since, and only what starts from now on gets the new mount.
+    /// Names the holders of an earlier mount, such as one that the server no longer knows (ESTALE):
+    /// the volume was mounted anew since, and only what starts from now on gets the new mount.
     fn put_stale(&self, put: &mut impl FnMut(&str, Value), name: &VolumeName, holders: &[Holder]) {
         if holders.is_empty() {
             return;
@@ -111,7 +111,7 @@ impl Driver {
             put("stale_holders", json!(stale));
             put(
                 "stale_next",
-                json!("restart these containers: they hold a mount that is gone"),
+                json!("restart these containers: they hold an earlier mount of the volume"),
             );
         }
     }

@@ -87,6 +87,20 @@ pub enum Command {
     Leave,
     /// End at once; every request and every later one fails.
     Abort,
+    /// Ask the server whether the volume's directory still is the one that is served.
+    Check,
+}
+
+/// What a worker serves, by the server's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Served {
+    /// The volume's directory.
+    Current,
+    /// One that the server no longer knows (ESTALE), or that another has replaced.
+    Outdated,
+    /// The server did not tell.
+    Unknown,
 }
 
 /// What a worker reports.
@@ -118,6 +132,7 @@ pub struct WorkerStatus {
 #[serde(rename_all = "kebab-case")]
 pub enum Report {
     Status(Box<WorkerStatus>),
+    Served(Served),
     Done,
 }
 

@@ -20,9 +20,9 @@ use crate::mount::{DeviceId, MountInfo};
 use crate::nfs::address::{Share, SharePath};
 use crate::volume::VolumeName;
 
-use super::control::{self, Command, Report, Started, Task, WorkerStatus};
+use super::control::{self, Command, Report, Served, Started, Task, WorkerStatus};
 use super::options::FuseOptions;
-use super::worker::{FSTYPE, SUBCOMMAND, our_mount};
+use super::worker::{CHECK_TIME, FSTYPE, SUBCOMMAND, our_mount};
 
 /// How long a worker may take to say how it is. It answers in microseconds, unless it is stopped.
 const STATUS_TIME: Duration = Duration::from_secs(2);
@@ -184,7 +184,12 @@ impl FusePath {
         if mounted.is_some() {
             match self.serving(&volume).await {
                 Some(worker) if worker.task.serves(&task) => {
-                    return Ok(attached(worker.task.addr, Vec::new()));
+                    if !self.is_outdated(&worker, task.addr).await {
+                        return Ok(attached(worker.task.addr, Vec::new()));
+                    }
+                    tracing::warn!(%volume, "what is mounted is outdated; mounting it anew");
+                    self.tell_to_leave(&worker).await;
+                    unmount_all(&task.mountpoint).map_err(io("unmount what is outdated"))?;
                 }
                 Some(_) => return Err(FuseError::Different(volume)),
                 // Its worker is gone, or hangs: whoever holds the mount has lost it.
@@ -264,6 +269,26 @@ impl FusePath {
         Err(error)
     }
 
+    /// Whether a worker serves what the server no longer knows, or knows as another volume's, or
+    /// waits for the server at an address (`addr` is the one of now) where it no longer is. A
+    /// server that does not answer otherwise says nothing about that.
+    async fn is_outdated(&self, worker: &WorkerStatus, addr: IpAddr) -> bool {
+        let dir = self.run_dir(&worker.task.volume);
+        let patience = CHECK_TIME + POLL;
+        match control::ask(&dir, &socket(worker), Command::Check, patience).await {
+            Ok(Report::Served(Served::Current)) => false,
+            Ok(Report::Served(Served::Outdated)) => true,
+            // An earlier release's worker does not know the question.
+            _ => worker.task.addr != addr,
+        }
+    }
+
+    async fn tell_to_leave(&self, worker: &WorkerStatus) {
+        let dir = self.run_dir(&worker.task.volume);
+        // One that does not answer is of no use to those who hold its mount either.
+        let _ = control::ask(&dir, &socket(worker), Command::Leave, STATUS_TIME).await;
+    }
+
     /// The sockets of a volume's workers, with their process ids.
     fn sockets(&self, volume: &VolumeName) -> Vec<(u32, String)> {
         let Ok(entries) = std::fs::read_dir(self.run_dir(volume)) else {
@@ -286,7 +311,7 @@ impl FusePath {
         for (_, socket) in self.sockets(volume) {
             match control::ask(&dir, &socket, Command::Status, STATUS_TIME).await {
                 Ok(Report::Status(status)) => found.push(*status),
-                Ok(Report::Done) => {}
+                Ok(Report::Served(_) | Report::Done) => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     let _ = std::fs::remove_file(dir.join(socket));
                 }
@@ -362,10 +387,9 @@ impl FusePath {
         let dir = self.run_dir(volume);
         let worker = self.serving(volume).await;
         if let Some(worker) = &worker {
-            let socket = format!("{}.sock", worker.pid);
             // A server that is away must not keep the volume mounted.
-            let _ = control::ask(&dir, &socket, Command::Flush, flush).await;
-            let _ = control::ask(&dir, &socket, Command::Leave, STATUS_TIME).await;
+            let _ = control::ask(&dir, &socket(worker), Command::Flush, flush).await;
+            self.tell_to_leave(worker).await;
             fail::fail_point!("fuse.left", |_| crate::failpoint::die());
         }
         let mountpoint = self.mountpoint(volume);
@@ -414,6 +438,11 @@ impl FusePath {
         }
         Ok(())
     }
+}
+
+/// The name of a worker's control socket.
+fn socket(worker: &WorkerStatus) -> String {
+    format!("{}.sock", worker.pid)
 }
 
 /// Makes a directory that only root can enter, with its parents.

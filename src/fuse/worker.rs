@@ -29,7 +29,9 @@ use crate::nfs::rpc::nfs3::{FileHandle, FileKind, Nfs3};
 use crate::nfs::rpc::{Cred, Settings};
 use crate::telemetry;
 
-use super::control::{Command, Report, Started, Task, WorkerStatus, receive, send, socket_path};
+use super::control::{
+    Command, Report, Served, Started, Task, WorkerStatus, receive, send, socket_path,
+};
 use super::fs::Fs;
 use super::glue::{Caches, Glue, Load};
 use super::hidden::{self, Hidden};
@@ -43,8 +45,10 @@ const READ_AHEAD_KIB: u32 = 8192;
 const LOG: &str = "info";
 /// How long a client of the control socket may take to say what it wants.
 const COMMAND_TIME: Duration = Duration::from_secs(5);
+/// How long the server may take to say whether the volume's directory is still the same.
+pub(super) const CHECK_TIME: Duration = Duration::from_secs(2);
 /// The type of the mounts, as mountinfo shows it.
-pub(super) const FSTYPE: &str = "fuse.nfsvol";
+pub(super) const FSTYPE: &str = crate::mount::FUSE_FSTYPE;
 
 /// Why a worker did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +120,8 @@ fn tell(started: &Started) -> io::Result<()> {
 
 async fn serve(task: &Task) -> Result<(), WorkerError> {
     let nfs = connect(task).await?;
-    let root = find_root(task, &nfs).await?;
+    let export = ask_for_export(task).await?;
+    let root = find_root(task, &nfs, &export).await?;
     let caches = Caches::start().step("start a thread")?;
     let options = task.options.clone();
     let hidden = Hidden::new(&task.run_dir);
@@ -158,12 +163,15 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
     tell(&Started::Ready { warnings }).step("report")?;
     close_standard_streams();
 
-    let run_dir = task.run_dir.clone();
-    tokio::spawn(async move { hidden::clean(&run_dir, &nfs).await });
+    let (run_dir, cleaning) = (task.run_dir.clone(), nfs.clone());
+    tokio::spawn(async move { hidden::clean(&run_dir, &cleaning).await });
 
     let (abort_tx, mut abort) = mpsc::channel(1);
     let control = Control {
         task: task.clone(),
+        nfs,
+        export,
+        root,
         fs: Arc::clone(&fs),
         load,
         leaving: AtomicBool::new(false),
@@ -212,8 +220,7 @@ async fn connect(task: &Task) -> Result<Nfs3, WorkerError> {
         .step("set up the NFS client")
 }
 
-/// The handle of the volume's directory. No symlink is followed below the export.
-async fn find_root(task: &Task, nfs: &Nfs3) -> Result<FileHandle, WorkerError> {
+async fn ask_for_export(task: &Task) -> Result<FileHandle, WorkerError> {
     let mountd = Mountd::new(&settings(task), || TcpConnector::new(true));
     let ports = Ports {
         nfs: Some(task.nfs_port),
@@ -225,8 +232,17 @@ async fn find_root(task: &Task, nfs: &Nfs3) -> Result<FileHandle, WorkerError> {
         .await
         .map_err(|e| io::Error::new(io::Error::from_raw_os_error(e.errno()).kind(), e))
         .step("ask the server for the export")?;
+    Ok(mounted.root)
+}
+
+/// The handle of the volume's directory. No symlink is followed below the export.
+async fn find_root(
+    task: &Task,
+    nfs: &Nfs3,
+    export: &FileHandle,
+) -> Result<FileHandle, WorkerError> {
     let cred = Cred::root();
-    let mut handle = mounted.root;
+    let mut handle = *export;
     for name in task.dir.components() {
         let found = self::nfs(nfs.lookup(&cred, &handle, name.as_bytes()).await)
             .step("find the volume's directory")?;
@@ -305,6 +321,9 @@ fn close_standard_streams() {
 /// Answers the daemon.
 struct Control {
     task: Task,
+    nfs: Nfs3,
+    export: FileHandle,
+    root: FileHandle,
     fs: Arc<Fs>,
     load: Arc<Load>,
     leaving: AtomicBool,
@@ -333,6 +352,10 @@ impl Control {
     async fn obey(&self, command: Command) -> Report {
         match command {
             Command::Status => return Report::Status(Box::new(self.status())),
+            Command::Check => {
+                let served = tokio::time::timeout(CHECK_TIME, self.served()).await;
+                return Report::Served(served.unwrap_or(Served::Unknown));
+            }
             Command::Flush => self.fs.sync_everything().await,
             Command::Leave => self.leaving.store(true, Ordering::Relaxed),
             Command::Abort => {
@@ -340,6 +363,24 @@ impl Control {
             }
         }
         Report::Done
+    }
+
+    /// Whether the volume's name leads to the directory that is served.
+    async fn served(&self) -> Served {
+        let cred = Cred::root();
+        let ours = match self.nfs.getattr(&cred, &self.root).await {
+            Ok(attr) => attr,
+            Err(error) if error.errno() == libc::ESTALE => return Served::Outdated,
+            Err(_) => return Served::Unknown,
+        };
+        let Ok(found) = find_root(&self.task, &self.nfs, &self.export).await else {
+            return Served::Unknown;
+        };
+        match self.nfs.getattr(&cred, &found).await {
+            Ok(named) if (named.fsid, named.fileid) == (ours.fsid, ours.fileid) => Served::Current,
+            Ok(_) => Served::Outdated,
+            Err(_) => Served::Unknown,
+        }
     }
 
     fn status(&self) -> WorkerStatus {

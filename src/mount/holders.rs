@@ -22,8 +22,8 @@ use super::mountinfo::{DeviceId, MountEntry, MountInfo, Place};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Held {
-    /// An NFS volume: the source that mountinfo shows, `nas:/export/db`. It tells the volumes of
-    /// one share apart, which the device number does not, and survives a fresh mount of the share.
+    /// The source that mountinfo shows, `nas:/export/db`. It tells the volumes of one share apart,
+    /// which the device number of an NFS mount does not, and survives a fresh mount.
     Source(String),
     /// A volume with a file system of its own (FUSE): its device number.
     Device(DeviceId),
@@ -34,7 +34,7 @@ impl Held {
     fn is(&self, entry: &MountEntry) -> bool {
         match self {
             Self::Source(source) => {
-                entry.is_nfs()
+                (entry.is_nfs() || entry.is_fuse())
                     && entry
                         .source
                         .strip_prefix(source.as_str())

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+/// The type of the FUSE data path's mounts.
+pub(crate) const FUSE_FSTYPE: &str = "fuse.nfsvol";
+
 /// A device number as mountinfo and /sys/class/bdi print it: `0:53`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DeviceId {
@@ -62,6 +65,12 @@ impl MountEntry {
     #[must_use]
     pub fn is_nfs(&self) -> bool {
         self.fstype == "nfs" || self.fstype == "nfs4"
+    }
+
+    /// Whether a worker of the FUSE data path serves this mount.
+    #[must_use]
+    pub fn is_fuse(&self) -> bool {
+        self.fstype == FUSE_FSTYPE
     }
 
     /// Whether the single mount has this option (`ro`, `nosuid`, ...).
