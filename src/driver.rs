@@ -213,21 +213,27 @@ impl Driver {
         let last_try = deadline.checked_sub(MARGIN).unwrap_or(deadline);
         let _lock = self.locks.lock(name).await;
         let mut pause = FIRST_PAUSE;
+        let mut before = None;
         loop {
-            let error = match self.try_mount(name, id, last_try).await {
-                Ok(mountpoint) => {
+            let tried = self.try_mount(name, id, last_try);
+            let tried = tokio::time::timeout_at((last_try + MARGIN / 2).into(), tried).await;
+            let error = match tried {
+                // The share fell silent in the middle of the last try.
+                Err(_) => return Err(before.unwrap_or_else(|| DriverError::Late(name.clone()))),
+                Ok(Err(error)) => error,
+                Ok(Ok(mountpoint)) => {
                     self.fresh
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
                         .remove(name);
                     return Ok(mountpoint);
                 }
-                Err(error) => error,
             };
             if !error.is_transient() || Instant::now() + pause >= last_try {
                 return Err(error);
             }
             tracing::warn!(volume = %name, %error, "mount failed; trying again until the deadline");
+            before = Some(error);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);
         }
@@ -277,8 +283,8 @@ impl Driver {
         Ok(mountpoint)
     }
 
-    /// The record as the home share has it now. A volume whose data is on another share does not
-    /// wait for a home share that is silent.
+    /// The record as the home share has it now. A volume whose data is on another share is not
+    /// held up by the home share's troubles: only its word that the volume is gone counts.
     async fn current(
         &self,
         record: Arc<Record>,
@@ -298,9 +304,12 @@ impl Driver {
             return Ok((record, None));
         } else {
             match tokio::time::timeout(HOME_WAIT, fetch).await {
-                Ok(Err(error)) if error.is_transient() => return Ok((record, None)),
-                Err(_) => return Ok((record, None)),
-                Ok(fetched) => fetched,
+                Ok(Ok(fetched)) => Ok(fetched),
+                // Asked again when it has answered a poll: one Mount waits for it, not each.
+                Ok(Err(_)) | Err(_) => {
+                    contact.heard(false);
+                    return Ok((record, None));
+                }
             }
         };
         match fetched? {

@@ -69,6 +69,11 @@ pub enum DriverError {
          containers; `umount -f` on its share may end their waiting"
     )]
     AbortByKernel(VolumeName),
+    #[error(
+        "volume {0}: its share did not answer before the deadline (--mount-deadline); look at the \
+         server's load and log: the call is safe to repeat"
+    )]
+    Late(VolumeName),
     #[error("volume {0} was unmounted by somebody else as soon as it was mounted; try again")]
     Vanished(VolumeName),
     #[error(

@@ -64,6 +64,8 @@ struct State {
     reached: Option<(Reached, Instant)>,
     admin: Option<(Ports, Admin)>,
     health: Health,
+    /// It said nothing of use when it was asked last, by a call that can do without it.
+    silent: bool,
 }
 
 impl Contact {
@@ -75,9 +77,23 @@ impl Contact {
         self.state().health.clone()
     }
 
-    /// Whether the last look at the share failed.
+    /// Whether the last look at the share failed, or it was silent since the last answer.
     pub(super) fn is_down(&self) -> bool {
-        self.state().health.healthy == Some(false)
+        let state = self.state();
+        state.silent || state.health.healthy == Some(false)
+    }
+
+    /// Notes whether the share answered who can do without it.
+    pub(super) fn heard(&self, answered: bool) {
+        self.state().silent = !answered;
+    }
+
+    /// Notes why a look at the share failed.
+    fn failed(&self, error: &impl ToString) {
+        let mut state = self.state();
+        state.health.healthy = Some(false);
+        state.health.error = Some(error.to_string());
+        state.reached = None;
     }
 
     /// The ports to reach the share at; for an embedded share its server is started first.
@@ -117,9 +133,10 @@ impl Contact {
             .breaker
             .run(probe::probe(&self.share, ports, PROBE_DEADLINE))
             .await;
-        let mut state = self.state();
         match probed {
             Ok(reached) => {
+                let mut state = self.state();
+                state.silent = false;
                 state.health.healthy = Some(true);
                 state.health.error = None;
                 state.health.last_answer = Some(now());
@@ -129,9 +146,7 @@ impl Contact {
                 Ok(reached)
             }
             Err(error) => {
-                state.health.healthy = Some(false);
-                state.health.error = Some(error.to_string());
-                state.reached = None;
+                self.failed(&error);
                 Err(error.into())
             }
         }
@@ -143,12 +158,17 @@ impl Contact {
     }
 
     /// A look at the share for its health: one or two RPCs.
-    pub(super) async fn check(&self, admin: &Admin) {
+    pub(super) async fn check(&self, admin: Result<Admin, DriverError>) {
+        let admin = match admin {
+            Ok(admin) => admin,
+            Err(error) => return self.failed(&error),
+        };
         let began = Instant::now();
         let space: Result<Space, _> = admin.space().await;
-        let mut state = self.state();
         match space {
             Ok(space) => {
+                let mut state = self.state();
+                state.silent = false;
                 state.health.healthy = Some(true);
                 state.health.error = None;
                 state.health.last_answer = Some(now());
@@ -156,11 +176,7 @@ impl Contact {
                 state.health.bytes_total = Some(space.total);
                 state.health.bytes_available = Some(space.available);
             }
-            Err(error) => {
-                state.health.healthy = Some(false);
-                state.health.error = Some(error.to_string());
-                state.reached = None;
-            }
+            Err(error) => self.failed(&error),
         }
     }
 }

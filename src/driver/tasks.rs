@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{Driver, DriverError};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Changes};
 
 /// How often the health of shares in use is looked at.
 const HEALTH_EVERY: Duration = Duration::from_secs(30);
@@ -109,10 +109,13 @@ impl Driver {
     }
 
     async fn follow(&self) -> Result<(), DriverError> {
-        let Some(home) = self.home().await? else {
+        let Some(contact) = self.home_contact() else {
             return Ok(());
         };
-        let changes = self.catalog.poll(&home).await?;
+        let polled = async { Ok(self.catalog.poll(&self.admin(&contact).await?).await?) };
+        let polled: Result<Changes, DriverError> = polled.await;
+        contact.heard(polled.is_ok());
+        let changes = polled?;
         if changes.read > 0 || !changes.gone.is_empty() {
             tracing::debug!(
                 read = changes.read,
@@ -123,17 +126,16 @@ impl Driver {
         Ok(())
     }
 
-    async fn check_shares(&self) {
+    async fn check_shares(self: &Arc<Self>) {
         let home = self.config.share.as_ref();
         let mut checks = tokio::task::JoinSet::new();
         for contact in self.shares.all() {
             if home == Some(&contact.share) || self.attachments.uses(&contact.share) {
                 // Each in its own task: a silent share delays no other.
-                let admin = self.admin(&contact).await;
+                let driver = self.clone();
                 checks.spawn(async move {
-                    if let Ok(admin) = admin {
-                        contact.check(&admin).await;
-                    }
+                    let admin = driver.admin(&contact).await;
+                    contact.check(admin).await;
                 });
             }
         }
