@@ -279,6 +279,10 @@ impl Catalog {
         }
         let entry = match home.filter(|_| !self.is_only_here(&record.name)) {
             Some(home) => {
+                if on.share() != home.share() {
+                    trash::try_out(on, &record).await?;
+                }
+                trash::try_out(home, &record).await?;
                 let entry = share::begin_removal(home, &record).await?;
                 fail::fail_point!("remove.begun", |_| crate::failpoint::die());
                 trash::finish_removal(home, on, &record, &entry).await?;

@@ -49,11 +49,11 @@ pub(super) async fn finish_removal(
     record: &Record,
     entry: &TrashName,
 ) -> Result<(), CatalogError> {
-    make_entry(home, entry).await?;
+    make_dir(home, &entry.path()).await?;
     fail::fail_point!("remove.entry", |_| crate::failpoint::die());
     if record.on_remove != OnRemove::Retain {
         if on.share() != home.share() {
-            make_entry(on, entry).await?;
+            make_dir(on, &entry.path()).await?;
         }
         data::move_away(on, record, &entry.path().join(TRASH_DATA)).await?;
     }
@@ -85,7 +85,7 @@ pub(super) async fn remove_local(
             TrashName::at(record, now)
         }
     };
-    make_entry(on, &entry).await?;
+    make_dir(on, &entry.path()).await?;
     fail::fail_point!("remove.local-entry", |_| crate::failpoint::die());
     let volume = entry.path().join(TRASH_VOLUME);
     on.mkdir(&volume, 0o755).await?;
@@ -106,11 +106,21 @@ async fn begun_local(on: &Admin, record: &Record) -> Result<Option<TrashName>, C
     Ok(names.find(|name| *name == TrashName::at(record, name.removed)))
 }
 
-async fn make_entry(admin: &Admin, entry: &TrashName) -> Result<(), CatalogError> {
-    match admin.mkdir(&entry.path(), 0o755).await {
+/// Makes sure that a share answers and takes a directory, before a volume is marked as removed:
+/// one whose removal cannot be finished would be of no use to anybody until it can.
+pub(super) async fn try_out(admin: &Admin, record: &Record) -> Result<(), CatalogError> {
+    let path = layout::tmp().join(&format!("{}.removal", record.id));
+    make_dir(admin, &path).await?;
+    admin.remove_dir(&path).await?;
+    Ok(())
+}
+
+/// Makes a directory in `.nfsvol/`, which may be absent.
+async fn make_dir(admin: &Admin, path: &SharePath) -> Result<(), CatalogError> {
+    match admin.mkdir(path, 0o755).await {
         Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => {
             share::ensure(admin).await?;
-            admin.mkdir(&entry.path(), 0o755).await?;
+            admin.mkdir(path, 0o755).await?;
         }
         made => {
             made?;
