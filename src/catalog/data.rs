@@ -60,7 +60,13 @@ pub(super) async fn prepare(
         }
     };
     fail::fail_point!("create.made", |_| crate::failpoint::die());
-    let attr = give(admin, &path, dir, owner, before).await?;
+    let attr = match give(admin, &path, dir, owner, before).await {
+        Ok(attr) => attr,
+        Err(error) => {
+            share::discard(admin, &path).await;
+            return Err(error);
+        }
+    };
     Ok(Some(Prepared {
         fileid: attr.fileid,
         at: attr.mtime.secs,
