@@ -1,7 +1,7 @@
 //! Calls on nfsvol's socket as dockerd makes them, from the node that nfsvol runs on.
 //!
 //! The calls run in a process on the node (the test binary again, as `lab-calls`), one after
-//! another on one connection, so their times hold no part of the lab.
+//! another on one connection, or on several side by side, so their times hold no part of the lab.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -119,10 +119,17 @@ impl std::fmt::Display for Answer {
 
 /// Makes these calls one after another on the node's nfsvol.
 pub fn all(node: &Node, calls: &[Call]) -> Result<Vec<Answer>> {
+    side_by_side(node, &[calls.to_vec()])?
+        .pop()
+        .context("no answer")
+}
+
+/// Makes several series of calls at once, each on a connection of its own.
+pub fn side_by_side(node: &Node, series: &[Vec<Call>]) -> Result<Vec<Vec<Answer>>> {
     let exe = std::env::current_exe()?;
     let exe = exe.to_str().context("the path is not UTF-8")?;
     let task = Task {
-        stdin: serde_json::to_string(calls)?,
+        stdin: serde_json::to_string(series)?,
         limit: Some(PATIENCE),
         ..Task::new(&[exe, "lab-calls", Nfsvol::SOCKET])
     };
@@ -142,13 +149,27 @@ pub fn percentile(answers: &[Answer], percent: usize) -> Duration {
     times.get(rank).copied().unwrap_or_default()
 }
 
-/// `lab-calls SOCKET`: reads calls from standard input, writes the answers to standard output.
+/// `lab-calls SOCKET`: reads series of calls from standard input, writes the answers to standard
+/// output.
 pub fn main(args: &[String]) -> Result<ExitCode> {
     let socket = args.first().context("lab-calls needs a socket")?;
-    let calls: Vec<Call> = serde_json::from_reader(std::io::stdin())?;
+    let series: Vec<Vec<Call>> = serde_json::from_reader(std::io::stdin())?;
+    let answers: Vec<Vec<Answer>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = series
+            .iter()
+            .map(|calls| scope.spawn(move || make(socket, calls)))
+            .collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.map(std::result::Result::unwrap_or_default).collect()
+    });
+    serde_json::to_writer(std::io::stdout(), &answers)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn make(socket: &str, calls: &[Call]) -> Vec<Answer> {
     let mut connection = None;
     let mut answers = Vec::new();
-    for call in &calls {
+    for call in calls {
         for n in 0..call.times {
             let body = call.body.replace("{n}", &n.to_string());
             let start = Instant::now();
@@ -166,8 +187,7 @@ pub fn main(args: &[String]) -> Result<ExitCode> {
             });
         }
     }
-    serde_json::to_writer(std::io::stdout(), &answers)?;
-    Ok(ExitCode::SUCCESS)
+    answers
 }
 
 /// As Docker's client does: HTTP/1.1 with an empty Host, on a connection that is kept.

@@ -34,7 +34,8 @@ pub struct Export {
     /// `no_root_squash`, `root_squash`, `all_squash`.
     pub squash: &'static str,
     pub read_only: bool,
-    /// The file-system id that goes into file handles; another one makes old handles stale.
+    /// The id of the export and of its file system, by default its place in the list. Both go
+    /// into file handles, so another one makes old handles stale.
     pub fsid: u32,
     /// Whether the server may take what it remembers of a file for what the disk holds.
     pub cached: bool,
@@ -199,7 +200,7 @@ impl Ganesha {
             let fsid = if export.fsid == 0 { id } else { export.fsid };
             writeln!(
                 text,
-                "EXPORT {{ Export_Id = {id}; Filesystem_id = {fsid}.{fsid}; Path = {path}; \
+                "EXPORT {{ Export_Id = {fsid}; Filesystem_id = {fsid}.{fsid}; Path = {path}; \
                  Pseudo = {path}; Access_Type = {access}; Squash = {squash}; \
                  Protocols = {protocols}; Transports = TCP; SecType = sys; {cache}\
                  FSAL {{ Name = VFS; }} }}",
