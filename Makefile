@@ -64,3 +64,17 @@ uninstall: ## Remove what `make install` put there
 .PHONY: deb
 deb: $(built) ## Build a Debian package, target/nfsvol_VERSION_ARCH.deb
 	packaging/deb.sh $(BINARY) target
+
+# glibc's own resolver needs no file but /etc/resolv.conf and /etc/hosts, which Docker brings.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC := target/$(HOST)/release/nfsvol
+NAME ?= nfsvol
+
+.PHONY: static
+static: ## Build a binary that needs no library, target/HOST/release/nfsvol
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target $(HOST)
+	@echo "$(STATIC): $$(stat -c %s $(STATIC)) bytes"
+
+.PHONY: plugin
+plugin: static ## Make a managed plugin of it on the local Docker, called $(NAME)
+	plugin/create.sh $(STATIC) $(NAME)

@@ -5,6 +5,7 @@
 mod demo;
 mod direct;
 mod embedded;
+mod managed;
 mod output;
 
 use std::io::Write;
@@ -95,6 +96,9 @@ lost;\na container that is started afterwards gets a new mount.\n\nExample:\n  n
     /// The process that serves one volume on the FUSE data path; the daemon starts it
     #[command(name = crate::fuse::worker::SUBCOMMAND, hide = true)]
     FuseWorker,
+    /// The first process of a managed plugin (config.json)
+    #[command(hide = true)]
+    ManagedPlugin,
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  nfsvol completion bash > /etc/bash_completion.d/nfsvol")]
     Completion {
@@ -165,6 +169,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
             return runtime()?.block_on(embedded::serve(args, crate::serve::stopped()));
         }
+        Command::ManagedPlugin => return runtime()?.block_on(managed::run()),
         Command::FuseWorker => return Ok(crate::fuse::worker::run()?),
         Command::Abort { name, common } => (
             common,

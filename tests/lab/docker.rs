@@ -12,7 +12,7 @@ use super::{Lab, Result, Shared, wait_for};
 
 pub const DOCKERD: &str = "/usr/sbin/dockerd";
 /// The client that belongs to that engine; a newer one in PATH may refuse its API.
-const DOCKER: &str = "/usr/bin/docker";
+pub const DOCKER: &str = "/usr/bin/docker";
 pub const BUSYBOX: &str = "/usr/bin/busybox";
 /// dockerd starts in 1 s on a machine, in 10 s in a guest.
 const READY_LIMIT: Duration = Duration::from_secs(120);

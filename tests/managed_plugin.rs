@@ -1,0 +1,177 @@
+//! nfsvol as a managed plugin: made without a registry, configured by Docker, and what its
+//! containers notice when it crashes, is disabled or upgraded.
+
+mod lab;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use lab::docker::{DOCKER, Engine, IMAGE};
+use lab::host::DataPath;
+use lab::{Export, Ganesha, Lab, Nfsvol, Node, Part, Result, Shared, process, trial, wait_for};
+
+const CREATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/plugin/create.sh");
+/// From `docker plugin enable` to the end of the first `docker run` on a volume. The promise is
+/// 2 s to the first Mount; a container's start and a busy machine come on top.
+const FIRST_MOUNT: Duration = Duration::from_secs(10);
+const FIRST_MOUNT_IN_A_GUEST: Duration = Duration::from_secs(60);
+const COMES_UP: Duration = Duration::from_secs(60);
+
+/// One server for all trials.
+static NAS: Shared<Ganesha> = Shared::new();
+
+fn main() -> ExitCode {
+    lab::main(|| {
+        vec![
+            trial("fuse", &[Part::Docker, Part::Ganesha, Part::Fuse], |lab| {
+                managed(lab, DataPath::Fuse)
+            }),
+            trial(
+                "kernel",
+                &[Part::Docker, Part::Ganesha, Part::Guest],
+                |lab| managed(lab, DataPath::Kernel),
+            ),
+        ]
+    })
+}
+
+/// What `make plugin` does with a static binary; this one is dynamic, so it brings its libraries.
+fn create(lab: &Lab, engine: &Engine) -> Result<String> {
+    let stripped = lab.dir().join("nfsvol");
+    let stripped = stripped.display();
+    process::sh(&format!(
+        "exec 9>{stripped}.lock; flock 9
+         [ -e {stripped} ] || strip -o {stripped} {}
+         LIBRARIES=1 DOCKER='{DOCKER} -H {}' {CREATE} {stripped}",
+        Nfsvol::BINARY,
+        engine.url(),
+    ))?
+    .ok()
+}
+
+fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
+    let (name, export, first_mount) = match data_path {
+        DataPath::Fuse => ("host", "/srv/fuse", FIRST_MOUNT),
+        DataPath::Kernel => ("guest", "/srv/kernel", FIRST_MOUNT_IN_A_GUEST),
+    };
+    let nas = NAS.get(|| {
+        Ganesha::start(
+            lab,
+            "nas",
+            &[Export::new("/srv/fuse"), Export::new("/srv/kernel")],
+        )
+    })?;
+    let volumes = nas.local(export);
+    let node = match data_path {
+        DataPath::Fuse => Node::machine(lab, name)?,
+        DataPath::Kernel => Node::guest(lab, name)?,
+    };
+    let node: &'static Node = Box::leak(Box::new(node));
+    let engine = Engine::start(lab, node)?;
+    let docker = |line: &str| engine.ok(&line.split_whitespace().collect::<Vec<_>>());
+    let refused = |line: &str| {
+        engine
+            .docker(&line.split_whitespace().collect::<Vec<_>>())?
+            .fails()
+    };
+
+    create(lab, &engine)?;
+    docker(&format!("plugin set nfsvol NFSVOL_SHARE=nas:{export}"))?;
+    let start = Instant::now();
+    docker("plugin enable nfsvol")?;
+    docker("volume create -d nfsvol db")?;
+    engine.run_in("db", "echo kept >/data/file")?;
+    let took = start.elapsed();
+    ensure!(took < first_mount, "{took:?}");
+    ensure!(std::fs::read_to_string(volumes.join("db/file"))? == "kept\n");
+    ensure!(volumes.join(".nfsvol/volumes/db/record.json").is_file());
+
+    // A volume in use is kept, and its holder is told of: the plugin sees the host's processes.
+    let hold = |name: &str| -> Result {
+        docker(&format!(
+            "run -d --name {name} --network host --volume-driver nfsvol -v db:/data {IMAGE} \
+             sleep 1000"
+        ))?;
+        Ok(())
+    };
+    hold("holder")?;
+    let id = docker("inspect -f {{.Id}} holder")?;
+    wait_for("Status to name the container", COMES_UP, || {
+        docker("volume inspect db").is_ok_and(|status| status.contains(&id))
+    })?;
+    let reads = |name: &str| engine.docker(&["exec", name, "cat", "/data/file"]);
+    ensure!(reads("holder")?.ok()? == "kept");
+    ensure!(refused("plugin disable nfsvol")?.contains("in use"));
+
+    // A crash of the daemon is not noticed.
+    let works_again = || {
+        wait_for("the plugin to work again", COMES_UP, || {
+            engine
+                .docker(&["volume", "inspect", "db"])
+                .is_ok_and(|output| output.code == 0)
+        })
+    };
+    node.sh("kill -9 $(pgrep -f '^/nfsvol serve')")?;
+    works_again()?;
+    ensure!(reads("holder")?.ok()? == "kept");
+
+    // Docker restarts a plugin whose first process has ended, with all its processes; a container
+    // goes on if the kernel's NFS client is its data path, and after its restart if FUSE is.
+    let survives = |what: &str| -> Result {
+        let output = reads("holder")?;
+        match data_path {
+            DataPath::Kernel => ensure!(output.ok()? == "kept", "after {what}"),
+            DataPath::Fuse => {
+                let error = output.fails()?;
+                ensure!(
+                    error.contains("endpoint is not connected"),
+                    "{what}: {error}"
+                );
+            }
+        }
+        Ok(())
+    };
+    node.sh("kill -9 $(pgrep -f '^/nfsvol managed-plugin')")?;
+    works_again()?;
+    survives("a crash of the plugin")?;
+    engine.run_in("db", "grep kept /data/file")?;
+    docker("restart -t 0 holder")?;
+    ensure!(reads("holder")?.ok()? == "kept");
+
+    // So does `disable -f`; new containers are refused then.
+    docker("plugin disable -f nfsvol")?;
+    survives("disable -f")?;
+    let said = engine
+        .docker(&[
+            "run",
+            "--rm",
+            "--volume-driver",
+            "nfsvol",
+            "-v",
+            "db:/data",
+            IMAGE,
+            "true",
+        ])?
+        .fails()?;
+    ensure!(said.contains("found but disabled"), "{said}");
+
+    // An upgrade keeps settings and volumes.
+    create(lab, &engine)?;
+    docker("plugin enable nfsvol")?;
+    survives("an upgrade")?;
+    docker("restart -t 0 holder")?;
+    ensure!(reads("holder")?.ok()? == "kept");
+    ensure!(docker("volume ls -q")? == "db");
+
+    // Away with it all.
+    docker("rm -f holder")?;
+    docker("volume rm db")?;
+    ensure!(!volumes.join("db").exists());
+    docker("plugin disable nfsvol")?;
+    docker("plugin rm nfsvol")?;
+    let left = node
+        .sh("pgrep -f '^/nfsvol' || true; grep -E ' (fuse.nfsvol|nfs4?) ' /proc/mounts || true")?;
+    ensure!(left.is_empty(), "{left}");
+    Ok(())
+}
