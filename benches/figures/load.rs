@@ -78,6 +78,7 @@ fn run(args: &[String]) -> Result<Vec<f64>> {
         ["sync", dir, writers, count] => sync(Path::new(dir), writers.parse()?, count.parse()?),
         ["create", dir, count] => create(Path::new(dir), count.parse()?),
         ["cpu", pid, seconds] => cpu(pid.parse()?, seconds.parse()?),
+        ["spent", pid] => Ok(vec![processor_time(pid.parse()?)?.as_secs_f64()]),
         ["memory", pid] => memory(pid.parse()?),
         ["start", socket, body, argv @ ..] => start(socket, body, argv),
         ["docker", socket, script] => crate::docker::run(socket, script),

@@ -119,7 +119,7 @@ impl Report {
         measured: &Samples,
         peer: Option<&Samples>,
     ) -> Result {
-        let small_is_good = ["ms", "s", "MiB", "%"].contains(&unit);
+        let small_is_good = ["µs", "ms", "s", "MiB", "%"].contains(&unit);
         let ratio = peer.map(|peer| {
             if small_is_good {
                 peer.median / measured.median
