@@ -30,6 +30,7 @@ pub mod options;
 pub mod path;
 mod process;
 mod read;
+mod sys;
 pub mod worker;
 mod write;
 

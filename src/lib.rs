@@ -12,8 +12,8 @@
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback |
 //!
-//! Data flows downwards: `plugin` knows no NFS, `volume` does no I/O, and only `mount::sys` and
-//! `embedded::sys` hold unsafe code.
+//! Data flows downwards: `plugin` knows no NFS, `volume` does no I/O, and only `mount::sys`,
+//! `fuse::sys` and `embedded::sys` hold unsafe code.
 
 pub mod catalog;
 pub mod cli;

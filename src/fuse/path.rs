@@ -29,6 +29,11 @@ const STATUS_TIME: Duration = Duration::from_secs(2);
 /// How long to wait for the end of a worker that was told to end, or killed.
 const END_TIME: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
+/// Free memory that a worker keeps for its next buffers, in bytes: what it may have in flight.
+const BUFFERS_KEPT: &str = "33554432";
+/// Larger than the buffer of a READ or WRITE, and smaller than fuser's, most of which is never
+/// touched and needs no memory as long as it is mapped by itself; in bytes.
+const BEYOND_BUFFERS: &str = "4194304";
 
 /// Why the FUSE data path could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -219,9 +224,11 @@ impl FusePath {
             .map_err(io)?;
         let mut child = Program::new(&self.program)
             .arg(SUBCOMMAND)
-            // One arena, and large buffers returned at once: at rest a worker is small.
+            // One arena, whose buffers are used again while there is load: fresh memory would have
+            // to be cleared by the kernel each time. At rest the worker lets go of it.
             .env("MALLOC_ARENA_MAX", "1")
-            .env("MALLOC_TRIM_THRESHOLD_", "131072")
+            .env("MALLOC_MMAP_THRESHOLD_", BEYOND_BUFFERS)
+            .env("MALLOC_TRIM_THRESHOLD_", BUFFERS_KEPT)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)

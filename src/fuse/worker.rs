@@ -47,6 +47,8 @@ const LOG: &str = "info";
 const COMMAND_TIME: Duration = Duration::from_secs(5);
 /// How long the server may take to say whether the volume's directory is still the same.
 pub(super) const CHECK_TIME: Duration = Duration::from_secs(2);
+/// How long a worker without requests keeps memory for the next ones, about.
+const REST_AFTER: Duration = Duration::from_secs(5);
 /// The type of the mounts, as mountinfo shows it.
 pub(super) const FSTYPE: &str = crate::mount::FUSE_FSTYPE;
 
@@ -165,6 +167,7 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
 
     let (run_dir, cleaning) = (task.run_dir.clone(), nfs.clone());
     tokio::spawn(async move { hidden::clean(&run_dir, &cleaning).await });
+    tokio::spawn(rest(Arc::clone(&load)));
 
     let (abort_tx, mut abort) = mpsc::channel(1);
     let control = Control {
@@ -200,6 +203,21 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
         }
     }
     Ok(())
+}
+
+/// Lets go of memory whenever the load has ended, and of what the start needed.
+async fn rest(load: Arc<Load>) {
+    let (mut seen, mut rested) = (0, false);
+    loop {
+        tokio::time::sleep(REST_AFTER).await;
+        let requests = load.requests.load(Ordering::Relaxed);
+        if requests != seen {
+            (seen, rested) = (requests, false);
+        } else if !rested && load.under_way.load(Ordering::Relaxed) == 0 {
+            super::sys::release_memory();
+            rested = true;
+        }
+    }
 }
 
 fn settings(task: &Task) -> Settings {
