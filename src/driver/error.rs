@@ -65,6 +65,11 @@ pub enum DriverError {
     )]
     FuseNeedsV3(Share),
     #[error(
+        "share {0}: its server speaks only NFSv4, for which this host's kernel needs an NFS client, \
+         and it has none; load its modules (modprobe nfsv4), or enable NFSv3 on the server"
+    )]
+    OnlyV4(Share),
+    #[error(
         "volume {0} is mounted by the kernel's NFS client, which nothing can abort: stop its \
          containers; `umount -f` on its share may end their waiting"
     )]

@@ -16,7 +16,7 @@ use super::paths::Paths;
 use crate::catalog;
 use crate::config::Config;
 use crate::embedded;
-use crate::mount::MountOptions;
+use crate::mount::{MountError, MountOptions};
 use crate::nfs::address::{Server, Share};
 use crate::nfs::admin::{Admin, AdminSettings, Space};
 use crate::nfs::probe::{self, Breaker, Ports, Reached};
@@ -239,6 +239,7 @@ impl Shares {
         let ports = contact.ports().await?;
         if let Some((known, admin)) = &contact.state().admin
             && *known == ports
+            && !admin.is_stale()
         {
             return Ok(admin.clone());
         }
@@ -254,11 +255,17 @@ impl Shares {
             admin.keep_handles(&catalog::frame());
             admin
         } else {
-            Admin::mounted(
-                contact.share.clone(),
-                paths.mount_for_admin(&contact.share, &reached).await?,
-                settings,
-            )
+            let mounted = paths.mount_for_admin(&contact.share, &reached).await;
+            let dir = mounted.map_err(|error| match (error, &reached.v3_error) {
+                (DriverError::Mount(MountError::NoKernelNfs { .. }), None) => {
+                    DriverError::OnlyV4(contact.share.clone())
+                }
+                (DriverError::Mount(MountError::NoKernelNfs { .. }), Some(why)) => {
+                    why.clone().into()
+                }
+                (error, _) => error,
+            })?;
+            Admin::mounted(contact.share.clone(), dir, settings)
         };
         contact.state().admin = Some((ports, admin.clone()));
         Ok(admin)

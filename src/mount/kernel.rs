@@ -395,7 +395,12 @@ impl KernelPath {
                     options: &options,
                     target: &target,
                 };
-                inner.mount_share(&mount, None, ticket)
+                let old = inner.mountinfo()?.at(&target).cloned();
+                let stale = old.filter(|entry| {
+                    let asked = bind::open_root(entry).and_then(bind::revalidate);
+                    asked.is_err_and(|errno| errno == Errno::STALE)
+                });
+                inner.mount_share(&mount, stale.map(|entry| entry.id), ticket)
             })
             .await?;
         state.pinned.store(true, Ordering::Relaxed);

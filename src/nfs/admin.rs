@@ -208,6 +208,16 @@ impl Admin {
         &self.0.share
     }
 
+    /// Whether what the operations work on is not the share any more, for as long as it is not
+    /// mounted anew.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        match &self.0.way {
+            Way::V3(_) => false,
+            Way::Mounted(mounted) => mounted.is_stale(),
+        }
+    }
+
     /// Names directories that nobody renames or replaces, such as those of the catalog's frame.
     /// Their handles are kept, which saves looking them up each time (over NFSv3).
     pub fn keep_handles(&self, dirs: &[SharePath]) {

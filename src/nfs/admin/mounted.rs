@@ -3,7 +3,8 @@
 //! System calls on a dead NFS mount may never return and cannot be taken back. So each operation
 //! runs on a thread of its own, a few at a time; its caller waits until the deadline and leaves
 //! the thread behind. While one is overdue, further operations fail at once instead of piling up
-//! behind the same dead server; when it comes back, all is well again.
+//! behind the same dead server; when it comes back, all is well again. A mount that has become stale,
+//! or that somebody took away, is never worked on: what is below it is not the share's.
 
 mod calls;
 
@@ -11,10 +12,11 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
@@ -39,6 +41,16 @@ pub(super) struct Mounted {
     deadline: Duration,
     slots: Arc<Semaphore>,
     running: Arc<Running>,
+    /// What was mounted at the beginning.
+    device: Option<(u32, u32)>,
+    stale: Arc<AtomicBool>,
+}
+
+/// The device number of a directory, without a word to the server.
+fn device(dir: &Path) -> Option<(u32, u32)> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let stat = fs::statx(fs::CWD, dir, flags, StatxFlags::empty()).ok()?;
+    Some((stat.stx_dev_major, stat.stx_dev_minor))
 }
 
 /// When the operations that have not come back were begun.
@@ -71,11 +83,18 @@ impl Running {
 impl Mounted {
     pub(super) fn new(dir: PathBuf, settings: &AdminSettings) -> Self {
         Self {
+            device: device(&dir),
+            stale: Arc::default(),
             dir: Arc::new(dir),
             deadline: settings.op_deadline,
             slots: Arc::new(Semaphore::new(settings.max_connections.max(1))),
             running: Arc::default(),
         }
+    }
+
+    /// Whether the share has to be mounted anew.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
     }
 
     async fn run<T: Send + 'static>(
@@ -92,9 +111,17 @@ impl Mounted {
             .map_err(|_| late())?
             .map_err(|_| AdminErrorKind::Busy)?;
         let (dir, running) = (Arc::clone(&self.dir), Arc::clone(&self.running));
+        let (mounted, stale) = (self.device, Arc::clone(&self.stale));
         let id = running.begin();
         let result = detached(move || {
-            let result = work(&dir);
+            let result = if device(&dir) == mounted {
+                work(&dir)
+            } else {
+                Err(AdminErrorKind::Stale)
+            };
+            if matches!(result, Err(AdminErrorKind::Stale)) {
+                stale.store(true, Ordering::Relaxed);
+            }
             running.end(id);
             drop(slot);
             result
