@@ -12,6 +12,8 @@ mod lab;
 mod scenario;
 #[path = "faults/squash.rs"]
 mod squash;
+#[path = "faults/v4_only.rs"]
+mod v4_only;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,16 @@ fn main() -> ExitCode {
         trials.push(trial("all_at_once_elsewhere", KERNEL, |lab| {
             Scenario::elsewhere(lab, DataPath::Kernel, FAULTS)?.run()
         }));
+        trials.push(trial(
+            "a_server_with_only_v4_is_a_home",
+            KERNEL,
+            v4_only::works,
+        ));
+        trials.push(trial(
+            "only_v4_needs_the_kernel",
+            &[Part::Ganesha],
+            v4_only::needs_the_kernel,
+        ));
         trials.push(trial(
             "root_squash_honours_what_the_server_allows",
             FUSE,
