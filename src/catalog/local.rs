@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,9 @@ pub(super) struct Copy {
 pub(super) struct LocalCopy {
     dir: PathBuf,
     known: RwLock<Known>,
+    /// Held while a file and what is known of it change together: a call and a poll may have the
+    /// same record to write.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +92,7 @@ impl LocalCopy {
         Ok(Self {
             dir: dir.to_owned(),
             known: known.into(),
+            writing: Mutex::default(),
         })
     }
 
@@ -125,6 +129,7 @@ impl LocalCopy {
     /// Any error of the file system (a full disk: ENOSPC); the old record then still stands.
     pub(super) fn put(&self, copy: Copy) -> io::Result<()> {
         let name = copy.record.name.clone();
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.get(&name).is_some_and(|old| old == copy) {
             return Ok(());
         }
@@ -140,6 +145,7 @@ impl LocalCopy {
     /// # Errors
     /// Any error of the file system but ENOENT; the record is then still known.
     pub(super) fn remove(&self, name: &VolumeName) -> io::Result<()> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         match fs::remove_file(self.file(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -187,6 +193,31 @@ mod tests {
         assert!(local.get(&name).is_none() && local.is_unreadable(&name));
         local.put(copy("db")).unwrap();
         assert!(local.get(&name).is_some() && !local.is_unreadable(&name));
+    }
+
+    #[test]
+    fn one_record_may_be_written_by_many_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = LocalCopy::open(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let local = &local;
+                scope.spawn(move || {
+                    for n in 0..50 {
+                        let mut changed = record("db");
+                        changed.created_by = format!("{writer}-{n}");
+                        let record = changed.into();
+                        local
+                            .put(Copy {
+                                record,
+                                stamp: None,
+                            })
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(LocalCopy::open(dir.path()).unwrap().all(), local.all());
     }
 
     #[test]

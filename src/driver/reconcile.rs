@@ -21,6 +21,11 @@ use crate::volume::{Record, VolumeName};
 /// Between the answer to Mount and the container's own mount lie image set-up and runc: seconds
 /// on a loaded host. For this long an attachment counts although no process shows it.
 const START_GRACE: Duration = Duration::from_secs(20);
+/// From the last unmount of a volume to the end of its FUSE worker, on a loaded host: for so long
+/// a worker does not mean that a container holds the volume.
+const WORKER_ENDS: Duration = Duration::from_secs(3);
+/// How often it is looked whether the worker has ended.
+const WORKER_LOOK: Duration = Duration::from_millis(50);
 /// How old the holders in Status may be: finding them reads all of /proc.
 const HOLDERS_FRESH: Duration = Duration::from_secs(2);
 
@@ -101,8 +106,12 @@ impl Driver {
                 holders,
             });
         }
-        if self.paths.is_left_to_containers(name).await {
-            return Err(DriverError::LeftToContainers(name.clone()));
+        let ended = Instant::now() + WORKER_ENDS;
+        while self.paths.is_left_to_containers(name).await {
+            if Instant::now() >= ended {
+                return Err(DriverError::LeftToContainers(name.clone()));
+            }
+            tokio::time::sleep(WORKER_LOOK).await;
         }
         let epoch = self.attachments.epoch();
         let starting = self.attachments.get(name).is_some_and(|held| {
