@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use serde_json::Value;
 
+use crate::lab::ganesha::LONG_LEASE;
 use crate::lab::process::Task;
 use crate::lab::{
     Call, Export, Ganesha, Lab, Nfsvol, Node, Process, Result, Shared, calls, wait_for,
@@ -140,6 +141,14 @@ impl Host {
         Ok(self.mounts()?.contains(&format!("/mnt/volumes/{volume} ")))
     }
 
+    /// How many attachments of a volume are written down.
+    pub(crate) fn attachments(&self, volume: &str) -> Result<usize> {
+        let file = format!("{}/attachments/{volume}.json", self.state);
+        let script = format!("cat {file} 2>/dev/null || echo '{{}}'");
+        let file: Value = serde_json::from_str(&self.node.sh(&script)?)?;
+        Ok(file["attachments"].as_array().map_or(0, Vec::len))
+    }
+
     /// Waits until the copy of the catalog follows the share, so that the next start of the
     /// daemon has nothing to write.
     fn settle(&self) -> Result {
@@ -185,7 +194,10 @@ pub(crate) struct World {
 impl World {
     /// `path` is the crashing host's; without a home each volume has to name the share.
     pub(crate) fn new(lab: &'static Lab, name: &str, path: Path, with_home: bool) -> Result<Self> {
-        let nas = NAS.get(|| Ganesha::start(lab, "nas", &[Export::new(EXPORT).uncached()]))?;
+        let nas = NAS.get(|| {
+            let exports = [Export::new(EXPORT).uncached()];
+            Ganesha::start_leasing(lab, "nas", &exports, LONG_LEASE)
+        })?;
         let dir = format!("{EXPORT}/{name}");
         let local = nas.local(&dir);
         std::fs::create_dir(&local)?;
