@@ -4,6 +4,7 @@
 
 mod demo;
 mod direct;
+mod doctor;
 mod embedded;
 mod managed;
 mod output;
@@ -30,6 +31,7 @@ use crate::plugin::client::Client;
   nfsvol inspect db                   one volume in full
   nfsvol trash ls                     removed volumes
   nfsvol restore db                   bring one back
+  nfsvol doctor                       find out what is wrong
   nfsvol demo                         see it work here, without Docker"
 )]
 struct Cli {
@@ -59,6 +61,12 @@ enum Command {
     /// Show this host's daemon: shares, their health, attachments
     #[command(after_help = "Examples:\n  nfsvol status\n  nfsvol status --json | jq .shares")]
     Status(Common),
+    /// Look at each step from a share's name to bytes, and at this host; says what to do
+    #[command(
+        after_help = "Exit code: 0 when nothing failed, 1 otherwise.\n\nExamples:\n  nfsvol doctor\n  \
+nfsvol doctor nas:/export\n  nfsvol doctor --json | jq '.findings[] | select(.outcome == \"failed\")'"
+    )]
+    Doctor(doctor::DoctorArgs),
     /// Removed volumes
     #[command(subcommand)]
     Trash(Trash),
@@ -169,6 +177,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
             return runtime()?.block_on(embedded::serve(args, crate::serve::stopped()));
         }
+        Command::Doctor(args) => return runtime()?.block_on(doctor::doctor(args)),
         Command::ManagedPlugin => return runtime()?.block_on(managed::run()),
         Command::FuseWorker => return Ok(crate::fuse::worker::run()?),
         Command::Abort { name, common } => (

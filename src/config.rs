@@ -13,7 +13,7 @@ use crate::volume::{DataPath, OnRemove};
 
 /// Where Docker looks for the socket of a plugin called nfsvol (moby: pkg/plugins/discovery.go).
 pub const DEFAULT_SOCKET: &str = "/run/docker/plugins/nfsvol.sock";
-const DEFAULT_STATE_DIR: &str = "/var/lib/nfsvol";
+pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/nfsvol";
 /// The longest that dockerd waits for Mount and for the other calls; a deadline must be shorter,
 /// since dockerd sends no Unmount for a Mount that it gave up on (moby: volume/drivers/proxy.go).
 const DOCKER_MOUNT_PATIENCE: Duration = Duration::from_secs(120);

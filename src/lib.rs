@@ -9,6 +9,7 @@
 //! | [`nfs`] | speaking NFS in user space: addresses, probe, directory operations |
 //! | [`plugin`] | the VolumeDriver protocol on a Unix socket, and its client |
 //! | [`cli`], [`config`], `serve`, [`telemetry`] | the command line, settings, the daemon, the log |
+//! | `doctor` | looks at each step from a share's name to bytes, and at this host |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback |
 //!
@@ -18,6 +19,7 @@
 pub mod catalog;
 pub mod cli;
 pub mod config;
+mod doctor;
 pub mod driver;
 pub mod embedded;
 #[cfg(feature = "failpoints")]

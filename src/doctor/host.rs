@@ -1,0 +1,186 @@
+//! What this host has: data paths, helpers, the daemon, and mounts that no longer answer.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use serde_json::Value;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+
+use super::Finding;
+use crate::fuse::FusePath;
+use crate::mount::KernelPath;
+use crate::mount::holders::{self, Held};
+use crate::mount::mountinfo::{MountEntry, MountInfo};
+use crate::nfs::connect::detached;
+use crate::plugin::client::ClientError;
+
+/// statfs(2) on a mount whose server is well takes microseconds.
+const STATFS: Duration = Duration::from_secs(2);
+
+/// What the daemon says of itself, and of its volumes.
+pub(super) type Told = (Value, Value);
+
+pub(super) fn daemon(asked: Result<Result<Told, ClientError>, Elapsed>) -> (Finding, Option<Told>) {
+    match asked {
+        Ok(Ok(told)) => {
+            let (status, _) = &told;
+            let number = |key: &str| status[key].as_u64().unwrap_or_default();
+            let found = format!(
+                "version {}, {} volumes, {} attachments",
+                status["version"].as_str().unwrap_or("?"),
+                number("volumes"),
+                number("attachments"),
+            );
+            (Finding::ok("daemon", found), Some(told))
+        }
+        Ok(Err(error)) => {
+            let text = error.to_string();
+            let (found, advice) = text.split_once(". ").unwrap_or((&text, "run it as root"));
+            (Finding::failed("daemon", found, advice), None)
+        }
+        Err(_) => (
+            Finding::failed(
+                "daemon",
+                "it does not answer",
+                "`journalctl -u nfsvol` says what it waits for; systemctl restart nfsvol",
+            ),
+            None,
+        ),
+    }
+}
+
+pub(super) fn data_paths() -> Vec<Finding> {
+    let kernel = KernelPath::kernel_has_nfs();
+    let fuse = FusePath::available();
+    let neither = kernel.is_err() && fuse.is_err();
+    let said = |check, has: &str, error: Option<String>, other: &str| match error {
+        None => Finding::ok(check, has),
+        Some(error) if neither => Finding::error(check, &error),
+        Some(error) => Finding::skipped(check, format!("{error}: volumes use {other}")),
+    };
+    vec![
+        said(
+            "kernel nfs",
+            "the kernel's NFS client is there",
+            kernel.err().map(|e| e.to_string()),
+            "FUSE",
+        ),
+        said(
+            "fuse",
+            "/dev/fuse is there",
+            fuse.err().map(|e| e.to_string()),
+            "the kernel's NFS client",
+        ),
+    ]
+}
+
+/// Daemons that some mount options need; volumes without those options do not.
+pub(super) fn helpers() -> Vec<Finding> {
+    let running = running();
+    let runs = |name: &str| running.iter().any(|comm| comm == name);
+    let keytab = Path::new("/etc/krb5.keytab").exists();
+    let yes = |yes: bool| if yes { "yes" } else { "no" };
+    vec![
+        match runs("rpc.statd") {
+            true => Finding::ok(
+                "locks",
+                "rpc.statd runs: the option `lock` works over NFSv3",
+            ),
+            false => Finding::skipped(
+                "locks",
+                "rpc.statd does not run: over NFSv3 locks stay local to this host (nolock); NFSv4 \
+                 needs none",
+            ),
+        },
+        match (runs("rpc.gssd"), keytab) {
+            (true, true) => Finding::ok("kerberos", "rpc.gssd runs and there is a keytab"),
+            (gssd, keytab) => Finding::skipped(
+                "kerberos",
+                format!(
+                    "sec=krb5 needs rpc.gssd (runs: {}) and /etc/krb5.keytab (there: {})",
+                    yes(gssd),
+                    yes(keytab)
+                ),
+            ),
+        },
+    ]
+}
+
+/// Names of the processes that run.
+fn running() -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| std::fs::read_to_string(entry.path().join("comm")).ok())
+        .map(|comm| comm.trim_end().to_owned())
+        .collect()
+}
+
+/// One finding for all mounts that answer, and one for each that does not.
+pub(super) async fn mounts(mount_root: &Path) -> Vec<Finding> {
+    let mounts: Vec<MountEntry> = match MountInfo::read_below(mount_root) {
+        Ok(info) => info
+            .entries
+            .into_iter()
+            .filter(|entry| entry.is_nfs() || entry.is_fuse())
+            .collect(),
+        Err(error) => return vec![Finding::error("mounts", &error)],
+    };
+    let looks: Vec<_> = mounts
+        .iter()
+        .map(|entry| {
+            let path = entry.mountpoint.clone();
+            detached(move || rustix::fs::statfs(&path).map(drop))
+        })
+        .collect();
+    let mut findings = Vec::new();
+    let mut well = 0;
+    for (entry, look) in mounts.iter().zip(looks) {
+        let problem = match look {
+            Err(error) => error.to_string(),
+            Ok(look) => match timeout(STATFS, look).await {
+                Ok(Ok(Ok(()))) => {
+                    well += 1;
+                    continue;
+                }
+                Ok(Ok(Err(Errno::STALE))) => "is stale: the server no longer knows it".to_owned(),
+                Ok(Ok(Err(Errno::NOTCONN))) => "has lost its worker process".to_owned(),
+                Ok(Ok(Err(errno))) => io::Error::from(errno).to_string(),
+                Ok(Err(_)) | Err(_) => "hangs: its server does not answer".to_owned(),
+            },
+        };
+        findings.push(Finding::failed(
+            "mounts",
+            format!("{} {problem}{}", entry.mountpoint.display(), holding(entry)),
+            "see to the server first; then restart these containers. `nfsvol abort VOLUME` frees \
+             who hangs on a FUSE volume",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("mounts", format!("{well} answer")));
+    }
+    findings
+}
+
+/// Who has a mount open, in words.
+fn holding(entry: &MountEntry) -> String {
+    let held = match entry.is_fuse() {
+        true => Held::Device(entry.device),
+        false => Held::Source(entry.source.clone()),
+    };
+    let holders = holders::find(&held, &PathBuf::from(&entry.mountpoint)).unwrap_or_default();
+    let names: Vec<String> = holders
+        .iter()
+        .map(|holder| {
+            let container = holder.container_id.as_deref().map(|id| &id[..12]);
+            let container = container.map_or_else(String::new, |id| format!(", container {id}"));
+            format!("{} (process {}{container})", holder.comm, holder.pid)
+        })
+        .collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!("; held by {}", names.join(", ")),
+    }
+}
