@@ -29,7 +29,7 @@ use tokio::sync::Mutex;
 
 pub use self::create::Creation;
 pub use self::error::CatalogError;
-pub(crate) use self::layout::frame;
+pub(crate) use self::layout::{frame, rfc3339};
 use self::local::{Copy, LocalCopy};
 pub use self::sync::Changes;
 pub use self::trash::TrashEntry;
@@ -229,30 +229,36 @@ impl Catalog {
             .map_err(CatalogError::state("removing a record"))
     }
 
-    /// Checks the volume on the share before it is mounted: it is there, is not being removed,
-    /// and its data directory is in place.
+    /// Checks the volume before it is mounted: its data directory is in place, or is put there.
     ///
     /// # Errors
-    /// [`CatalogError::Absent`] when it was removed, [`CatalogError::DataGone`] when its directory
-    /// has gone, and what the share answered.
-    pub async fn ready(
-        &self,
-        home: Option<&Admin>,
-        on: &Admin,
-        record: &Record,
-    ) -> Result<(), CatalogError> {
+    /// [`CatalogError::DataGone`] when its directory has gone, and what the share answered.
+    pub async fn ready(on: &Admin, record: &Record) -> Result<(), CatalogError> {
         if !data::exists(on, &record.data_dir).await? {
             if record.made.is_none() {
                 return Err(data::gone(on, record));
             }
             data::place(on, record).await?;
         }
-        match home.filter(|_| !self.is_only_here(&record.name)) {
-            Some(home) if share::removal(home, record).await?.is_some() => {
-                Err(CatalogError::Absent(record.name.clone()))
+        Ok(())
+    }
+
+    /// Finds out whether a removal would succeed, before anything has changed.
+    ///
+    /// # Errors
+    /// What a share answered that is away, read-only or full.
+    pub async fn try_removal(
+        home: Option<&Admin>,
+        on: &Admin,
+        record: &Record,
+    ) -> Result<(), CatalogError> {
+        if let Some(home) = home {
+            if on.share() != home.share() {
+                trash::try_out(on, record).await?;
             }
-            _ => Ok(()),
+            trash::try_out(home, record).await?;
         }
+        Ok(())
     }
 
     /// Removes a volume; its data goes where `on_remove` says. Returns the trash entry to purge at
@@ -279,11 +285,14 @@ impl Catalog {
         }
         let entry = match home.filter(|_| !self.is_only_here(&record.name)) {
             Some(home) => {
-                if on.share() != home.share() {
-                    trash::try_out(on, &record).await?;
-                }
-                trash::try_out(home, &record).await?;
-                let entry = share::begin_removal(home, &record).await?;
+                // Marked already, by whoever looked at the other hosts' holds, or by a crash.
+                let entry = match share::removal(home, &record).await? {
+                    Some(entry) => entry,
+                    None => {
+                        Self::try_removal(Some(home), on, &record).await?;
+                        share::begin_removal(home, &self.host, &record).await?
+                    }
+                };
                 fail::fail_point!("remove.begun", |_| crate::failpoint::die());
                 trash::finish_removal(home, on, &record, &entry).await?;
                 fail::fail_point!("remove.finished", |_| crate::failpoint::die());

@@ -19,6 +19,11 @@ pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/nfsvol";
 const DOCKER_MOUNT_PATIENCE: Duration = Duration::from_secs(120);
 const DOCKER_PATIENCE: Duration = Duration::from_secs(60);
 
+/// A session is renewed six times in its length: more often would only load the server; and
+/// nobody waits longer than the other for a dead host.
+const SHORTEST_SESSION: Duration = Duration::from_secs(3);
+const LONGEST_SESSION: Duration = Duration::from_secs(3600);
+
 /// The longest that one directory operation takes for a command that asks a share itself.
 const ASIDE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -82,6 +87,9 @@ pub struct ServeArgs {
     /// How often the home share is asked for volumes that other hosts made or removed
     #[arg(long, env = "NFSVOL_POLL", default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME")]
     poll: Duration,
+    /// How long a host that is dead or cut off keeps its volumes from the others
+    #[arg(long, env = "NFSVOL_SESSION", default_value = "30s", value_parser = session_time, value_name = "TIME")]
+    session: Duration,
     /// How long a share without volumes stays mounted
     #[arg(long, env = "NFSVOL_IDLE_UNMOUNT", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
     idle_unmount: Duration,
@@ -123,6 +131,15 @@ fn below(text: &str, patience: Duration, call: &str) -> Result<Duration, String>
     Ok(time)
 }
 
+fn session_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if (SHORTEST_SESSION..=LONGEST_SESSION).contains(&time) {
+        Ok(time)
+    } else {
+        Err("expected 3 s to 1 hour".to_owned())
+    }
+}
+
 fn below_mount_patience(text: &str) -> Result<Duration, String> {
     below(text, DOCKER_MOUNT_PATIENCE, "Mount")
 }
@@ -144,6 +161,8 @@ pub struct Config {
     pub allow_share: Vec<String>,
     pub trash_time: Duration,
     pub poll: Duration,
+    /// The session time of a member of the cluster; `None` for who only asks.
+    pub session: Option<Duration>,
     pub idle_unmount: Duration,
     pub op_deadline: Duration,
     /// How long letting go of a volume waits for written data to reach the server.
@@ -168,6 +187,7 @@ impl Config {
             allow_share: args.allow_share.clone(),
             trash_time: args.trash_time,
             poll: args.poll,
+            session: args.share.as_ref().map(|_| args.session),
             idle_unmount: args.idle_unmount,
             op_deadline: args.op_deadline,
             flush_wait: args.deadline * 3 / 5,
@@ -187,6 +207,7 @@ impl Config {
             allow_share: Vec::new(),
             trash_time: Duration::MAX,
             poll: Duration::MAX,
+            session: None,
             idle_unmount: Duration::ZERO,
             op_deadline: ASIDE_DEADLINE,
             flush_wait: ASIDE_DEADLINE,

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`attachments`] | who uses what on this host, on disk |
 //! | [`paths`] | which data path carries a volume, and mounting by it |
+//! | [`cluster`] | this host as one of several: its session, its holds |
 //! | [`calls`], [`ask`] | the calls of the protocol, and of the command line |
 //! | [`shares`] | reaching shares, their admin path and health |
 //! | [`reconcile`] | what the kernel shows against what was written down |
@@ -20,6 +21,7 @@
 mod ask;
 mod attachments;
 mod calls;
+mod cluster;
 mod error;
 mod locks;
 mod paths;
@@ -62,10 +64,13 @@ pub struct Driver {
     paths: Paths,
     attachments: Attachments,
     locks: Locks,
+    cluster: cluster::Cluster,
     holders: reconcile::HolderCache,
     /// Volumes that a Create has just made and nobody else has been told of, by record id: what
     /// may be taken back.
     fresh: Mutex<HashMap<VolumeName, String>>,
+    /// Counts the polls of the home share.
+    turn: std::sync::atomic::AtomicUsize,
     /// Wakes the task that looks at attachments, when the engine has started.
     engine_started: tokio::sync::Notify,
 }
@@ -83,14 +88,17 @@ impl Driver {
                 source,
             })?;
         let paths = Paths::open(&config)?;
+        let cluster = cluster::Cluster::open(&config, &attachments)?;
         Ok(Self {
-            shares: Shares::new(&config),
+            shares: Shares::new(&config, &cluster.frame()),
+            cluster,
             catalog,
             paths,
             attachments,
             locks: Locks::default(),
             holders: reconcile::HolderCache::default(),
             fresh: Mutex::default(),
+            turn: std::sync::atomic::AtomicUsize::new(0),
             engine_started: tokio::sync::Notify::new(),
             config,
         })
@@ -257,15 +265,33 @@ impl Driver {
         let share = self.catalog.share_of(&record.options)?.clone();
         self.check_allowed(&share)?;
         let (record, home) = self.current(record, &share).await?;
-        let contact = self.contact(&share, &record.options);
+        self.hold(home.as_ref(), &record).await?;
+        let mountpoint = self.mount_held(&record, &share, id, deadline).await;
+        if mountpoint.is_err() {
+            self.let_go(name).await;
+        }
+        self.cluster.changed.notify_one();
+        mountpoint
+    }
+
+    /// Mounts a volume that the other hosts know this one to hold.
+    async fn mount_held(
+        &self,
+        record: &Record,
+        share: &Share,
+        id: &str,
+        deadline: Instant,
+    ) -> Result<std::path::PathBuf, DriverError> {
+        let name = &record.name;
+        let contact = self.contact(share, &record.options);
         let reached = contact.reach().await?;
         let on = self.admin(&contact).await?;
-        self.catalog.ready(home.as_ref(), &on, &record).await?;
+        Catalog::ready(&on, record).await?;
         fail::fail_point!("mount.ready", |_| crate::failpoint::die());
         let options = self.mount_options(&record.options);
         let attached = self
             .paths
-            .attach(&record, &share, &reached, options, deadline)
+            .attach(record, share, &reached, options, deadline)
             .await;
         let how = attached.inspect_err(|_| contact.doubt())?;
         fail::fail_point!("mount.attached", |_| crate::failpoint::die());
@@ -332,6 +358,10 @@ impl Driver {
         }
         self.attachments.remove(name, id);
         fail::fail_point!("unmount.forgotten", |_| crate::failpoint::die());
+        if last {
+            self.let_go(name).await;
+        }
+        self.cluster.changed.notify_one();
         Ok(())
     }
 
@@ -353,6 +383,8 @@ impl Driver {
         self.paths.detach(name, self.config.flush_wait).await?;
         self.attachments.retain(name, |_| false);
         fail::fail_point!("remove.detached", |_| crate::failpoint::die());
+        self.let_go(name).await;
+        self.begin_removal(home.as_ref(), &on, &record).await?;
         let entry = self.catalog.remove(home.as_ref(), &on, &record).await?;
         fail::fail_point!("remove.forgotten", |_| crate::failpoint::die());
         if let Some(entry) = entry {

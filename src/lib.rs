@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`volume`] | names, options, records: values, no I/O |
 //! | [`catalog`] | all records: on the home share, and a durable local copy |
+//! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume |
 //! | [`driver`] | what each call does: attachments, reconciling, background tasks |
 //! | [`mount`] | the kernel data path: mounts, binds, who holds them |
 //! | [`nfs`] | speaking NFS in user space: addresses, probe, directory operations |
@@ -18,6 +19,7 @@
 
 pub mod catalog;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 mod doctor;
 pub mod driver;

@@ -4,6 +4,7 @@
 
 mod lab;
 
+use std::fs;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use lab::proxy::{Calls, MOUNT, NFS};
 use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Proxy, Result, calls, trial, wait_for};
+use serde_json::json;
 
 const PORTS: [u16; 2] = [lab::ganesha::NFS_PORT, lab::ganesha::MOUNT_PORT];
 /// How often the hosts of these tests look for changes; the default is twenty times as long.
@@ -23,6 +25,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 
 /// Procedures of NFSv3 (RFC 1813 section 3.3).
 const LOOKUP: u32 = 3;
+const RENAME: u32 = 14;
 const READ: u32 = 6;
 const READDIRPLUS: u32 = 17;
 const FSSTAT: u32 = 18;
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
                 change,
             ),
             trial("calls_cost_a_bounded_number", needs, each_call),
+            trial("a_minute_at_rest_costs_30_calls", needs, a_minute),
         ]
     })
 }
@@ -64,6 +68,8 @@ impl Host {
         let proxy = Proxy::start(lab, &format!("{name}-way"), &server.ip(), &PORTS)?;
         let node: &'static Node = Box::leak(Box::new(Node::machine(lab, name)?));
         let share = format!("{}:{export}", proxy.ip());
+        // A host that never looks renews its session as rarely.
+        let session = if poll > POLL * 100 { "1h" } else { "30s" };
         let poll = format!("{}ms", poll.as_millis());
         let ports = format!("port={},mountport={}", PORTS[0], PORTS[1]);
         let args = [
@@ -71,6 +77,8 @@ impl Host {
             &share,
             "--poll",
             &poll,
+            "--session",
+            session,
             "--mount-options",
             &ports,
         ];
@@ -136,10 +144,63 @@ fn at_rest(lab: &'static Lab) -> Result {
     println!("at rest for {WATCHED} polls: 1 volume {few:?}, 300 volumes {more:?}");
     for calls in [&few, &more] {
         let polls = calls.get(&(NFS, LOOKUP)).copied().unwrap_or(0);
-        // The directory that holds the catalog is looked up anew once a minute.
-        let expected = u64::from(WATCHED) - 1..=u64::from(WATCHED) + 2;
+        // The directories of the catalog and of the session are looked up anew once a minute.
+        let expected = u64::from(WATCHED) - 1..=u64::from(WATCHED) + 4;
         ensure!(expected.contains(&polls), "{polls} instead of {expected:?}");
-        ensure!(sum(calls) == polls, "not only LOOKUP: {calls:?}");
+        // The other hosts are looked at every other time; the session is renewed.
+        let of = |procedure| calls.get(&(NFS, procedure)).copied().unwrap_or(0);
+        let looks = u64::from(WATCHED) / 2;
+        ensure!(
+            (looks - 1..=looks + 1).contains(&of(READDIRPLUS)),
+            "{calls:?}"
+        );
+        ensure!((1..=3).contains(&of(RENAME)), "{calls:?}");
+        let known = polls + of(READDIRPLUS) + of(RENAME);
+        ensure!(sum(calls) == known, "something else: {calls:?}");
+    }
+    Ok(())
+}
+
+/// With the settings that users have, alone and in a cluster of 300.
+fn a_minute(lab: &'static Lab) -> Result {
+    let nas = server(lab, "minute-nas", "/srv/minute")?;
+    let default = Duration::from_secs(10);
+    let host = Host::start_with(lab, "minute", &nas, "/srv/minute", default)?;
+    host.ok(Call::create("first", &[]))?;
+    // Followed, and listed once more to be sure.
+    thread::sleep(2 * default);
+    let half_a_minute = || {
+        host.counted(|| {
+            thread::sleep(Duration::from_secs(30));
+            Ok(())
+        })
+    };
+    let alone = half_a_minute()?;
+    // The others as they are on the share; the files are all that this host sees of them. The
+    // server would not see them, in its cache, if it ran meanwhile.
+    nas.stop()?;
+    let hosts = nas.local("/srv/minute/.nfsvol/hosts");
+    for n in 0..300 {
+        let dir = hosts.join(format!("host{n}"));
+        fs::create_dir(&dir)?;
+        fs::write(dir.join("alive.0.0"), "")?;
+        let doc = json!({
+            "format": 1, "host": format!("host{n}"), "id": n.to_string(), "boot": "b",
+            "session": "0", "session_ms": 30_000, "holds": {},
+        });
+        fs::write(hosts.join(format!("host{n}.1.json")), doc.to_string())?;
+    }
+    nas.up()?;
+    // They are read once.
+    wait_for("the other hosts", 4 * default, || {
+        let status = calls::one(host.node, Call::new("Nfsvol.Status", &json!({})));
+        let status = status.map(|answer| answer.body["hosts"].as_array().map_or(0, Vec::len));
+        status.is_ok_and(|hosts| hosts == 300)
+    })?;
+    let among_many = half_a_minute()?;
+    println!("half a minute at rest: alone {alone:?}, one of 300 hosts {among_many:?}");
+    for calls in [&alone, &among_many] {
+        ensure!(sum(calls) <= 15, "{} RPCs: {calls:?}", sum(calls));
     }
     Ok(())
 }
@@ -171,12 +232,13 @@ fn change(lab: &'static Lab) -> Result {
     println!("one more volume costs another host {costs:?}, one less {removed:?}");
     for calls in &costs {
         let of = |procedure| calls.get(&(NFS, procedure)).copied().unwrap_or(0);
-        // Listed when it changed, and once more to be sure of the server's clock.
-        ensure!((1..=2).contains(&of(READDIRPLUS)), "{calls:?}");
+        // Listed when it changed, and once more to be sure of the server's clock; besides, every
+        // other poll looks at the other hosts.
+        ensure!((2..=7).contains(&of(READDIRPLUS)), "{calls:?}");
         // The new record, and the share's own id with each listing.
         ensure!((2..=3).contains(&of(READ)), "{calls:?}");
         // Those, the LOOKUPs for them, and one of `volumes/` a poll.
-        ensure!(sum(calls) <= 20, "{calls:?}");
+        ensure!(sum(calls) <= 26, "{calls:?}");
     }
     ensure!(
         removed.get(&(NFS, READ)).copied().unwrap_or(0) <= 2,
@@ -191,6 +253,7 @@ fn each_call(lab: &'static Lab) -> Result {
     let hour = Duration::from_secs(3600);
     let host = Host::start_with(lab, "calls", &nas, "/srv/calls", hour)?;
     host.ok(Call::create("warm", &[]))?;
+    thread::sleep(SETTLED);
     let known: Vec<Call> = vec![Call::get("warm").times(100), Call::list().times(100)];
     let mut reads = host.counted(|| {
         for answer in calls::all(host.node, &known)? {
@@ -211,7 +274,7 @@ fn each_call(lab: &'static Lab) -> Result {
     for (what, calls, most) in [
         ("Create", &create, 14),
         ("Create of what exists", &again, 8),
-        ("Remove", &remove, 16),
+        ("Remove", &remove, 31),
         ("Get of what is absent", &absent, 4),
     ] {
         println!("{what}: {} RPCs {calls:?}", sum(calls));

@@ -3,7 +3,8 @@
 //! ```text
 //! .nfsvol/
 //!   README  format.json             what this is; format number; id of the share
-//!   volumes/<name>/record.json      a volume; beside it `removing` while it is being removed
+//!   volumes/<name>/record.json      a volume; beside it `removing/` while it is being removed
+//!   hosts/                          see `cluster::layout`
 //!   trash/<name>.<time>.<random>/   a removed volume: volume/record.json and data/
 //!   tmp/                            what is being made; older than an hour: left over
 //! ```
@@ -13,6 +14,7 @@ use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::layout as cluster;
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::ServerTime;
 use crate::volume::options::OWN_DIR;
@@ -32,12 +34,13 @@ This directory belongs to nfsvol, a Docker volume driver.
 
   volumes/NAME/record.json   what nfsvol knows of the volume NAME (JSON)
   trash/NAME.TIME.RANDOM/    a removed volume: volume/record.json and, if it was moved, data/
+  hosts/                     which hosts live, and what they hold
   tmp/                       things being made; safe to delete when older than a day
 
 The data of a volume is in the directory that its record names, beside this one.
 `nfsvol trash ls` lists what can be restored, `nfsvol restore NAME` brings it back.
 By hand: move trash/ENTRY/data to the data directory that trash/ENTRY/volume/record.json names,
-delete the file trash/ENTRY/volume/removing, then move trash/ENTRY/volume to volumes/NAME.
+delete trash/ENTRY/volume/removing, then move trash/ENTRY/volume to volumes/NAME.
 ";
 
 /// `format.json`: tells one share from another, also when its address changes.
@@ -87,7 +90,7 @@ pub(super) fn record_file(name: &VolumeName) -> SharePath {
 
 /// Its presence says that the volume is being removed; its mtime names the trash entry.
 pub(super) fn removing(name: &VolumeName) -> SharePath {
-    volume(name).join("removing")
+    cluster::removing(name)
 }
 
 pub(super) fn tmp() -> SharePath {
@@ -162,7 +165,7 @@ fn timestamp(secs: u64) -> Timestamp {
 }
 
 /// Seconds since 1970 as RFC 3339.
-pub(super) fn rfc3339(secs: u64) -> String {
+pub(crate) fn rfc3339(secs: u64) -> String {
     timestamp(secs).to_string()
 }
 

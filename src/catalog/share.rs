@@ -7,8 +7,9 @@
 use super::error::CatalogError;
 use super::layout::{self, FORMAT, Format, README, RECORD, TrashName};
 use super::local::Stamp;
+use crate::cluster::removal::{self as mark, Bound};
 use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind, Made};
+use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind};
 use crate::volume::{MAX_RECORD, Record, VolumeName};
 
 /// Directories of the catalog: readable by everybody, since the records hold no secrets.
@@ -61,7 +62,7 @@ pub(super) async fn init(admin: &Admin) -> Result<String, CatalogError> {
 /// Makes what is to become `.nfsvol/`.
 async fn prepare(admin: &Admin, new: &SharePath, id: String) -> Result<(), AdminError> {
     admin.mkdir(new, DIR_MODE).await?;
-    for dir in ["volumes", "trash", "tmp"] {
+    for dir in ["volumes", "hosts", "trash", "tmp"] {
         admin.mkdir(&new.join(dir), DIR_MODE).await?;
     }
     admin
@@ -183,19 +184,23 @@ pub(super) async fn removal(
     Ok(marker.map(|attr| TrashName::of(record, attr.mtime)))
 }
 
-/// Marks the volume as being removed; any host may finish from here.
+/// Marks the volume as being removed, if it is not yet; any host may finish from here.
 pub(super) async fn begin_removal(
     admin: &Admin,
+    host: &str,
     record: &Record,
 ) -> Result<TrashName, CatalogError> {
-    if let Made::New(attr) = admin
-        .create_new(&layout::removing(&record.name), &[])
-        .await?
-    {
-        return Ok(TrashName::of(record, attr.mtime));
+    let name = &record.name;
+    if let Some(entry) = removal(admin, record).await? {
+        return Ok(entry);
+    }
+    let nonce = layout::random_id().map_err(CatalogError::state("random bytes"))?;
+    mark::announce(admin, name, &nonce, host).await?;
+    if mark::bind(admin, name, &nonce).await? == Bound::Withdrawn {
+        return Err(CatalogError::Unsettled(name.clone()));
     }
     let entry = removal(admin, record).await?;
-    entry.ok_or_else(|| CatalogError::Absent(record.name.clone()))
+    entry.ok_or_else(|| CatalogError::Absent(name.clone()))
 }
 
 /// The volumes on the share, with the stamps of their directories.

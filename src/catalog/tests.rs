@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::*;
+use crate::cluster::removal;
 use crate::nfs::admin::AdminSettings;
 
 struct Lab {
@@ -286,12 +287,10 @@ async fn another_host_finishes_a_removal_that_a_crash_cut_off() {
     let (a, b) = (lab.host("a").await, lab.host("b").await);
     let record = a.made("db", &[]).await;
     fs::write(lab.path("db/file"), "old").unwrap();
-    let entry = share::begin_removal(&a.admin, &record).await.unwrap();
+    let entry = share::begin_removal(&a.admin, "a", &record).await.unwrap();
     // Host a is gone; whoever asks for the name next gets a new, empty volume.
-    assert!(matches!(
-        b.catalog.ready(Some(&b.admin), &b.admin, &record).await,
-        Err(CatalogError::Absent(_))
-    ));
+    let there = removal::forestall(&b.admin, &record.name, || "b".to_owned());
+    assert!(!there.await.unwrap());
     let new = b.made("db", &[]).await;
     assert_ne!(new.id, record.id);
     assert_eq!(fs::read_dir(lab.path("db")).unwrap().count(), 0);
@@ -321,10 +320,7 @@ async fn a_create_that_a_crash_cut_off_is_finished_by_the_next() {
         .set_modified(hours_ago)
         .unwrap();
     assert_eq!(host.catalog.sweep(&host.admin).await.unwrap(), 0);
-    host.catalog
-        .ready(Some(&host.admin), &host.admin, &made)
-        .await
-        .unwrap();
+    Catalog::ready(&host.admin, &made).await.unwrap();
     assert!(lab.path("db").exists());
 }
 
@@ -334,11 +330,7 @@ async fn no_empty_directory_takes_the_place_of_lost_data() {
     let host = lab.host("a").await;
     let record = host.made("db", &[]).await;
     fs::remove_dir(lab.path("db")).unwrap();
-    let error = host
-        .catalog
-        .ready(Some(&host.admin), &host.admin, &record)
-        .await
-        .unwrap_err();
+    let error = Catalog::ready(&host.admin, &record).await.unwrap_err();
     assert!(matches!(error, CatalogError::DataGone { .. }), "{error}");
     assert!(!lab.path("db").exists());
 }

@@ -3,7 +3,8 @@
 //! Invariants: every step is one RENAME or one exclusive CREATE, each step may be repeated by any
 //! host, and the name is free once the last one is done. A volume's removal:
 //!
-//! 1. CREATE `volumes/<name>/removing`; its mtime names the trash entry;
+//! 1. MKDIR `volumes/<name>/removing.<nonce>`, then RENAME to `removing` ([`crate::cluster::removal`]);
+//!    its mtime names the trash entry;
 //! 2. MKDIR `trash/<entry>`;
 //! 3. RENAME the data directory to `trash/<entry>/data`, if the driver made it;
 //! 4. RENAME `volumes/<name>` to `trash/<entry>/volume`.
@@ -19,6 +20,7 @@ use super::data;
 use super::error::CatalogError;
 use super::layout::{self, TRASH_DATA, TRASH_VOLUME, TrashName};
 use super::share;
+use crate::cluster::layout::REMOVING;
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminErrorKind};
 use crate::volume::{MAX_RECORD, OnRemove, Record, RecordError, VolumeName};
@@ -255,7 +257,12 @@ pub(super) async fn restore_record(
     record: &Record,
 ) -> Result<(), CatalogError> {
     let volume = layout::trash().join(&entry.entry).join(TRASH_VOLUME);
-    home.remove_file(&volume.join("removing")).await?;
+    for entry in home.list(&volume).await?.unwrap_or_default() {
+        // The mark, and intents that came too late to be one.
+        if let Some(name) = entry.name.to_str().filter(|n| n.starts_with(REMOVING)) {
+            share::delete_tree(home, &volume.join(name)).await?;
+        }
+    }
     if *record != entry.record {
         home.write(&volume.join(layout::RECORD), &record.to_json())
             .await?;

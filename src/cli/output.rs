@@ -34,7 +34,7 @@ pub(super) fn volumes(answer: &Value) -> String {
             ("SHARE", "share"),
             ("DIRECTORY", "data_dir"),
             ("ACCESS", "access"),
-            ("ATTACHMENTS", "attachments"),
+            ("HELD BY", "held_by"),
             ("CREATED", "created"),
         ],
     )

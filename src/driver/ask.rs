@@ -12,6 +12,7 @@ impl Driver {
     pub(super) async fn answer(&self, question: Ask) -> Result<Value, DriverError> {
         match question {
             Ask::Ls => {
+                self.look_soon().await;
                 let records = self.catalog.list();
                 Ok(records
                     .iter()
@@ -34,6 +35,7 @@ impl Driver {
     }
 
     async fn inspect(&self, name: &VolumeName) -> Result<Value, DriverError> {
+        self.look_soon().await;
         match self.look_up(name).await {
             Known::Here(record) => Ok(json!({
                 "name": record.name,

@@ -121,6 +121,11 @@ impl Attachments {
         })
     }
 
+    /// The kernel's id of this boot.
+    pub(super) fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,9 @@ use std::io;
 
 use rustix::io::Errno;
 
+use super::cluster;
 use crate::catalog::CatalogError;
+use crate::cluster::{Holding, MemberError};
 use crate::embedded::EmbeddedError;
 use crate::fuse::{self, FuseError};
 use crate::mount::{Holder, MountError, OptionsError};
@@ -38,6 +40,16 @@ pub enum DriverError {
     InUse {
         name: VolumeName,
         holders: Vec<Holder>,
+    },
+    #[error(transparent)]
+    Cluster(#[from] MemberError),
+    #[error(
+        "volume {name} is in use by {}; stop that first. If the host is dead, its hold ends by \
+         itself within {} s", cluster::names(.holdings), longest(.holdings)
+    )]
+    HeldElsewhere {
+        name: VolumeName,
+        holdings: Vec<Holding>,
     },
     #[error(
         "volume {0} was mounted a moment ago for a container that is being started; try again in \
@@ -103,14 +115,14 @@ const RETRIED: [Errno; 6] = [
     Errno::AGAIN,
 ];
 
+/// How long, in seconds, until all of these are over if their hosts are dead.
+fn longest(holdings: &[Holding]) -> u64 {
+    let left = holdings.iter().map(|holding| holding.left).max();
+    left.map_or(0, |left| left.as_secs() + 1)
+}
+
 fn names(holders: &[Holder]) -> String {
-    let mut names: Vec<String> = holders
-        .iter()
-        .map(|holder| match &holder.container_id {
-            Some(id) => format!("container {}", id.get(..12).unwrap_or(id)),
-            None => format!("process {} ({})", holder.pid, holder.comm),
-        })
-        .collect();
+    let mut names: Vec<String> = holders.iter().map(cluster::describe).collect();
     names.sort();
     names.dedup();
     names.join(", ")
@@ -140,6 +152,7 @@ impl DriverError {
                 .chain(&[Errno::TIMEDOUT])
                 .any(|e| e.raw_os_error() == error.errno()),
             Self::Vanished(_) => true,
+            Self::Cluster(error) => error.is_transient(),
             Self::Mount(error) => {
                 error.is_unresponsive()
                     || error.errno().is_some_and(|errno| RETRIED.contains(&errno))

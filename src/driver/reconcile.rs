@@ -36,7 +36,7 @@ pub(super) struct HolderCache(Mutex<HashMap<VolumeName, (Instant, Vec<Holder>)>>
 impl Driver {
     /// By what a volume may be known in the namespaces of processes: as it is attached, and, for
     /// containers that outlived their attachment, as it would be.
-    fn marks(&self, record: &Record) -> Vec<Held> {
+    pub(super) fn marks(&self, record: &Record) -> Vec<Held> {
         let mut marks = Vec::new();
         marks.extend(self.attachments.get(&record.name).map(|held| held.how.held));
         if let Ok(share) = self.catalog.share_of(&record.options) {
@@ -50,7 +50,7 @@ impl Driver {
     }
 
     /// The processes that hold a volume now.
-    fn holders(&self, name: &VolumeName, marks: &[Held]) -> io::Result<Vec<Holder>> {
+    pub(super) fn holders(&self, name: &VolumeName, marks: &[Held]) -> io::Result<Vec<Holder>> {
         let own = self.paths.mountpoint(name);
         let mut found = Vec::new();
         for mark in marks {

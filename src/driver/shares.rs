@@ -17,7 +17,7 @@ use crate::catalog;
 use crate::config::Config;
 use crate::embedded;
 use crate::mount::{MountError, MountOptions};
-use crate::nfs::address::{Server, Share};
+use crate::nfs::address::{Server, Share, SharePath};
 use crate::nfs::admin::{Admin, AdminSettings, Space};
 use crate::nfs::probe::{self, Breaker, Ports, Reached};
 
@@ -190,14 +190,17 @@ pub(super) struct Shares {
     contacts: Mutex<HashMap<Key, Arc<Contact>>>,
     op_deadline: Duration,
     state_dir: PathBuf,
+    /// Directories of every share whose handles are kept.
+    frame: Vec<SharePath>,
 }
 
 impl Shares {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, frame: &[SharePath]) -> Self {
         Self {
             contacts: Mutex::default(),
             op_deadline: config.op_deadline,
             state_dir: config.state_dir.clone(),
+            frame: catalog::frame().iter().chain(frame).cloned().collect(),
         }
     }
 
@@ -252,7 +255,7 @@ impl Shares {
         };
         let admin = if reached.v3 {
             let admin = Admin::v3(contact.share.clone(), settings);
-            admin.keep_handles(&catalog::frame());
+            admin.keep_handles(&self.frame);
             admin
         } else {
             let mounted = paths.mount_for_admin(&contact.share, &reached).await;

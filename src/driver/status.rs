@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Driver;
 use super::attachments::Held;
+use super::cluster::describe;
 use crate::fuse::WorkerStatus;
 use crate::mount::Holder;
 use crate::volume::{DataPath, Record, VolumeName};
@@ -44,6 +45,10 @@ impl Driver {
         let held = self.attachments.get(&record.name);
         put("share", json!(share));
         put("data_dir", json!(record.data_dir));
+        put(
+            "held_by_other_hosts",
+            json!(self.cluster.elsewhere(&record.name)),
+        );
         put("data_dir_made_by_driver", json!(record.made.is_some()));
         put("options", json!(record.options));
         put(
@@ -138,10 +143,34 @@ impl Driver {
         }
     }
 
+    /// The hosts that hold a volume, with what holds it there, in one line.
+    fn held_by(&self, record: &Record) -> String {
+        let mut hosts = Vec::new();
+        if self.attachments.get(&record.name).is_some() {
+            let mut holders: Vec<String> =
+                self.recent_holders(record).iter().map(describe).collect();
+            holders.sort();
+            holders.dedup();
+            hosts.push((self.config.host.clone(), holders.join(", ")));
+        }
+        for other in self.cluster.elsewhere(&record.name) {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let holders = other["holders"].as_array().into_iter().flatten().map(text);
+            hosts.push((text(&other["host"]), holders.collect::<Vec<_>>().join(", ")));
+        }
+        hosts.sort();
+        let hosts = hosts.iter().map(|(host, holders)| match holders.as_str() {
+            "" => host.clone(),
+            holders => format!("{host} ({holders})"),
+        });
+        hosts.collect::<Vec<_>>().join(", ")
+    }
+
     /// One line of `nfsvol ls`.
     pub(super) fn volume_line(&self, record: &Record) -> Value {
         let held = self.attachments.get(&record.name);
         json!({
+            "held_by": self.held_by(record),
             "name": record.name,
             "share": self.catalog.share_of(&record.options).ok(),
             "data_dir": record.data_dir,
@@ -180,6 +209,7 @@ impl Driver {
             },
             "volumes": self.catalog.len(),
             "attachments": self.attachments.count(),
+            "hosts": self.cluster.hosts(),
             "shares": shares,
         })
     }

@@ -4,12 +4,15 @@
 //! The RPCs that this costs are in docs/DESIGN.md ("What a host costs the server").
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::cluster::STARTED;
 use super::{Driver, DriverError};
 use crate::catalog::{Catalog, Changes};
+use crate::cluster::Times;
 
 /// How often the health of shares in use is looked at.
 const HEALTH_EVERY: Duration = Duration::from_secs(30);
@@ -40,6 +43,28 @@ impl Driver {
             TRASH_EVERY,
             |driver| async move { driver.empty_trash().await },
         );
+        if let Some(session) = self.config.session {
+            let pause = Times::new(session).renew();
+            self.every(
+                stop,
+                "renewing this host's session",
+                pause,
+                |driver| async move { driver.beat().await },
+            );
+            self.every(
+                stop,
+                "telling the other hosts what this one holds",
+                STARTED,
+                |driver| async move {
+                    let changed = driver.cluster.changed.notified();
+                    // Now and then without a change as well.
+                    if tokio::time::timeout(RECONCILE_EVERY, changed).await.is_ok() {
+                        tokio::time::sleep(STARTED).await;
+                    }
+                    driver.settle().await
+                },
+            );
+        }
         let driver = self.clone();
         let stop = stop.clone();
         tokio::spawn(async move {
@@ -104,6 +129,7 @@ impl Driver {
         if let Some(home) = self.home().await? {
             self.catalog.expect(&home).await?;
             self.catalog.poll(&home).await?;
+            self.look(&home).await?;
         }
         Ok(())
     }
@@ -122,6 +148,12 @@ impl Driver {
                 gone = changes.gone.len(),
                 "catalog followed"
             );
+        }
+        // Every other time, and more rarely the more hosts there are to list.
+        let hosts = self.cluster.hosts().len();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        if turn.is_multiple_of(2 + hosts / 100) {
+            self.look(&self.admin(&contact).await?).await?;
         }
         Ok(())
     }

@@ -309,6 +309,20 @@ impl Admin {
         on_share!(self, "rename", from, way => way.rename(from, to))
     }
 
+    /// Renames an entry of a directory within it; the directory's attributes afterwards, whose
+    /// mtime is the server's time of the change.
+    ///
+    /// # Errors
+    /// As [`rename`](Self::rename).
+    pub async fn rename_within(
+        &self,
+        dir: &SharePath,
+        from: &str,
+        to: &str,
+    ) -> Result<Attr, AdminError> {
+        on_share!(self, "rename in", dir, way => way.rename_within(dir, from, to))
+    }
+
     /// Removes a file, symbolic link or special file. False when it was absent.
     ///
     /// # Errors

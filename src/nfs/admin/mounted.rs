@@ -268,6 +268,22 @@ impl Mounted {
         .await
     }
 
+    pub(super) async fn rename_within(
+        &self,
+        dir: &SharePath,
+        from: &str,
+        to: &str,
+    ) -> Outcome<Attr> {
+        let (dir, from, to) = (dir.clone(), from.to_owned(), to.to_owned());
+        self.run(move |root| {
+            let dir = open_dir(root, &dir, READ_DIR)?;
+            fs::renameat(&dir, from, &dir, to).map_err(rename_error)?;
+            fs::fsync(&dir)?;
+            Ok(attr_of(&fs::fstat(&dir)?))
+        })
+        .await
+    }
+
     pub(super) async fn remove_file(&self, path: &SharePath) -> Outcome<bool> {
         self.remove(path, AtFlags::empty()).await
     }

@@ -309,6 +309,15 @@ impl V3 {
         on_session!(self, session => session.rename(from, to))
     }
 
+    pub(super) async fn rename_within(
+        &self,
+        dir: &SharePath,
+        from: &str,
+        to: &str,
+    ) -> Outcome<Attr> {
+        on_session!(self, session => session.rename_within(dir, from, to))
+    }
+
     pub(super) async fn remove_file(&self, path: &SharePath) -> Outcome<bool> {
         on_session!(self, session => session.remove_file(path))
     }

@@ -5,8 +5,8 @@ use nfs3_types::nfs3::{
     MKDIR3args, MKDIR3resfail, MKDIR3resok, NFS_PROGRAM, Nfs3Option, READ3args, READ3resfail,
     READ3resok, REMOVE3args, REMOVE3resfail, REMOVE3resok, RENAME3args, RENAME3resfail,
     RENAME3resok, RMDIR3args, RMDIR3resfail, RMDIR3resok, SETATTR3args, SETATTR3resfail,
-    SETATTR3resok, WRITE3args, WRITE3resfail, WRITE3resok, createhow3, createverf3, nfs_fh3,
-    nfsstat3, sattr3, set_atime, set_mtime, stable_how,
+    SETATTR3resok, WRITE3args, WRITE3resfail, WRITE3resok, createhow3, createverf3, fattr3,
+    nfs_fh3, nfsstat3, sattr3, set_atime, set_mtime, stable_how,
 };
 use nfs3_types::xdr_codec::{Opaque, Pack, Unpack};
 use rustix::io::Errno;
@@ -151,7 +151,7 @@ impl Session<'_> {
                 Ok((_, there)) if there.fileid == attr.fileid => Ok(attr),
                 _ => Err(AdminErrorKind::Unknown),
             },
-            renamed => renamed.map(|()| attr),
+            renamed => renamed.map(|_| attr),
         }
     }
 
@@ -206,7 +206,20 @@ impl Session<'_> {
         self.v3.forget(from);
         self.v3.forget(to);
         let (old, new) = (from.name().as_bytes(), to.name().as_bytes());
-        self.rename_entry(&from_dir, old, &to_dir, new).await
+        self.rename_entry(&from_dir, old, &to_dir, new).await?;
+        Ok(())
+    }
+
+    pub(super) async fn rename_within(
+        &mut self,
+        path: &SharePath,
+        from: &str,
+        to: &str,
+    ) -> Outcome<Attr> {
+        let dir = self.dir(path).await?;
+        let (old, new) = (from.as_bytes(), to.as_bytes());
+        let after = self.rename_entry(&dir, old, &dir, new).await?;
+        self.attr_or_ask(after, &dir).await
     }
 
     pub(super) async fn remove_file(&mut self, path: &SharePath) -> Outcome<bool> {
@@ -364,13 +377,14 @@ impl Session<'_> {
         self.attr_or_ask(done.obj_wcc.after, handle).await
     }
 
+    /// The attributes of the target's directory afterwards, if the server tells.
     async fn rename_entry(
         &mut self,
         from_dir: &nfs_fh3,
         from: &[u8],
         to_dir: &nfs_fh3,
         to: &[u8],
-    ) -> Outcome<()> {
+    ) -> Outcome<Nfs3Option<fattr3>> {
         let args = RENAME3args {
             from: entry(from_dir, from),
             to: entry(to_dir, to),
@@ -380,7 +394,7 @@ impl Session<'_> {
             .call::<_, RENAME3resok, RENAME3resfail>(rename, &args, Effect::Once)
             .await
         {
-            Ok(_) => Ok(()),
+            Ok(done) => Ok(done.todir_wcc.after),
             // Both directories were found before, so these speak of the target alone.
             Err(Fault::Status(
                 nfsstat3::NFS3ERR_EXIST

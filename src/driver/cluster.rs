@@ -1,0 +1,369 @@
+//! This host's part in the cluster: its session, what it tells the others it holds, and what is
+//! refused because of what they hold.
+//!
+//! Invariant: a volume of the home share that Docker was given is held on the share first, and is
+//! let go of there only when no process of this host has it any more.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+
+use super::attachments::Attachments;
+use super::{Driver, DriverError};
+use crate::catalog::{Catalog, CatalogError};
+use crate::cluster::removal::{self, Bound};
+use crate::cluster::{Beat, Env, Holding, Host, Member, MemberError, Times, layout};
+use crate::config::Config;
+use crate::files::write_durably;
+use crate::mount::Holder;
+use crate::nfs::address::SharePath;
+use crate::nfs::admin::Admin;
+use crate::volume::{Access, Record, VolumeName};
+
+/// A random id of this state directory; in it.
+const ID_FILE: &str = "host-id";
+/// A container that was given a volume has it in its mount namespace after this time.
+pub(super) const STARTED: Duration = Duration::from_secs(3);
+/// How long `ls` and `inspect` wait for what the other hosts hold now.
+const LOOK_WAIT: Duration = Duration::from_millis(250);
+/// How long Unmount waits for the last process: a worker ends within milliseconds.
+const FREE_WAIT: Duration = Duration::from_millis(500);
+const FREE_LOOK: Duration = Duration::from_millis(20);
+
+/// The host's clock that goes on while it is suspended, and its random numbers.
+#[derive(Debug)]
+pub(super) struct HostEnv;
+
+impl Env for HostEnv {
+    fn now(&self) -> Duration {
+        let time = clock_gettime(ClockId::Boottime);
+        Duration::new(
+            u64::try_from(time.tv_sec).unwrap_or(0),
+            u32::try_from(time.tv_nsec).unwrap_or(0),
+        )
+    }
+
+    fn nonce(&self) -> String {
+        // Without random numbers the time is as good as anything.
+        let number = getrandom::u64()
+            .unwrap_or_else(|_| u64::try_from(self.now().as_nanos()).unwrap_or_default());
+        format!("{number:016x}")
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    pub(super) member: Member<HostEnv>,
+    /// When this driver only asks a share: it is no member then.
+    aside: bool,
+    /// Something was mounted or unmounted: the others are told soon what holds what.
+    pub(super) changed: tokio::sync::Notify,
+    /// The last words on other hosts' holds.
+    view: Mutex<Vec<(String, crate::cluster::HostDoc)>>,
+}
+
+impl Cluster {
+    pub(super) fn open(config: &Config, attachments: &Attachments) -> Result<Self, DriverError> {
+        let id = host_id(config).map_err(|source| DriverError::State {
+            what: ID_FILE,
+            source,
+        })?;
+        // No host's name begins with a dot: one that only asks sees them all.
+        let aside = config.session.is_none();
+        let name = if aside {
+            ".aside".to_owned()
+        } else {
+            layout::host_name(&config.host)
+        };
+        let host = Host {
+            name,
+            id,
+            boot: attachments.boot_id().to_owned(),
+        };
+        let times = Times::new(config.session.unwrap_or_default());
+        Ok(Self {
+            member: Member::new(host, times, HostEnv),
+            aside,
+            changed: tokio::sync::Notify::new(),
+            view: Mutex::default(),
+        })
+    }
+
+    /// The directories that a host asks for at every turn.
+    pub(super) fn frame(&self) -> [SharePath; 2] {
+        [layout::hosts(), layout::host_dir(&self.member.host().name)]
+    }
+
+    fn view(&self) -> Vec<(String, crate::cluster::HostDoc)> {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        view.clone()
+    }
+
+    /// What the other hosts hold of a volume, as of the last look.
+    pub(super) fn elsewhere(&self, name: &VolumeName) -> Vec<Value> {
+        self.view()
+            .iter()
+            .filter_map(|(host, doc)| {
+                let hold = doc.holds.get(name)?;
+                Some(json!({
+                    "host": host,
+                    "since": crate::catalog::rfc3339(hold.since),
+                    "holders": hold.holders,
+                }))
+            })
+            .collect()
+    }
+
+    /// The hosts of the cluster that live, as of the last look.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        self.view().into_iter().map(|(host, _)| host).collect()
+    }
+}
+
+fn host_id(config: &Config) -> std::io::Result<String> {
+    let path = config.state_dir.join(ID_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let id = HostEnv.nonce();
+    write_durably(&path, id.as_bytes())?;
+    Ok(id)
+}
+
+/// How people know a process that holds a volume.
+pub(super) fn describe(holder: &Holder) -> String {
+    match &holder.container_id {
+        Some(id) => format!("container {}", id.get(..12).unwrap_or(id)),
+        None => format!("process {} ({})", holder.pid, holder.comm),
+    }
+}
+
+/// Hosts and what holds a volume there, for an error.
+pub(super) fn names(holdings: &[Holding]) -> String {
+    let names: Vec<String> = holdings
+        .iter()
+        .map(|holding| {
+            let host = &holding.host;
+            match holding.hold.holders.as_slice() {
+                [] => format!("host {host}"),
+                holders => format!("host {host} ({})", holders.join(", ")),
+            }
+        })
+        .collect();
+    names.join(", ")
+}
+
+impl Driver {
+    /// The home share of a volume whose record is on it.
+    fn shared_home<'a>(&self, home: Option<&'a Admin>, name: &VolumeName) -> Option<&'a Admin> {
+        home.filter(|_| !self.cluster.aside && !self.catalog.is_only_here(name))
+    }
+
+    /// Tells the others that this host is about to mount a volume, and makes sure that none of
+    /// them is removing it.
+    pub(super) async fn hold(
+        &self,
+        home: Option<&Admin>,
+        record: &Record,
+    ) -> Result<(), DriverError> {
+        let name = &record.name;
+        let Some(home) = self.shared_home(home, name) else {
+            return Ok(());
+        };
+        let member = &self.cluster.member;
+        member.hold(home, name, record.options.access).await?;
+        fail::fail_point!("mount.held", |_| crate::failpoint::die());
+        if removal::forestall(home, name, || HostEnv.nonce()).await? {
+            Ok(())
+        } else {
+            Err(CatalogError::Absent(name.clone()).into())
+        }
+    }
+
+    /// Tells the others that this host does not hold a volume, if that is so.
+    pub(super) async fn let_go(&self, name: &VolumeName) {
+        if self.attachments.get(name).is_some() {
+            return;
+        }
+        let Ok(Some(home)) = self.home().await else {
+            return; // `settle` does it when the share is back
+        };
+        if self.shared_home(Some(&home), name).is_some() && self.is_free_soon(name).await {
+            self.cluster.member.release(&home, name).await;
+        }
+    }
+
+    /// Whether no process of this host has a volume that it has unmounted.
+    async fn is_free_soon(&self, name: &VolumeName) -> bool {
+        let deadline = Instant::now() + FREE_WAIT;
+        loop {
+            if self.is_free(name).await {
+                return true;
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            tokio::time::sleep(FREE_LOOK).await;
+        }
+    }
+
+    async fn is_free(&self, name: &VolumeName) -> bool {
+        if self.paths.is_left_to_containers(name).await {
+            return false;
+        }
+        match self.catalog.get(name) {
+            Some(record) => {
+                matches!(self.holders(name, &self.marks(&record)), Ok(found) if found.is_empty())
+            }
+            None => true,
+        }
+    }
+
+    /// Makes what the others are told true: volumes that are attached are held, others are not.
+    pub(super) async fn settle(&self) -> Result<(), DriverError> {
+        let Some(home) = self.home().await? else {
+            return Ok(());
+        };
+        let member = &self.cluster.member;
+        let attached = self.attachments.all();
+        let mut holders = BTreeMap::new();
+        for (name, _) in &attached {
+            let Some(record) = self.catalog.get(name) else {
+                continue;
+            };
+            if self.catalog.is_only_here(name) {
+                continue;
+            }
+            // An exclusive volume is held by its claim alone.
+            if record.options.access != Access::Exclusive {
+                member.hold(&home, name, record.options.access).await?;
+            }
+            let mut found: Vec<String> =
+                self.recent_holders(&record).iter().map(describe).collect();
+            found.sort();
+            found.dedup();
+            holders.insert(name.clone(), found);
+        }
+        member.describe(&home, &holders).await?;
+        for name in member.held().await.into_keys() {
+            // A call for the volume is under way: it knows better.
+            let Some(_lock) = self.locks.try_lock(&name) else {
+                continue;
+            };
+            if self.attachments.get(&name).is_none() && self.is_free(&name).await {
+                member.release(&home, &name).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Renews this host's session.
+    pub(super) async fn beat(&self) -> Result<(), DriverError> {
+        let Some(home) = self.home().await? else {
+            return Ok(());
+        };
+        if !self.cluster.member.has_right() {
+            // Made where it is absent, and known to be the share that it was.
+            self.catalog.init(&home).await?;
+        }
+        match self.cluster.member.beat(&home).await? {
+            Beat::Renewed => {}
+            // Only a renewal gives a right.
+            Beat::Began => {
+                self.cluster.member.beat(&home).await?;
+                self.cluster.changed.notify_one();
+            }
+            Beat::Lost(lost) => {
+                tracing::error!(
+                    ?lost,
+                    "this host was out of reach of its home share for longer \
+                    than the session time"
+                );
+                self.cluster.changed.notify_one();
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what the other hosts hold.
+    pub(super) async fn look(&self, home: &Admin) -> Result<(), DriverError> {
+        self.cluster.member.look(home).await?;
+        let others = self.cluster.member.others().await;
+        let view = others
+            .into_iter()
+            .filter(|other| {
+                let times = Times::new(Duration::from_millis(other.doc.session_ms));
+                other.silent < times.expire()
+            })
+            .map(|other| (other.doc.host.clone(), other.doc))
+            .collect();
+        *self
+            .cluster
+            .view
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = view;
+        Ok(())
+    }
+
+    /// A look for somebody who waits for the answer.
+    pub(super) async fn look_soon(&self) {
+        let look = async {
+            if let Some(home) = self.home().await? {
+                self.look(&home).await?;
+            }
+            Ok::<_, DriverError>(())
+        };
+        // The last look has to do.
+        let _ = tokio::time::timeout(LOOK_WAIT, look).await;
+    }
+
+    /// Refuses when another host holds the volume, or when a share would not let it be removed;
+    /// otherwise makes its removal binding.
+    pub(super) async fn begin_removal(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        record: &Record,
+    ) -> Result<(), DriverError> {
+        let name = &record.name;
+        let Some(home) = self.shared_home(home, name) else {
+            return Ok(());
+        };
+        self.check_elsewhere(home, name).await?;
+        Catalog::try_removal(Some(home), on, record).await?;
+        let nonce = HostEnv.nonce();
+        let host = &self.cluster.member.host().name;
+        removal::announce(home, name, &nonce, host).await?;
+        fail::fail_point!("remove.announced", |_| crate::failpoint::die());
+        if let Err(error) = self.check_elsewhere(home, name).await {
+            removal::withdraw(home, name, &nonce).await;
+            return Err(error);
+        }
+        match removal::bind(home, name, &nonce).await? {
+            Bound::Removing => Ok(()),
+            Bound::Withdrawn => {
+                self.check_elsewhere(home, name).await?;
+                Err(MemberError::Unclear("that mounts the volume".to_owned()).into())
+            }
+        }
+    }
+
+    async fn check_elsewhere(&self, home: &Admin, name: &VolumeName) -> Result<(), DriverError> {
+        let holdings = self.cluster.member.holdings(home, name).await?;
+        if holdings.is_empty() {
+            Ok(())
+        } else {
+            Err(DriverError::HeldElsewhere {
+                name: name.clone(),
+                holdings,
+            })
+        }
+    }
+}
