@@ -156,13 +156,21 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
         })
         .step("start a thread")?;
 
+    let ours = our_mount(&task.mountpoint).step("read mountinfo")?;
     let mut warnings = Vec::new();
-    if let Err(error) = raise_read_ahead(&task.mountpoint) {
+    if let Err(error) = raise_read_ahead(ours.as_ref()) {
         warnings.push(format!(
             "the kernel's read-ahead stays at 128 KiB, so sequential reads are slow: {error}"
         ));
     }
-    tell(&Started::Ready { warnings }).step("report")?;
+    if let Err(error) = tell(&Started::Ready { warnings }) {
+        // The daemon was killed, and the next one may have mounted the volume as well: our mount
+        // must not stay on top of that one.
+        if ours.is_some() && our_mount(&task.mountpoint).is_ok_and(|top| top == ours) {
+            let _ = rustix::mount::unmount(&task.mountpoint, UnmountFlags::DETACH);
+        }
+        return Err(error).step("report");
+    }
     close_standard_streams();
 
     let (run_dir, cleaning) = (task.run_dir.clone(), nfs.clone());
@@ -321,8 +329,8 @@ pub(super) fn our_mount(point: &Path) -> io::Result<Option<MountEntry>> {
 
 /// Without this the kernel reads ahead 128 KiB: FUSE's INIT cannot ask for more than the kernel
 /// offers.
-fn raise_read_ahead(mountpoint: &Path) -> io::Result<()> {
-    let mount = our_mount(mountpoint)?
+fn raise_read_ahead(mount: Option<&MountEntry>) -> io::Result<()> {
+    let mount = mount
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the mount is not in mountinfo"))?;
     let path = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
     std::fs::write(path, READ_AHEAD_KIB.to_string())

@@ -62,6 +62,11 @@ pub struct Listener {
     made: Option<Made>,
 }
 
+/// A child that a killed daemon was just starting holds its socket until it runs its own program:
+/// so often, and after such pauses, a socket that seems taken is looked at again.
+const STALE_TRIES: u32 = 5;
+const STALE_PAUSE: Duration = Duration::from_millis(50);
+
 /// The file of a socket that was made here, as it was then.
 #[derive(Debug)]
 struct Made {
@@ -106,7 +111,13 @@ impl Listener {
             .map_err(|_| ListenError::Locked(path.to_owned()))?
             .map_err(|error| at("lock the directory of", error))?;
 
-        remove_stale(path).await?;
+        let mut tries = 1..=STALE_TRIES;
+        while let Err(error) = remove_stale(path).await {
+            if !matches!(error, ListenError::Taken(_)) || tries.next().is_none() {
+                return Err(error);
+            }
+            tokio::time::sleep(STALE_PAUSE).await;
+        }
 
         let address = SocketAddrUnix::new(path).map_err(|_| ListenError::Long(path.to_owned()))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
