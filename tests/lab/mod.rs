@@ -118,6 +118,7 @@ pub enum Part {
     Knfsd,
     Fuse,
     Podman,
+    Services,
     Systemd,
 }
 
@@ -193,6 +194,9 @@ pub fn missing(parts: &[Part]) -> Option<String> {
         Part::Knfsd => absent(knfsd::EXPORTFS, "nfs-kernel-server")
             .or_else(|| absent(knfsd::MKFS_XFS, "xfsprogs")),
         Part::Systemd => absent(systemd::SYSTEMD, "systemd"),
+        Part::Services => absent("/usr/bin/redis-server", "redis-server")
+            .or_else(|| absent("/usr/sbin/mariadbd", "mariadb-server"))
+            .or_else(|| absent("/usr/lib/postgresql", "postgresql")),
         Part::Podman => absent("/usr/bin/podman", "podman crun"),
         Part::Fuse => absent("/dev/fuse", "a kernel with fuse")
             .or_else(|| absent("/usr/bin/fusermount3", "fuse3")),
