@@ -61,20 +61,20 @@ install: $(built) ## Install program, units, manual and completions below $(DEST
 uninstall: ## Remove what `make install` put there
 	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) packaging/install.sh uninstall
 
-.PHONY: deb
-deb: $(built) ## Build a Debian package, target/nfsvol_VERSION_ARCH.deb
-	packaging/deb.sh $(BINARY) target
-
 # glibc's own resolver needs no file but /etc/resolv.conf and /etc/hosts, which Docker brings.
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
-STATIC := target/$(HOST)/release/nfsvol
+STATIC := target/$(HOST)/static/nfsvol
 NAME ?= nfsvol
 
 .PHONY: static
-static: ## Build a binary that needs no library, target/HOST/release/nfsvol
-	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --release --target $(HOST)
+static: ## Build a small binary that needs no library, target/HOST/static/nfsvol
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked --profile static --target $(HOST)
 	@echo "$(STATIC): $$(stat -c %s $(STATIC)) bytes"
 
 .PHONY: plugin
 plugin: static ## Make a managed plugin of it on the local Docker, called $(NAME)
 	plugin/create.sh $(STATIC) $(NAME)
+
+.PHONY: deb
+deb: static ## Build a Debian package of it, target/nfsvol_VERSION_ARCH.deb
+	packaging/deb.sh $(STATIC) target
