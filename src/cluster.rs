@@ -2,7 +2,7 @@
 //!
 //! Hosts never speak to each other; all of this lies on the home share ([`layout`]), is made of
 //! RENAMEs that exactly one host wins, and is handed its time and its share, so that a simulation
-//! runs the same code (`tests/cluster_simulation.rs`).
+//! runs the same code (`tests/cluster_simulation`).
 //!
 //! **Session.** A host lives as long as it renames its token, `hosts/<host>/alive.<session>.<n>`,
 //! to the next number. Whoever has seen no new number for [`Times::expire`] renames the token to

@@ -88,7 +88,7 @@ impl Driver {
                 source,
             })?;
         let paths = Paths::open(&config)?;
-        let cluster = cluster::Cluster::open(&config, &attachments)?;
+        let cluster = cluster::Cluster::open(&config, &attachments, &catalog)?;
         Ok(Self {
             shares: Shares::new(&config, &cluster.frame()),
             cluster,

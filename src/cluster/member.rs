@@ -132,7 +132,7 @@ struct Session {
     tried: Option<Duration>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct State {
     session: Option<Session>,
     /// What the others wait by: the longest session time since the session began.
@@ -170,14 +170,42 @@ pub struct Member<E> {
 }
 
 impl<E: Env> Member<E> {
+    /// `using`: what the host has mounted already, as after a restart of the daemon. It is told
+    /// with the first document; exclusive volumes only if the session before goes on.
     #[must_use]
-    pub fn new(host: Host, times: Times, env: E) -> Self {
+    pub fn new(
+        host: Host,
+        times: Times,
+        env: E,
+        using: impl IntoIterator<Item = (VolumeName, Access)>,
+    ) -> Self {
+        let hold = |access| Hold {
+            nonce: env.nonce(),
+            access,
+            since: 0,
+            holders: Vec::new(),
+        };
+        let shared = |(_, access): &(VolumeName, Access)| *access != Access::Exclusive;
+        let holds = using.into_iter().filter(shared);
+        let state = State {
+            holds: holds.map(|(name, access)| (name, hold(access))).collect(),
+            session: None,
+            session_ms: 0,
+            lost: Vec::new(),
+            number: 0,
+            old: Vec::new(),
+            dirty: false,
+            elapsed: Elapsed::new(times.renew() * 2),
+            now: None,
+            others: BTreeMap::new(),
+            stamps: BTreeMap::new(),
+        };
         Self {
             host,
-            env,
             times,
             right_until: AtomicU64::new(0),
-            state: Mutex::default(),
+            state: state.into(),
+            env,
         }
     }
 
@@ -266,8 +294,7 @@ impl<E: Env> Member<E> {
         match store.rename_within(&dir, &from, &to).await {
             Ok(stamp) => {
                 self.renewed(state, session.number + 1, sent);
-                let keep = self.times.session * 2;
-                state.elapsed.sample(self.env.now(), stamp, keep);
+                state.elapsed.sample(sent, self.env.now(), stamp);
                 state.now = Some(stamp);
                 Ok(Beat::Renewed)
             }
@@ -345,9 +372,10 @@ impl<E: Env> Member<E> {
         let dir = layout::host_dir(&self.host.name);
         store.make_dir(&layout::hosts()).await?;
         store.make_dir(&dir).await?;
-        let (number, found) = self.own_document(store).await?;
-        state.number = state.number.max(number + NUMBERS_OF_A_PROCESS);
-        state.old.extend((number > 0).then_some(number));
+        let (numbers, found) = self.own_documents(store).await?;
+        let highest = numbers.last().copied().unwrap_or(0);
+        state.number = state.number.max(highest + NUMBERS_OF_A_PROCESS);
+        state.old = numbers;
         let tokens: Vec<Token> = self.tokens(store, &self.host.name).await?;
         let ours = found.as_ref().is_none_or(|doc| doc.id == self.host.id);
         for token in &tokens {
@@ -355,8 +383,8 @@ impl<E: Env> Member<E> {
                 ours && token.alive && doc.boot == self.host.boot && doc.session == token.session
             });
             if let Some(doc) = going_on {
-                if state.holds.is_empty() {
-                    state.holds = doc.holds.clone();
+                for (name, hold) in &doc.holds {
+                    state.holds.insert(name.clone(), hold.clone());
                 }
                 state.session = Some(Session {
                     id: token.session.clone(),
@@ -404,24 +432,25 @@ impl<E: Env> Member<E> {
             .collect())
     }
 
-    /// This host's last document and its number.
-    async fn own_document(
+    /// The numbers of this host's documents, lowest first, and what the last one says.
+    async fn own_documents(
         &self,
         store: &impl Store,
-    ) -> Result<(u64, Option<HostDoc>), MemberError> {
+    ) -> Result<(Vec<u64>, Option<HostDoc>), MemberError> {
         for _ in 0..LOOKS {
             let entries = store.list(&layout::hosts()).await?.unwrap_or_default();
-            let number = entries
+            let mut numbers: Vec<u64> = entries
                 .iter()
                 .filter_map(|entry| layout::parse_document(&entry.name))
                 .filter(|(host, _)| *host == self.host.name)
                 .map(|(_, number)| number)
-                .max();
-            let Some(number) = number else {
-                return Ok((0, None));
+                .collect();
+            numbers.sort_unstable();
+            let Some(&last) = numbers.last() else {
+                return Ok((numbers, None));
             };
-            if let Some(doc) = self.document(store, &self.host.name, number).await? {
-                return Ok((number, Some(doc)));
+            if let Some(doc) = self.document(store, &self.host.name, last).await? {
+                return Ok((numbers, Some(doc)));
             }
         }
         Err(MemberError::Unclear(self.host.name.clone()))

@@ -67,7 +67,11 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub(super) fn open(config: &Config, attachments: &Attachments) -> Result<Self, DriverError> {
+    pub(super) fn open(
+        config: &Config,
+        attachments: &Attachments,
+        catalog: &Catalog,
+    ) -> Result<Self, DriverError> {
         let id = host_id(config).map_err(|source| DriverError::State {
             what: ID_FILE,
             source,
@@ -84,9 +88,15 @@ impl Cluster {
             id,
             boot: attachments.boot_id().to_owned(),
         };
+        let using = attachments.all().into_iter().filter_map(|(name, _)| {
+            let record = catalog
+                .get(&name)
+                .filter(|_| !catalog.is_only_here(&name))?;
+            Some((name, record.options.access))
+        });
         let times = Times::new(config.session.unwrap_or_default());
         Ok(Self {
-            member: Member::new(host, times, HostEnv),
+            member: Member::new(host, times, HostEnv, using),
             aside,
             changed: tokio::sync::Notify::new(),
             view: Mutex::default(),

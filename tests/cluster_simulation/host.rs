@@ -1,0 +1,396 @@
+//! A host: its daemon, and the workers that outlive it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nfsvol::cluster::removal::{self, Bound};
+use nfsvol::cluster::{Beat, Claimed, Env, Host as Identity, Member, Store, Times, layout};
+use nfsvol::volume::{Access, VolumeName};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::disk::{Link, awake};
+use crate::model::Grant;
+use crate::{Dice, EXCLUSIVE, SESSION, Switches, VOLUMES};
+
+/// A clock with a rate of its own, and random numbers.
+#[derive(Debug, Clone)]
+pub(crate) struct SimEnv {
+    pub(crate) began: Instant,
+    /// In millionths; 1,000,000 is true time.
+    pub(crate) rate: u32,
+    pub(crate) offset: Duration,
+    pub(crate) dice: Arc<Mutex<Dice>>,
+}
+
+impl Env for SimEnv {
+    fn now(&self) -> Duration {
+        self.offset + self.began.elapsed() * self.rate / 1_000_000
+    }
+
+    fn nonce(&self) -> String {
+        format!("{:016x}", self.dice.lock().unwrap().roll())
+    }
+}
+
+impl SimEnv {
+    /// Sleeps by this clock.
+    async fn sleep(&self, time: Duration) {
+        sleep(time * 1_000_000 / self.rate).await;
+    }
+}
+
+/// A process that serves an exclusive volume to containers, and what it may do.
+struct Worker {
+    grant: Grant,
+    /// Until when it may send, by the host's clock; it learns that from the daemon.
+    right: Arc<AtomicU64>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// What of a host is there whether its daemon runs or not.
+#[derive(Clone)]
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) boot: Arc<AtomicU64>,
+    pub(crate) env: SimEnv,
+    pub(crate) link: Link,
+    pub(crate) switches: Switches,
+    workers: Arc<Mutex<BTreeMap<String, Worker>>>,
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap()
+}
+
+fn name(volume: &str) -> VolumeName {
+    volume.parse().unwrap()
+}
+
+fn access(volume: &str) -> Access {
+    if EXCLUSIVE.contains(&volume) {
+        Access::Exclusive
+    } else {
+        Access::Shared
+    }
+}
+
+impl Host {
+    pub(crate) fn new(name: &str, env: SimEnv, link: Link, switches: Switches) -> Self {
+        Self {
+            name: name.to_owned(),
+            boot: Arc::default(),
+            env,
+            link,
+            switches,
+            workers: Arc::default(),
+        }
+    }
+
+    fn roll(&self, limit: u64) -> u64 {
+        self.env.dice.lock().unwrap().below(limit)
+    }
+
+    fn member(&self) -> Member<SimEnv> {
+        let identity = Identity {
+            name: self.name.clone(),
+            id: format!("id of {}", self.name),
+            boot: self.boot.load(Ordering::Relaxed).to_string(),
+        };
+        let model = self.link.model.lock().unwrap();
+        let using = model.mounted.keys().filter(|(host, _)| *host == self.name);
+        let using = using.map(|(_, volume)| (name(volume), access(volume)));
+        Member::new(identity, Times::new(SESSION), self.env.clone(), using)
+    }
+
+    /// The host's power fails: its workers are gone with it.
+    pub(crate) fn power_off(&self) {
+        self.boot.fetch_add(1, Ordering::Relaxed);
+        for (volume, worker) in std::mem::take(&mut *self.workers.lock().unwrap()) {
+            worker.task.abort();
+            self.link.model.lock().unwrap().unmount(&self.name, &volume);
+        }
+        let mut model = self.link.model.lock().unwrap();
+        model.mounted.retain(|(host, _), _| *host != self.name);
+    }
+
+    /// The daemon, until it is killed.
+    pub(crate) async fn daemon(self) {
+        let member = Arc::new(self.member());
+        let mut tasks = JoinSet::new();
+        let (host, shared) = (self.clone(), Arc::clone(&member));
+        tasks.spawn(async move { host.renew(&shared).await });
+        for volume in VOLUMES {
+            let (host, member) = (self.clone(), Arc::clone(&member));
+            tasks.spawn(async move {
+                loop {
+                    let pause = Duration::from_millis(host.roll(20_000));
+                    sleep(pause).await;
+                    awake(&host.link.weather).await;
+                    host.turn(&member, volume).await;
+                }
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    async fn renew(&self, member: &Member<SimEnv>) {
+        loop {
+            awake(&self.link.weather).await;
+            match member.beat(&self.link).await {
+                Ok(Beat::Renewed) => {}
+                Ok(Beat::Began) => continue,
+                Ok(Beat::Lost(lost)) => {
+                    for volume in lost {
+                        self.stop(volume.as_str());
+                    }
+                    continue;
+                }
+                Err(_) => {}
+            }
+            let held = member.held().await;
+            let exclusive: Vec<String> = {
+                let workers = self.workers.lock().unwrap();
+                workers.keys().cloned().collect()
+            };
+            if member.has_right() {
+                for volume in exclusive {
+                    if held.contains_key(&name(&volume)) {
+                        self.extend(&volume, member.right_until());
+                    } else {
+                        // The daemon before this one lost its session.
+                        self.stop(&volume);
+                    }
+                }
+            }
+            self.env.sleep(member.times().renew()).await;
+        }
+    }
+
+    fn extend(&self, volume: &str, until: Duration) {
+        if let Some(worker) = self.workers.lock().unwrap().get(volume) {
+            worker.right.fetch_max(nanos(until), Ordering::Relaxed);
+        }
+    }
+
+    /// Ends a volume's worker at once.
+    fn stop(&self, volume: &str) {
+        if !self.switches.fencing {
+            return;
+        }
+        if let Some(worker) = self.workers.lock().unwrap().remove(volume) {
+            worker.task.abort();
+        }
+        self.link.model.lock().unwrap().unmount(&self.name, volume);
+    }
+
+    /// One thing that somebody does with a volume on this host.
+    async fn turn(&self, member: &Member<SimEnv>, volume: &'static str) {
+        let key = (self.name.clone(), volume.to_owned());
+        let in_use = self.link.model.lock().unwrap().mounted.contains_key(&key);
+        if in_use {
+            self.unmount(member, volume).await;
+        } else if self.roll(5) == 0 {
+            let _ = self.remove(member, volume).await;
+        } else if self.mount(member, volume).await != Some(true) {
+            self.make(volume).await;
+        }
+    }
+
+    /// Whether the volume is mounted now; `None` when nothing could be found out.
+    pub(crate) async fn mount(&self, member: &Member<SimEnv>, volume: &str) -> Option<bool> {
+        let volume_name = name(volume);
+        if access(volume) == Access::Exclusive {
+            match member.claim(&self.link, &volume_name).await {
+                Ok(Claimed::Mine) => {}
+                Ok(Claimed::Held(_)) => return Some(false),
+                Err(_) => return None,
+            }
+        } else {
+            let held = member.hold(&self.link, &volume_name, Access::Shared).await;
+            held.ok()?;
+        }
+        let there = if self.switches.forestall {
+            removal::forestall(&self.link, &volume_name, || self.env.nonce()).await
+        } else {
+            Ok(true)
+        };
+        let marked = format!(".nfsvol/volumes/{volume}/removing");
+        let path = format!(".nfsvol/volumes/{volume}/record.json");
+        let good = matches!(there, Ok(true)) && member.has_right() && {
+            // Between a removal and the making of a new volume nothing is there to be mounted.
+            let disk = self.link.disk.lock().unwrap();
+            disk.file(&path).is_some()
+                && (self.switches.forestall || disk.names(&marked).is_empty())
+        };
+        if !good {
+            member.release(&self.link, &volume_name).await;
+            return Some(false);
+        }
+        let exclusive = access(volume) == Access::Exclusive;
+        let grant = self
+            .link
+            .model
+            .lock()
+            .unwrap()
+            .mount(&self.name, volume, exclusive);
+        if exclusive {
+            let right = Arc::new(AtomicU64::new(nanos(member.right_until())));
+            let task = tokio::spawn(self.clone().write(
+                volume.to_owned(),
+                grant,
+                Arc::clone(&right),
+            ));
+            let worker = Worker { grant, right, task };
+            let old = self
+                .workers
+                .lock()
+                .unwrap()
+                .insert(volume.to_owned(), worker);
+            assert!(old.is_none(), "{} has two workers of {volume}", self.name);
+        }
+        Some(true)
+    }
+
+    /// A worker that writes as long as it may.
+    async fn write(self, volume: String, grant: Grant, right: Arc<AtomicU64>) {
+        let under_way = nanos(Times::new(SESSION).under_way()) / 1_000_000;
+        loop {
+            sleep(Duration::from_millis(self.roll(2000))).await;
+            awake(&self.link.weather).await;
+            let until = Duration::from_nanos(right.load(Ordering::Relaxed));
+            if self.switches.fencing && self.env.now() >= until {
+                continue;
+            }
+            let cut = self.link.weather.lock().unwrap().cut;
+            // What is sent while the host is cut off comes through when it is not any more,
+            // within the time after which TCP gives up.
+            let most = if cut { under_way } else { 50 };
+            let late = Duration::from_millis(self.roll(most));
+            let host = self.clone();
+            let volume = volume.clone();
+            tokio::spawn(async move {
+                host.env.sleep(late).await;
+                if !host.link.weather.lock().unwrap().cut {
+                    let mut model = host.link.model.lock().unwrap();
+                    model.written(&host.name, &volume, grant);
+                }
+            });
+        }
+    }
+
+    pub(crate) async fn unmount(&self, member: &Member<SimEnv>, volume: &str) {
+        let worker = self.workers.lock().unwrap().remove(volume);
+        if let Some(worker) = worker {
+            worker.task.abort();
+            self.link.model.lock().unwrap().unmount(&self.name, volume);
+            // Flushed: nothing is under way any more when the hold is let go of.
+            self.env.sleep(member.times().under_way()).await;
+            debug_assert!(worker.grant > 0);
+        }
+        self.link.model.lock().unwrap().unmount(&self.name, volume);
+        member.release(&self.link, &name(volume)).await;
+    }
+
+    async fn remove(&self, member: &Member<SimEnv>, volume: &str) -> Option<()> {
+        let volume_name = name(volume);
+        let free = member.holdings(&self.link, &volume_name).await.ok()?;
+        if !free.is_empty() {
+            return None;
+        }
+        let nonce = self.env.nonce();
+        removal::announce(&self.link, &volume_name, &nonce, &self.name)
+            .await
+            .ok()?;
+        let free = member.holdings(&self.link, &volume_name).await.ok()?;
+        if !free.is_empty() {
+            removal::withdraw(&self.link, &volume_name, &nonce).await;
+            return None;
+        }
+        let bound = removal::bind(&self.link, &volume_name, &nonce).await.ok()?;
+        if bound == Bound::Removing {
+            self.finish(volume).await;
+        }
+        Some(())
+    }
+
+    /// Moves a volume that is being removed to the trash.
+    async fn finish(&self, volume: &str) {
+        let dir = layout::volume(&name(volume));
+        let Ok(Some(json)) = self.link.read(&dir.join("record.json")).await else {
+            return;
+        };
+        let entry = String::from_utf8(json).unwrap();
+        let trash = dir.parent().parent().join("trash").join(&entry);
+        let _ = self.link.rename(&dir, &trash).await;
+    }
+
+    /// Makes a volume where there is none; finishes its removal first.
+    pub(crate) async fn make(&self, volume: &str) {
+        let volume_name = name(volume);
+        match self.link.mtime(&layout::removing(&volume_name)).await {
+            Ok(Some(_)) => return self.finish(volume).await,
+            Ok(None) => {}
+            Err(_) => return,
+        }
+        let id = self.env.nonce();
+        let aside = layout::aside(&id);
+        let made = async {
+            self.link.make_dir(&aside).await?;
+            self.link
+                .put(&aside.join("record.json"), id.as_bytes())
+                .await?;
+            self.link
+                .rename(&aside, &layout::volume(&volume_name))
+                .await
+        };
+        let made = made.await;
+        if made.is_ok() {
+            self.link.model.lock().unwrap().made.push(id);
+        }
+    }
+
+    /// After all faults: every volume can be had.
+    pub(crate) async fn use_all(&self, member: &Member<SimEnv>) -> Result<(), String> {
+        for volume in VOLUMES {
+            let deadline = Instant::now() + SESSION * 2;
+            loop {
+                match self.mount(member, volume).await {
+                    Some(true) => break,
+                    // It is held for a moment yet, or not there.
+                    Some(false) | None => self.make(volume).await,
+                }
+                if Instant::now() > deadline {
+                    return Err(format!("{} cannot have {volume}", self.name));
+                }
+                sleep(Duration::from_millis(500)).await;
+            }
+            self.unmount(member, volume).await;
+        }
+        Ok(())
+    }
+
+    /// The end of the run: the daemon's memory without its tasks.
+    pub(crate) async fn last_daemon(&self) -> Member<SimEnv> {
+        let member = self.member();
+        for _ in 0..10 {
+            if matches!(member.beat(&self.link).await, Ok(Beat::Renewed)) {
+                break;
+            }
+        }
+        let in_use: Vec<String> = {
+            let model = self.link.model.lock().unwrap();
+            let own = model.mounted.keys().filter(|(host, _)| *host == self.name);
+            own.map(|(_, volume)| volume.clone()).collect()
+        };
+        for volume in &in_use {
+            self.unmount(&member, volume).await;
+        }
+        for volume in member.held().await.into_keys() {
+            member.release(&self.link, &volume).await;
+        }
+        member
+    }
+}

@@ -1,0 +1,97 @@
+//! What must be true, looked at by somebody who sees everything at once.
+
+use std::collections::BTreeMap;
+
+use nfsvol::cluster::HostDoc;
+
+use crate::disk::Disk;
+
+/// A use of a volume on a host: from the answer to Mount to the last byte.
+pub(crate) type Grant = u64;
+
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    next: Grant,
+    /// Which use of an exclusive volume came last.
+    latest: BTreeMap<String, Grant>,
+    /// The volumes in use, by host.
+    pub(crate) mounted: BTreeMap<(String, String), Grant>,
+    pub(crate) wrong: Vec<String>,
+    pub(crate) grants: u64,
+    pub(crate) removals: u64,
+    pub(crate) writes: u64,
+    /// Records made, by their ids.
+    pub(crate) made: Vec<String>,
+}
+
+impl Model {
+    pub(crate) fn mount(&mut self, host: &str, volume: &str, exclusive: bool) -> Grant {
+        self.next += 1;
+        self.grants += 1;
+        if exclusive {
+            self.latest.insert(volume.to_owned(), self.next);
+        }
+        self.mounted
+            .insert((host.to_owned(), volume.to_owned()), self.next);
+        self.next
+    }
+
+    pub(crate) fn unmount(&mut self, host: &str, volume: &str) {
+        self.mounted.remove(&(host.to_owned(), volume.to_owned()));
+    }
+
+    /// A byte of an exclusive volume has reached the server.
+    pub(crate) fn written(&mut self, host: &str, volume: &str, by: Grant) {
+        self.writes += 1;
+        if self.latest.get(volume) != Some(&by) {
+            self.wrong.push(format!(
+                "{host} wrote to {volume}, which another host has by now, or which is removed"
+            ));
+        }
+    }
+
+    /// Something has got a name. If that is the mark of a removal, nobody who lives may hold it.
+    pub(crate) fn renamed(&mut self, disk: &Disk, to: &str) {
+        let Some(volume) = to
+            .strip_prefix(".nfsvol/volumes/")
+            .and_then(|rest| rest.strip_suffix("/removing"))
+        else {
+            return;
+        };
+        self.removals += 1;
+        // Of an exclusive volume no byte may come from now on; its user may have lost it already.
+        if self.latest.insert(volume.to_owned(), 0).is_some() {
+            return;
+        }
+        let holders: Vec<&String> = self
+            .mounted
+            .keys()
+            .filter(|(_, held)| held == volume)
+            .map(|(host, _)| host)
+            .filter(|host| lives(disk, host))
+            .collect();
+        if !holders.is_empty() {
+            let wrong = format!("{volume} was removed while {holders:?} held it");
+            self.wrong.push(wrong);
+        }
+    }
+}
+
+/// Whether a host's session, as its document has it, has not been ended.
+fn lives(disk: &Disk, host: &str) -> bool {
+    let names = disk.names(".nfsvol/hosts");
+    let number = |name: &String| -> Option<u64> {
+        let rest = name.strip_prefix(host)?.strip_prefix('.')?;
+        rest.strip_suffix(".json")?.parse().ok()
+    };
+    let Some(number) = names.iter().filter_map(number).max() else {
+        return false;
+    };
+    let json = disk.file(&format!(".nfsvol/hosts/{host}.{number}.json"));
+    let Some(doc) = json.and_then(|json| serde_json::from_slice::<HostDoc>(json).ok()) else {
+        return false;
+    };
+    let token = format!("alive.{}.", doc.session);
+    let tokens = disk.names(&format!(".nfsvol/hosts/{host}"));
+    tokens.iter().any(|name| name.starts_with(&token))
+}
