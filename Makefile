@@ -62,8 +62,8 @@ uninstall: ## Remove what `make install` put there
 	DESTDIR=$(DESTDIR) PREFIX=$(PREFIX) packaging/install.sh uninstall
 
 # glibc's own resolver needs no file but /etc/resolv.conf and /etc/hosts, which Docker brings.
-HOST := $(shell rustc -vV | sed -n 's/^host: //p')
-STATIC := target/$(HOST)/static/nfsvol
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC = target/$(HOST)/static/nfsvol
 NAME ?= nfsvol
 
 .PHONY: static

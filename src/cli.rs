@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage.
 
+mod announce;
 mod demo;
 mod direct;
 mod doctor;
@@ -104,6 +105,9 @@ lost;\na container that is started afterwards gets a new mount.\n\nExample:\n  n
     /// The process that serves one volume on the FUSE data path; the daemon starts it
     #[command(name = crate::fuse::worker::SUBCOMMAND, hide = true)]
     FuseWorker,
+    /// Tell Docker of nfsvol, and start containers whose volumes could not be mounted at the boot
+    #[command(hide = true)]
+    Announce(announce::AnnounceArgs),
     /// The first process of a managed plugin (config.json)
     #[command(hide = true)]
     ManagedPlugin,
@@ -178,6 +182,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             return runtime()?.block_on(embedded::serve(args, crate::serve::stopped()));
         }
         Command::Doctor(args) => return runtime()?.block_on(doctor::doctor(args)),
+        Command::Announce(args) => {
+            crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
+            return runtime()?.block_on(announce::announce(args));
+        }
         Command::ManagedPlugin => return runtime()?.block_on(managed::run()),
         Command::FuseWorker => return Ok(crate::fuse::worker::run()?),
         Command::Abort { name, common } => (

@@ -11,6 +11,7 @@
 //! | [`plugin`] | the VolumeDriver protocol on a Unix socket, and its client |
 //! | [`cli`], [`config`], `serve`, [`telemetry`] | the command line, settings, the daemon, the log |
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host |
+//! | `engine` | Docker's engine, asked over its own socket |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback |
 //!
@@ -24,6 +25,7 @@ pub mod config;
 mod doctor;
 pub mod driver;
 pub mod embedded;
+mod engine;
 #[cfg(feature = "failpoints")]
 mod failpoint;
 mod files;

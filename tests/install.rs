@@ -110,15 +110,16 @@ fn make_install(lab: &'static Lab) -> Result {
 
 fn units(lab: &'static Lab) -> Result {
     let node = Node::machine(lab, "units")?;
-    let put = format!("DESTDIR=/tmp/root PREFIX=/usr BINARY={}", Nfsvol::BINARY);
+    let root = node.dir().join("root");
+    let root = root.display();
+    let put = format!("DESTDIR={root} PREFIX=/usr BINARY={}", Nfsvol::BINARY);
     // systemd-analyze looks for the programs and the manual pages that units name.
     let verified = node.run(&[
         "sh",
         "-euc",
         &format!(
             "make -C {CHECKOUT} install {put} >/dev/null
-         mkdir /tmp/usr /tmp/work
-         mount -t overlay -o lowerdir=/tmp/root/usr:/usr overlay /usr
+         mount -t overlay -o lowerdir={root}/usr:/usr overlay /usr
          systemd-analyze verify nfsvol.service nfsvol.socket nfsvol-announce.service"
         ),
     ])?;
@@ -201,6 +202,7 @@ fn package(lab: &'static Lab) -> Result {
     systemd.sh(&install)?;
     systemd.sh("echo NFSVOL_SHARE=nas:/srv/export >>/etc/default/nfsvol
          echo NFSVOL_LOG_FORMAT=text >>/etc/default/nfsvol
+         echo NFSVOL_MOUNT_DEADLINE=3s >>/etc/default/nfsvol
          systemctl restart nfsvol")?;
     let writer = Writer {
         engine: &engine,
@@ -238,16 +240,24 @@ fn package(lab: &'static Lab) -> Result {
             .contains("nas:/srv/export")
     );
 
-    // A power failure; the NFS server comes back later than Docker.
+    // A power failure; when the NFS server comes back, Docker has given up on the container.
     node.power_off()?;
     nas.stop()?;
     node.boot()?;
     let systemd = Systemd::boot(lab, node)?;
-    wait_for("Mount to be tried in vain", COMES_UP, || {
-        systemd.log().contains("mount failed; trying again")
-    })?;
+    wait_for("Docker to give up", COMES_UP, || {
+        engine
+            .ok(&[
+                "inspect",
+                "-f",
+                "{{.State.Status}} {{.State.Error}}",
+                "writer",
+            ])
+            .is_ok_and(|state| state.starts_with("exited") && state.contains("VolumeDriver.Mount"))
+    })
+    .with_context(|| systemd.log())?;
     nas.up()?;
-    writer.goes_on()?;
+    writer.goes_on().with_context(|| systemd.log())?;
     ensure!(writer.started_at()? != since);
     // Docker was told of the plugin at its start: Swarm looks at this list.
     wait_for("Docker to list the plugin", COMES_UP, || {

@@ -4,25 +4,18 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::Request;
-use hyper::client::conn::http1;
-use hyper::header::HOST;
-use hyper_util::rt::TokioIo;
+use hyper::Method;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::Finding;
+use crate::engine::NAMES;
 use crate::plugin::client::Client;
 use crate::volume::VolumeOptions;
 
 /// The engine asks its plugins for their volumes, and waits for one that does not answer.
 const ENGINE: Duration = Duration::from_secs(4);
-/// The plugin's name, with the tag that a managed one has.
-const NAMES: [&str; 2] = ["nfsvol", "nfsvol:latest"];
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -113,15 +106,6 @@ async fn drift(docker: &Path, socket: &Path, ours: &[Value]) -> Finding {
     }
 }
 
-/// GET of the engine's API.
 async fn get(docker: &Path, path: &str) -> anyhow::Result<Value> {
-    let stream = UnixStream::connect(docker).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = Request::get(path)
-        .header(HOST, "docker")
-        .body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    let body = response.into_body().collect().await?.to_bytes();
-    Ok(serde_json::from_slice(&body)?)
+    crate::engine::ask(docker, Method::GET, path).await
 }
