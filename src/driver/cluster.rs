@@ -187,14 +187,26 @@ impl Driver {
         let Some(home) = self.shared_home(home, name) else {
             return Ok(());
         };
-        let member = &self.cluster.member;
-        member.hold(home, name, record.options.access).await?;
-        fail::fail_point!("mount.held", |_| crate::failpoint::die());
-        if removal::forestall(home, name, || HostEnv.nonce()).await? {
-            Ok(())
-        } else {
-            Err(CatalogError::Absent(name.clone()).into())
+        match self.announce_hold(home, record).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(CatalogError::Absent(name.clone()).into()),
+            // A full share must not keep the container from starting that would tidy it up.
+            Err(MemberError::Share(error))
+                if record.options.access != Access::Exclusive && error.takes_no_change() =>
+            {
+                tracing::warn!(volume = %name, %error, "mounted without telling the other hosts");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether the volume is held now, rather than being removed by another host.
+    async fn announce_hold(&self, home: &Admin, record: &Record) -> Result<bool, MemberError> {
+        let (name, access) = (&record.name, record.options.access);
+        self.cluster.member.hold(home, name, access).await?;
+        fail::fail_point!("mount.held", |_| crate::failpoint::die());
+        Ok(removal::forestall(home, name, || HostEnv.nonce()).await?)
     }
 
     /// Tells the others that this host does not hold a volume, if that is so.

@@ -161,7 +161,7 @@ impl Scenario {
             ["--data-path", path.word()],
             ["--deadline", &deadline],
             ["--mount-deadline", &mount],
-            ["--op-deadline", "2s"],
+            ["--op-deadline", "4s"],
             ["--poll", "1s"],
         ];
         let nfsvol = Nfsvol::start(node, args.as_flattened(), &[])?;

@@ -123,6 +123,18 @@ impl AdminError {
         }
     }
 
+    /// Whether the share answers, but takes no change from this host.
+    #[must_use]
+    pub fn takes_no_change(&self) -> bool {
+        matches!(
+            self.kind,
+            AdminErrorKind::ReadOnly
+                | AdminErrorKind::NoSpace
+                | AdminErrorKind::Quota
+                | AdminErrorKind::Access(_)
+        )
+    }
+
     /// What to do next, where something can be said.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
