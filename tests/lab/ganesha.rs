@@ -23,7 +23,8 @@ pub const MOUNT_PORT: u16 = 20048;
 /// Seconds of a v4 client's lease, and of the grace after a restart: short, as restarts wait for
 /// it.
 const LEASE: u32 = 5;
-/// Ganesha's default, for clients so busy that they would miss a short lease (and then get EIO).
+/// Ganesha's default. Guests on a busy machine were seen to get EIO on v4.1, which a missed short
+/// lease would explain; that it does is not shown.
 pub const LONG_LEASE: u32 = 60;
 
 /// An exported directory.
