@@ -10,8 +10,9 @@
 # however it ends. What outlives them, the containers' cgroups, is removed by name.
 set -euo pipefail
 
-readonly LIMIT=300                 # seconds for everything; it needs about 10
+readonly LIMIT=300                 # seconds for everything; it needs about 15
 readonly START_LIMIT=60            # seconds until a daemon answers
+readonly SESSION=5                 # seconds until a dead host's volumes are free; 30 by default
 readonly BRIDGE=10.89.0.1 NAS=10.89.0.2 ALPHA=10.89.0.11 BETA=10.89.0.12
 
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
@@ -150,7 +151,7 @@ expect() { # expect TEXT: the last step's output holds it
 docker_host() { # docker_host NAME: dockerd and nfsvol
     local dir=$WORK/$1
     daemon "$1" nfsvol nfsvol serve --share nas:/srv/volumes --data-path fuse \
-        --state-dir "$dir/state"
+        --session ${SESSION}s --state-dir "$dir/state"
     daemon "$1" dockerd dockerd --host unix:///run/docker.sock --data-root "$dir/docker" \
         --exec-root /run/docker --pidfile /run/docker.pid --bridge none --iptables=false \
         --ip6tables=false --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$CGROUP/$1"
@@ -210,8 +211,8 @@ inside() {
     ready alpha
     ready beta
     printf '    nas$   nfsvol embedded-server --listen %s:2049 --listen %s:111 /srv/volumes\n' $NAS $NAS
-    printf '    alpha$ nfsvol serve --share nas:/srv/volumes --data-path fuse     (and dockerd)\n'
-    printf '    beta$  nfsvol serve --share nas:/srv/volumes --data-path fuse     (and dockerd)\n'
+    printf '    alpha$ nfsvol serve --share nas:/srv/volumes --data-path fuse --session 5s     (and dockerd)\n'
+    printf '    beta$  nfsvol serve --share nas:/srv/volumes --data-path fuse --session 5s     (and dockerd)\n'
     printf '    \033[2m(%d ms until all of them answer)\033[0m\n' $((($(now) - began) / 1000000))
 
     say "A volume on alpha. It starts from the image's data, owners and modes kept"
@@ -232,6 +233,7 @@ inside() {
     began=$(now)
     kill -KILL "${PID[alpha]}"
     while kill -0 "${PID[alpha]}" 2>/dev/null; do sleep 0.02; done
+    local dead=$SECONDS
     printf '    \033[2m(%d ms)\033[0m\n' $((($(now) - began) / 1000000))
 
     say "beta has the volume, and the data"
@@ -245,7 +247,8 @@ inside() {
     step beta docker volume ls
     expect db
 
-    say "Removed by mistake, and brought back"
+    say "Removed by mistake, and brought back: once alpha's hold has ended with its session"
+    while [ $((SECONDS - dead)) -le $((SESSION + 1)) ]; do sleep 0.2; done
     step beta docker volume rm db
     step beta nfsvol trash ls
     expect db
