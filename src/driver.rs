@@ -39,13 +39,13 @@ pub use self::error::DriverError;
 use self::locks::Locks;
 use self::paths::Paths;
 use self::shares::{Contact, Shares};
-use crate::catalog::{Catalog, Creation, Known};
+use crate::catalog::{Catalog, CatalogError, Creation, Known};
 use crate::config::Config;
-use crate::fuse::FuseOptions;
+use crate::fuse::{Fence, FuseOptions};
 use crate::mount::MountOptions;
 use crate::nfs::address::Share;
 use crate::nfs::admin::Admin;
-use crate::volume::{DataPath, Record, VolumeName, VolumeOptions};
+use crate::volume::{Access, DataPath, Record, VolumeName, VolumeOptions};
 
 /// How long before its deadline a Mount stops trying, so that its own error is the answer.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -166,7 +166,10 @@ impl Driver {
         options.data_dir(name)?;
         let share = self.catalog.share_of(&options)?.clone();
         self.check_allowed(&share)?;
-        if options.data_path == DataPath::Fuse {
+        if options.access == Access::Exclusive && self.config.share.is_none() {
+            return Err(CatalogError::NoHome("access=exclusive").into());
+        }
+        if options.data_path == DataPath::Fuse || options.access == Access::Exclusive {
             let words = self.mount_options(&options).to_string();
             FuseOptions::from_words(words.split(',')).map_err(DriverError::FuseOptions)?;
         }
@@ -265,8 +268,8 @@ impl Driver {
         let share = self.catalog.share_of(&record.options)?.clone();
         self.check_allowed(&share)?;
         let (record, home) = self.current(record, &share).await?;
-        self.hold(home.as_ref(), &record).await?;
-        let mountpoint = self.mount_held(&record, &share, id, deadline).await;
+        let fence = self.hold(home.as_ref(), &record, deadline).await?;
+        let mountpoint = self.mount_held(&record, &share, id, fence, deadline).await;
         if mountpoint.is_err() {
             self.let_go(name).await;
         }
@@ -280,6 +283,7 @@ impl Driver {
         record: &Record,
         share: &Share,
         id: &str,
+        fence: Option<Fence>,
         deadline: Instant,
     ) -> Result<std::path::PathBuf, DriverError> {
         let name = &record.name;
@@ -291,7 +295,7 @@ impl Driver {
         let options = self.mount_options(&record.options);
         let attached = self
             .paths
-            .attach(record, share, &reached, options, deadline)
+            .attach(record, share, &reached, options, fence, deadline)
             .await;
         let how = attached.inspect_err(|_| contact.doubt())?;
         fail::fail_point!("mount.attached", |_| crate::failpoint::die());

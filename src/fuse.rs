@@ -20,6 +20,7 @@ pub mod control;
 mod dir;
 mod error;
 mod extents;
+mod fence;
 mod fs;
 mod glue;
 mod hidden;
@@ -35,5 +36,6 @@ pub mod worker;
 mod write;
 
 pub use control::WorkerStatus;
+pub use fence::Fence;
 pub use options::{FuseOptions, OptionError};
 pub use path::{Attach, Attached, FuseError, FusePath};

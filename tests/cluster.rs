@@ -28,6 +28,22 @@ fn main() -> ExitCode {
             trial("holders_are_seen_and_protect", DOCKER, holders),
             trial("a_dead_hosts_holds_end_with_its_session", FUSE, dead_host),
             trial("a_restart_of_the_daemon_keeps_its_holds", FUSE, restart),
+            trial(
+                "an_exclusive_volume_is_handed_over_at_once",
+                FUSE,
+                hand_over,
+            ),
+            trial(
+                "a_dead_hosts_exclusive_volume_is_taken_over",
+                FUSE,
+                take_over,
+            ),
+            trial(
+                "a_stopped_host_that_wakes_late_writes_nothing",
+                FUSE,
+                late_wake,
+            ),
+            trial("a_host_that_was_cut_off_writes_nothing", FUSE, cut_off),
         ]
     })
 }
@@ -208,4 +224,169 @@ fn restart(lab: &'static Lab) -> Result {
     a.ok(Call::unmount(&volume, "a"))?;
     b.ok(Call::remove(&volume))?;
     Ok(())
+}
+
+const EXCLUSIVE: &[(&str, &str)] = &[("access", "exclusive")];
+
+fn mountpoint(answer: &Value) -> Result<String> {
+    Ok(answer["Mountpoint"]
+        .as_str()
+        .context("no mount point")?
+        .to_owned())
+}
+
+fn hand_over(lab: &'static Lab) -> Result {
+    let nas = nas(lab)?;
+    let a = Host::start(lab, nas, "over", "a")?;
+    let node: &'static Node = Box::leak(Box::new(Node::machine(lab, "over-b")?));
+    let b = Host::on(node, nas, &["--mount-deadline", "8s"])?;
+    let volume = fresh("over");
+    a.ok(Call::create(&volume, EXCLUSIVE))?;
+    let place = mountpoint(&a.ok(Call::mount(&volume, "a"))?)?;
+    a.node.sh(&format!("echo from a >{place}/file"))?;
+    // A second container of the same host.
+    a.ok(Call::mount(&volume, "a2"))?;
+    a.ok(Call::unmount(&volume, "a2"))?;
+    let refused = b.fails(Call::mount(&volume, "b"))?;
+    for part in ["exclusive", a.name(), "since 20"] {
+        ensure!(refused.contains(part), "{part}: {refused}");
+    }
+    let refused = b.fails(Call::remove(&volume))?;
+    ensure!(refused.contains(a.name()), "{refused}");
+    // While the other host waits, its daemon is restarted, and the volume let go of.
+    let (answer, let_go) = std::thread::scope(|scope| -> Result<_> {
+        let waiting = scope.spawn(|| b.ok(Call::mount(&volume, "b")).map(|a| (a, Instant::now())));
+        std::thread::sleep(Duration::from_secs(1));
+        a.nfsvol.kill()?;
+        a.nfsvol.up()?;
+        a.node.sh(&format!("echo again >>{place}/file"))?;
+        std::thread::sleep(Duration::from_secs(1));
+        let let_go = Instant::now();
+        a.ok(Call::unmount(&volume, "a"))?;
+        let (answer, at) = waiting.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+        Ok((answer, at.saturating_duration_since(let_go)))
+    })?;
+    println!("handed over in {let_go:?}");
+    ensure!(let_go < Duration::from_secs(3), "{let_go:?}");
+    let place = mountpoint(&answer)?;
+    let file = b.node.sh(&format!("cat {place}/file"))?;
+    ensure!(file == "from a\nagain", "{file}");
+    b.ok(Call::unmount(&volume, "b"))?;
+    a.ok(Call::remove(&volume))?;
+    Ok(())
+}
+
+fn take_over(lab: &'static Lab) -> Result {
+    let nas = nas(lab)?;
+    let a = Host::start(lab, nas, "take", "a")?;
+    let b = Host::start(lab, nas, "take", "b")?;
+    let volume = fresh("take");
+    a.ok(Call::create(&volume, EXCLUSIVE))?;
+    let place = mountpoint(&a.ok(Call::mount(&volume, "a"))?)?;
+    a.node
+        .sh(&format!("echo kept >{place}/file; sync {place}/file"))?;
+    std::thread::sleep(SESSION);
+    a.node.power_off()?;
+    let died = Instant::now();
+    let place = mountpoint(&b.ok(Call::mount(&volume, "b"))?)?;
+    let took = died.elapsed();
+    println!("taken over {took:?} after its host died, with a session of {SESSION:?}");
+    ensure!(took < SESSION + SLACK, "{took:?}");
+    ensure!(b.node.sh(&format!("cat {place}/file"))? == "kept");
+    Ok(())
+}
+
+/// A program on host a writes all the time, `fault` comes, host b takes the volume over, and
+/// after `heal` nothing of what a wrote late is there.
+fn fenced(
+    lab: &'static Lab,
+    word: &str,
+    fault: impl FnOnce(&Host, u32) -> Result,
+    heal: impl FnOnce(&Host, u32) -> Result,
+) -> Result {
+    let nas = nas(lab)?;
+    let a = Host::start(lab, nas, word, "a")?;
+    let b = Host::start(lab, nas, word, "b")?;
+    let volume = fresh(word);
+    a.ok(Call::create(&volume, EXCLUSIVE))?;
+    let place = mountpoint(&a.ok(Call::mount(&volume, "a"))?)?;
+    let script = format!(
+        "n=0; while :; do n=$((n+1)); echo $n >>{place}/log && sync {place}/log || exit 1; done"
+    );
+    let writer = a.node.spawn("writer", &["sh", "-c", &script])?;
+    let log = nas.local(EXPORT).join(&volume).join("log");
+    let lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+    // For longer than one right lasts.
+    std::thread::sleep(SESSION);
+    let before = lines();
+    wait_for("the program to write", SESSION, || lines() > before + 10)?;
+    let status = a.ok(Call::get(&volume))?;
+    let worker = status["Volume"]["Status"]["worker"]["pid"].as_u64();
+    let worker = u32::try_from(worker.context("no worker")?)?;
+    fault(&a, worker)?;
+    let began = Instant::now();
+    let place_b = mountpoint(&b.ok(Call::mount(&volume, "b"))?)?;
+    let took = began.elapsed();
+    println!("{word}: taken over after {took:?}, with a session of {SESSION:?}");
+    ensure!(took > SESSION / 2 && took < SESSION + SLACK, "{took:?}");
+    let taken = std::fs::read(&log)?;
+    b.node.sh(&format!("cp {place_b}/log {place_b}/copy"))?;
+    heal(&a, worker)?;
+    // What waits is thrown away, and the program is told.
+    writer.wait(SESSION * 3)?;
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(
+        std::fs::read(&log)? == taken,
+        "written to after another host had it"
+    );
+    let copy = std::fs::read(nas.local(EXPORT).join(&volume).join("copy"))?;
+    ensure!(copy == taken, "another host saw something else");
+    // And the first host can have it again.
+    b.ok(Call::unmount(&volume, "b"))?;
+    a.ok(Call::unmount(&volume, "a"))?;
+    let place = mountpoint(&a.ok(Call::mount(&volume, "again"))?)?;
+    a.node
+        .sh(&format!("echo new >>{place}/log; sync {place}/log"))?;
+    ensure!(std::fs::read(&log)?.len() == taken.len() + 4);
+    Ok(())
+}
+
+fn late_wake(lab: &'static Lab) -> Result {
+    let signal = |host: &Host, worker: u32, signal: &str| -> Result {
+        host.nfsvol.process().signal(signal)?;
+        host.node.ok(&["kill", "-s", signal, &worker.to_string()])?;
+        Ok(())
+    };
+    fenced(
+        lab,
+        "wake",
+        |host, worker| signal(host, worker, "STOP"),
+        |host, worker| {
+            // First the worker alone: nobody tells it anything.
+            host.node.ok(&["kill", "-s", "CONT", &worker.to_string()])?;
+            std::thread::sleep(Duration::from_secs(2));
+            host.nfsvol.process().signal("CONT")
+        },
+    )
+}
+
+fn cut_off(lab: &'static Lab) -> Result {
+    let way = |host: &Host, how: &str| -> Result {
+        host.node.sh(&format!(
+            "iptables {how} OUTPUT -o eth0 -j DROP; iptables {how} INPUT -i eth0 -j DROP"
+        ))?;
+        Ok(())
+    };
+    fenced(
+        lab,
+        "cut",
+        |host, _| way(host, "-A"),
+        |host, _| {
+            // First the worker alone: nobody tells it anything.
+            host.nfsvol.process().signal("STOP")?;
+            way(host, "-D")?;
+            std::thread::sleep(SESSION);
+            host.nfsvol.process().signal("CONT")
+        },
+    )
 }

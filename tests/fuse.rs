@@ -100,6 +100,7 @@ impl Host {
             dir: SharePath::parse(dir)?,
             readonly: false,
             options,
+            fence: None,
         };
         let mount_root = state.path().join("mnt");
         let path = FusePath::new(&mount_root, state.path(), &std::env::current_exe()?);

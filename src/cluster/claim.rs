@@ -19,7 +19,7 @@ const TRIES: usize = 4;
 
 impl<E: Env> Member<E> {
     /// Takes the exclusive volume, if nobody has it. With [`Claimed::Mine`] this host holds it
-    /// and, as long as [`Member::right_until`] says, no other host does.
+    /// and, until the time that it tells, no other host does.
     ///
     /// # Errors
     /// What the share answered; this host does not hold the volume then.
@@ -31,7 +31,8 @@ impl<E: Env> Member<E> {
         let mut state = self.lock().await;
         let had = state.holds.contains_key(volume);
         let claimed = self.try_to_claim(store, &mut state, volume).await;
-        if !had && !matches!(claimed, Ok(Claimed::Mine)) && state.holds.remove(volume).is_some() {
+        if !had && !matches!(claimed, Ok(Claimed::Mine(_))) && state.holds.remove(volume).is_some()
+        {
             state.dirty = true;
             if let Err(error) = self.publish(store, &mut state).await {
                 tracing::debug!(%volume, %error, "the other hosts are told later");
@@ -78,7 +79,7 @@ impl<E: Env> Member<E> {
     fn mine(&self) -> Result<Claimed, MemberError> {
         // The calls above may have taken longer than the right lasted.
         if self.has_right() {
-            Ok(Claimed::Mine)
+            Ok(Claimed::Mine(self.right_until()))
         } else {
             Err(MemberError::Ended)
         }

@@ -120,7 +120,8 @@ pub struct Holding {
 /// What became of asking for an exclusive volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
-    Mine,
+    /// Until this time of [`Env::now`], and longer with each renewal as long as it is held.
+    Mine(Duration),
     Held(Holding),
 }
 

@@ -5,7 +5,7 @@
 //! let go of there only when no process of this host has it any more.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -15,9 +15,10 @@ use super::attachments::Attachments;
 use super::{Driver, DriverError};
 use crate::catalog::{Catalog, CatalogError};
 use crate::cluster::removal::{self, Bound};
-use crate::cluster::{Beat, Env, Holding, Host, Member, MemberError, Times, layout};
+use crate::cluster::{Beat, Claimed, Env, Holding, Host, Member, MemberError, Times, layout};
 use crate::config::Config;
 use crate::files::write_durably;
+use crate::fuse::Fence;
 use crate::mount::Holder;
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::Admin;
@@ -31,6 +32,8 @@ pub(super) const STARTED: Duration = Duration::from_secs(3);
 const LOOK_WAIT: Duration = Duration::from_millis(250);
 /// How long Unmount waits for the last process: a worker ends within milliseconds.
 const FREE_WAIT: Duration = Duration::from_millis(500);
+/// How often a Mount that waits for an exclusive volume looks whether it is free.
+const CLAIM_PAUSE: Duration = Duration::from_millis(200);
 const FREE_LOOK: Duration = Duration::from_millis(20);
 
 /// The host's clock that goes on while it is suspended, and its random numbers.
@@ -147,6 +150,10 @@ fn host_id(config: &Config) -> std::io::Result<String> {
     Ok(id)
 }
 
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// How people know a process that holds a volume.
 pub(super) fn describe(holder: &Holder) -> String {
     match &holder.container_id {
@@ -178,26 +185,98 @@ impl Driver {
 
     /// Tells the others that this host is about to mount a volume, and makes sure that none of
     /// them is removing it.
+    ///
+    /// Waits for an exclusive volume until the deadline; returns its fence.
     pub(super) async fn hold(
         &self,
         home: Option<&Admin>,
         record: &Record,
-    ) -> Result<(), DriverError> {
+        deadline: Instant,
+    ) -> Result<Option<Fence>, DriverError> {
         let name = &record.name;
+        let exclusive = record.options.access == Access::Exclusive;
         let Some(home) = self.shared_home(home, name) else {
-            return Ok(());
+            return match exclusive {
+                true => Err(CatalogError::NoHome("access=exclusive").into()),
+                false => Ok(None),
+            };
         };
-        match self.announce_hold(home, record).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(CatalogError::Absent(name.clone()).into()),
-            // A full share must not keep the container from starting that would tidy it up.
-            Err(MemberError::Share(error))
-                if record.options.access != Access::Exclusive && error.takes_no_change() =>
-            {
-                tracing::warn!(volume = %name, %error, "mounted without telling the other hosts");
-                Ok(())
+        let mut fence = None;
+        let there = if exclusive {
+            fence = Some(self.claim(home, name, deadline).await?);
+            self.forestall(home, name).await
+        } else {
+            self.announce_hold(home, record).await
+        };
+        match there {
+            Ok(true) => Ok(fence),
+            Ok(false) => {
+                self.let_go(name).await;
+                Err(CatalogError::Absent(name.clone()).into())
             }
-            Err(error) => Err(error.into()),
+            // A full share must not keep the container from starting that would tidy it up.
+            Err(MemberError::Share(error)) if !exclusive && error.takes_no_change() => {
+                tracing::warn!(volume = %name, %error, "mounted without telling the other hosts");
+                Ok(None)
+            }
+            Err(error) => {
+                self.let_go(name).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Takes an exclusive volume as soon as nobody else has it.
+    async fn claim(
+        &self,
+        home: &Admin,
+        name: &VolumeName,
+        deadline: Instant,
+    ) -> Result<Fence, DriverError> {
+        let member = &self.cluster.member;
+        // A worker of a time when this host had the volume before holds what others do not know.
+        if self.paths.has_worker(name) && !member.held().await.contains_key(name) {
+            self.paths.abort(name).await?;
+        }
+        loop {
+            match member.claim(home, name).await? {
+                // Not the right of now: the claim may be lost by now, and a new session begun.
+                Claimed::Mine(until) => {
+                    let under_way = member.times().under_way().as_millis();
+                    return Ok(Fence {
+                        until: nanos(until),
+                        under_way: u32::try_from(under_way).unwrap_or(u32::MAX),
+                    });
+                }
+                Claimed::Held(holding) if Instant::now() + CLAIM_PAUSE >= deadline => {
+                    return Err(DriverError::Taken {
+                        name: name.clone(),
+                        holding: holding.into(),
+                    });
+                }
+                Claimed::Held(_) => tokio::time::sleep(CLAIM_PAUSE).await,
+            }
+        }
+    }
+
+    /// Tells the workers of exclusive volumes until when they may send.
+    async fn prolong(self: &Arc<Self>) {
+        // Read before the holds: a right of a session that begins now is not for those of the last.
+        let until = nanos(self.cluster.member.right_until());
+        for (name, hold) in self.cluster.member.held().await {
+            if hold.access == Access::Exclusive {
+                let driver = Arc::clone(self);
+                // One that does not answer delays no other.
+                tokio::spawn(async move { driver.paths.prolong(&name, until).await });
+            }
+        }
+    }
+
+    /// Ends the use of an exclusive volume that another host may have by now.
+    async fn give_up(&self, name: &VolumeName) {
+        tracing::error!(volume = %name, "lost: its containers get errors; start them again");
+        if let Err(error) = self.paths.abort(name).await {
+            tracing::error!(volume = %name, %error, "its worker is fenced, but not ended");
         }
     }
 
@@ -205,6 +284,10 @@ impl Driver {
     async fn announce_hold(&self, home: &Admin, record: &Record) -> Result<bool, MemberError> {
         let (name, access) = (&record.name, record.options.access);
         self.cluster.member.hold(home, name, access).await?;
+        self.forestall(home, name).await
+    }
+
+    async fn forestall(&self, home: &Admin, name: &VolumeName) -> Result<bool, MemberError> {
         fail::fail_point!("mount.held", |_| crate::failpoint::die());
         Ok(removal::forestall(home, name, || HostEnv.nonce()).await?)
     }
@@ -237,7 +320,7 @@ impl Driver {
     }
 
     async fn is_free(&self, name: &VolumeName) -> bool {
-        if self.paths.is_left_to_containers(name).await {
+        if self.paths.is_left_to_containers(name).await || self.paths.has_worker(name) {
             return false;
         }
         match self.catalog.get(name) {
@@ -266,6 +349,12 @@ impl Driver {
             // An exclusive volume is held by its claim alone.
             if record.options.access != Access::Exclusive {
                 member.hold(&home, name, record.options.access).await?;
+            } else if let Some(_lock) = self.locks.try_lock(name)
+                && self.paths.has_worker(name)
+                && member.has_right()
+                && !member.held().await.contains_key(name)
+            {
+                self.give_up(name).await;
             }
             let mut found: Vec<String> =
                 self.recent_holders(&record).iter().map(describe).collect();
@@ -287,7 +376,7 @@ impl Driver {
     }
 
     /// Renews this host's session.
-    pub(super) async fn beat(&self) -> Result<(), DriverError> {
+    pub(super) async fn beat(self: &Arc<Self>) -> Result<(), DriverError> {
         let Some(home) = self.home().await? else {
             return Ok(());
         };
@@ -308,9 +397,15 @@ impl Driver {
                     "this host was out of reach of its home share for longer \
                     than the session time"
                 );
+                let held = self.cluster.member.held().await;
+                // One that was taken anew meanwhile has a new worker.
+                for name in lost.iter().filter(|name| !held.contains_key(*name)) {
+                    self.give_up(name).await;
+                }
                 self.cluster.changed.notify_one();
             }
         }
+        self.prolong().await;
         Ok(())
     }
 

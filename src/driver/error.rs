@@ -52,6 +52,15 @@ pub enum DriverError {
         holdings: Vec<Holding>,
     },
     #[error(
+        "volume {name} is exclusive and {} has it since {}; this host waited until its deadline. \
+         Stop it there; if that host is dead, it is free within {} s", cluster::names(std::slice::from_ref(.holding)),
+        crate::catalog::rfc3339(.holding.hold.since), .holding.left.as_secs() + 1
+    )]
+    Taken {
+        name: VolumeName,
+        holding: Box<Holding>,
+    },
+    #[error(
         "volume {0} was mounted a moment ago for a container that is being started; try again in \
          half a minute, or stop the container"
     )]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::DriverError;
 use super::attachments::How;
 use crate::config::Config;
-use crate::fuse::{self, FuseOptions, FusePath};
+use crate::fuse::{self, Fence, FuseOptions, FusePath};
 use crate::mount::{
     self, Endpoint, Held, KernelPath, KernelSettings, MountError, MountOptions, MountedVolume,
 };
@@ -97,6 +97,21 @@ impl Paths {
         }
     }
 
+    /// The data path of a volume: only FUSE can be fenced.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose).
+    pub(super) fn choose_for(&self, record: &Record) -> Result<Choice, DriverError> {
+        if record.options.access != Access::Exclusive {
+            return self.choose(record.options.data_path);
+        }
+        FusePath::available()?;
+        Ok(Choice {
+            path: DataPath::Fuse,
+            reason: "access=exclusive: only FUSE can be fenced",
+        })
+    }
+
     /// Mounts a volume; what is mounted rightly already is left as it is.
     pub(super) async fn attach(
         &self,
@@ -104,12 +119,12 @@ impl Paths {
         share: &Share,
         reached: &Reached,
         options: MountOptions,
+        fence: Option<Fence>,
         deadline: Instant,
     ) -> Result<How, DriverError> {
-        let readonly = record.options.access == Access::Readonly;
-        match self.choose(record.options.data_path)?.path {
+        match self.choose_for(record)?.path {
             DataPath::Fuse => {
-                self.attach_by_fuse(record, share, reached, &options, readonly, deadline)
+                self.attach_by_fuse(record, share, reached, &options, fence, deadline)
                     .await
             }
             DataPath::Auto | DataPath::Kernel => {
@@ -119,7 +134,7 @@ impl Paths {
                     endpoint: endpoint(reached),
                     options,
                     dir: record.data_dir.clone(),
-                    readonly,
+                    readonly: record.options.access == Access::Readonly,
                 };
                 let attached = self.kernel.attach(attach, deadline).await?;
                 Ok(How {
@@ -141,7 +156,7 @@ impl Paths {
         share: &Share,
         reached: &Reached,
         options: &MountOptions,
-        readonly: bool,
+        fence: Option<Fence>,
         deadline: Instant,
     ) -> Result<How, DriverError> {
         let Some(mount_port) = reached.mount_port.filter(|_| reached.v3) else {
@@ -160,8 +175,9 @@ impl Paths {
             mount_port,
             volume: record.name.clone(),
             dir: record.data_dir.clone(),
-            readonly: readonly || options.is_readonly(),
+            readonly: record.options.access == Access::Readonly || options.is_readonly(),
             options: fuse_options,
+            fence,
         };
         let attached = self.fuse.attach(attach, deadline).await?;
         warnings.extend(attached.warnings);
@@ -199,6 +215,16 @@ impl Paths {
     /// Whether containers hold a FUSE mount of the volume that this host has let go of.
     pub(super) async fn is_left_to_containers(&self, name: &VolumeName) -> bool {
         self.fuse.is_left_to_containers(name).await
+    }
+
+    /// Tells an exclusive volume's workers until when they may use it.
+    pub(super) async fn prolong(&self, name: &VolumeName, until: u64) {
+        self.fuse.prolong(name, until).await;
+    }
+
+    /// Whether a process serves the volume by FUSE, answering or not.
+    pub(super) fn has_worker(&self, name: &VolumeName) -> bool {
+        self.fuse.has_worker(name)
     }
 
     /// How a volume's FUSE worker is.

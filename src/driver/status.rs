@@ -72,7 +72,7 @@ impl Driver {
             "health",
             json!(self.contact(share, &record.options).health()),
         );
-        self.put_data_path(&mut put, record.options.data_path, held.as_ref());
+        self.put_data_path(&mut put, record, held.as_ref());
         if let Some(held) = &held {
             put("attachments", json!(held.attachments));
             let holders = self.recent_holders(record);
@@ -124,7 +124,7 @@ impl Driver {
     fn put_data_path(
         &self,
         put: &mut impl FnMut(&str, Value),
-        wanted: DataPath,
+        record: &Record,
         held: Option<&Held>,
     ) {
         match held {
@@ -133,7 +133,7 @@ impl Driver {
                 put("nfs_version", json!(how.nfs_version));
                 put("address", json!(how.address));
             }
-            None => match self.paths.choose(wanted) {
+            None => match self.paths.choose_for(record) {
                 Ok(choice) => {
                     put("data_path", json!(choice.path));
                     put("data_path_reason", json!(choice.reason));

@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use crate::nfs::address::{Share, SharePath};
 use crate::volume::VolumeName;
 
+use super::fence::Fence;
 use super::options::FuseOptions;
 
 /// The longest line either side takes, in bytes.
@@ -33,6 +34,9 @@ pub struct Task {
     pub mount_port: u16,
     pub readonly: bool,
     pub options: FuseOptions,
+    /// For an exclusive volume: until when to send anything.
+    #[serde(default)]
+    pub fence: Option<Fence>,
     /// Where to mount.
     pub mountpoint: PathBuf,
     /// Where the worker keeps its socket.
@@ -51,6 +55,7 @@ impl Task {
             readonly,
             options,
             mountpoint,
+            fence,
             ..
         } = self;
         *volume == other.volume
@@ -59,6 +64,7 @@ impl Task {
             && *readonly == other.readonly
             && *options == other.options
             && *mountpoint == other.mountpoint
+            && fence.is_some() == other.fence.is_some()
     }
 }
 
@@ -83,6 +89,8 @@ pub enum Command {
     Status,
     /// Make everything durable that has been written.
     Flush,
+    /// An exclusive volume may be used until this time (see [`Fence::until`]).
+    Prolong(u64),
     /// The mount is taken away on the host; serve those who still hold it.
     Leave,
     /// End at once; every request and every later one fails.

@@ -21,6 +21,7 @@ use crate::nfs::address::{Share, SharePath};
 use crate::volume::VolumeName;
 
 use super::control::{self, Command, Report, Served, Started, Task, WorkerStatus};
+use super::fence::Fence;
 use super::options::FuseOptions;
 use super::worker::{CHECK_TIME, FSTYPE, SUBCOMMAND, our_mount};
 
@@ -93,6 +94,8 @@ pub struct Attach {
     pub dir: SharePath,
     pub readonly: bool,
     pub options: FuseOptions,
+    /// For an exclusive volume.
+    pub fence: Option<Fence>,
 }
 
 /// A volume that is mounted.
@@ -178,6 +181,7 @@ impl FusePath {
             mount_port: attach.mount_port,
             readonly: attach.readonly,
             options: attach.options,
+            fence: attach.fence,
         };
         let attached = |addr, warnings| Attached {
             mountpoint: task.mountpoint.clone(),
@@ -274,6 +278,21 @@ impl FusePath {
         let _ = tokio::time::timeout(END_TIME, child.kill()).await;
         let _ = unmount_all(&task.mountpoint);
         Err(error)
+    }
+
+    /// Tells a volume's workers until when they may use an exclusive volume.
+    pub async fn prolong(&self, volume: &VolumeName, until: u64) {
+        let dir = self.run_dir(volume);
+        for (_, socket) in self.sockets(volume) {
+            // One that does not hear this stops sending.
+            let _ = control::ask(&dir, &socket, Command::Prolong(until), STATUS_TIME).await;
+        }
+    }
+
+    /// Whether any process serves the volume, also one that is stopped and does not answer.
+    #[must_use]
+    pub fn has_worker(&self, volume: &VolumeName) -> bool {
+        self.sockets(volume).iter().any(|(pid, _)| is_worker(*pid))
     }
 
     /// Whether a worker serves what the server no longer knows, or knows as another volume's, or

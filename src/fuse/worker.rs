@@ -32,6 +32,7 @@ use crate::telemetry;
 use super::control::{
     Command, Report, Served, Started, Task, WorkerStatus, receive, send, socket_path,
 };
+use super::fence::{FencedConnector, Right};
 use super::fs::Fs;
 use super::glue::{Caches, Glue, Load};
 use super::hidden::{self, Hidden};
@@ -121,7 +122,8 @@ fn tell(started: &Started) -> io::Result<()> {
 }
 
 async fn serve(task: &Task) -> Result<(), WorkerError> {
-    let nfs = connect(task).await?;
+    let right = task.fence.map(|fence| Arc::new(Right::new(fence.until)));
+    let nfs = connect(task, right.as_ref()).await?;
     let export = ask_for_export(task).await?;
     let root = find_root(task, &nfs, &export).await?;
     let caches = Caches::start().step("start a thread")?;
@@ -186,6 +188,7 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
         fs: Arc::clone(&fs),
         load,
         leaving: AtomicBool::new(false),
+        right,
         abort: abort_tx,
     };
     let control = tokio::spawn(Arc::new(control).listen(listener));
@@ -239,9 +242,19 @@ fn settings(task: &Task) -> Settings {
     settings
 }
 
-async fn connect(task: &Task) -> Result<Nfs3, WorkerError> {
-    Nfs3::connect(settings(task))
-        .await
+async fn connect(task: &Task, right: Option<&Arc<Right>>) -> Result<Nfs3, WorkerError> {
+    let connected = match (right, task.fence) {
+        (Some(right), Some(fence)) => {
+            let connector = FencedConnector {
+                inner: TcpConnector::new(true),
+                right: Arc::clone(right),
+                under_way: Duration::from_millis(fence.under_way.into()),
+            };
+            Nfs3::over(&settings(task), connector)
+        }
+        _ => Nfs3::connect(settings(task)).await,
+    };
+    connected
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
         .step("set up the NFS client")
 }
@@ -353,6 +366,7 @@ struct Control {
     fs: Arc<Fs>,
     load: Arc<Load>,
     leaving: AtomicBool,
+    right: Option<Arc<Right>>,
     abort: mpsc::Sender<()>,
 }
 
@@ -381,6 +395,11 @@ impl Control {
             Command::Check => {
                 let served = tokio::time::timeout(CHECK_TIME, self.served()).await;
                 return Report::Served(served.unwrap_or(Served::Unknown));
+            }
+            Command::Prolong(until) => {
+                if let Some(right) = &self.right {
+                    right.prolong(until);
+                }
             }
             Command::Flush => self.fs.sync_everything().await,
             Command::Leave => self.leaving.store(true, Ordering::Relaxed),

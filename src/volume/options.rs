@@ -246,9 +246,9 @@ impl VolumeOptions {
             on_remove: get("on_remove").map(str::parse).transpose()?,
             ..Self::default()
         };
-        if options.access == Access::Exclusive {
-            let reason = "access=exclusive needs the cluster, which comes with a later release; \
-                          access=shared or readonly work";
+        if options.access == Access::Exclusive && options.data_path == DataPath::Kernel {
+            let reason = "access=exclusive on the kernel data path comes with a later release; \
+                          leave data_path out, or set it to fuse";
             return Err(OptionError::NotYet {
                 key: "access",
                 reason,
@@ -457,7 +457,13 @@ mod tests {
     #[test]
     fn what_comes_later_says_so() {
         assert!(refusal("from", "other").contains("not available yet"));
-        assert!(refusal("access", "exclusive").contains("not available yet"));
+        let exclusive = [("access", "exclusive"), ("data_path", "kernel")];
+        assert!(
+            parse(&exclusive)
+                .unwrap_err()
+                .to_string()
+                .contains("not available yet")
+        );
     }
 
     #[test]

@@ -202,9 +202,10 @@ impl Host {
     /// Whether the volume is mounted now; `None` when nothing could be found out.
     pub(crate) async fn mount(&self, member: &Member<SimEnv>, volume: &str) -> Option<bool> {
         let volume_name = name(volume);
+        let mut until = Duration::ZERO;
         if access(volume) == Access::Exclusive {
             match member.claim(&self.link, &volume_name).await {
-                Ok(Claimed::Mine) => {}
+                Ok(Claimed::Mine(right)) => until = right,
                 Ok(Claimed::Held(_)) => return Some(false),
                 Err(_) => return None,
             }
@@ -237,7 +238,7 @@ impl Host {
             .unwrap()
             .mount(&self.name, volume, exclusive);
         if exclusive {
-            let right = Arc::new(AtomicU64::new(nanos(member.right_until())));
+            let right = Arc::new(AtomicU64::new(nanos(until)));
             let task = tokio::spawn(self.clone().write(
                 volume.to_owned(),
                 grant,
