@@ -355,8 +355,8 @@ fn full_disk(lab: &'static Lab) -> Result {
     let (_turn, nas) = turn(lab)?;
     // A small disk below the export, on the server.
     nas.node().sh(&format!(
-        "mkdir -p {EXPORT}/full; truncate -s 24M /tmp/small; mkfs.ext4 -qF /tmp/small
-         mount -o loop /tmp/small {EXPORT}/full; chmod 0777 {EXPORT}/full"
+        "mkdir -p {EXPORT}/full; truncate -s 24M /srv/small; mkfs.ext4 -qF /srv/small
+         mount -o loop /srv/small {EXPORT}/full; chmod 0777 {EXPORT}/full"
     ))?;
     nas.restart(None)?;
     let outcome = (|| {

@@ -69,6 +69,8 @@ pub type Result<T = ()> = anyhow::Result<T>;
 const TRIAL_LIMIT: Duration = Duration::from_secs(300);
 /// The whole lab ends after this long, whatever hangs.
 const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
+/// Trials that run at a time unless `--test-threads` says otherwise: most of what they do is wait.
+const SIDE_BY_SIDE: usize = 4;
 /// How long the processes of a lab that was killed may take to go; a guest of some hundred
 /// megabytes takes a moment.
 const LEAVE_LIMIT: Duration = Duration::from_secs(15);
@@ -504,7 +506,8 @@ fn inside(args: &[String], trials: Vec<Trial>) -> Result<ExitCode> {
     std::env::set_current_dir(&dir)?;
     let lab = Lab::enter(&dir)?;
     LAB.set(lab).map_err(|_| anyhow!("the lab is up already"))?;
-    let parsed =
+    let mut parsed =
         Arguments::from_iter(std::iter::once("lab".to_owned()).chain(rest.iter().cloned()));
+    parsed.test_threads.get_or_insert(SIDE_BY_SIDE);
     Ok(libtest_mimic::run(&parsed, trials).exit_code())
 }
