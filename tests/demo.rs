@@ -55,12 +55,12 @@ fn with_docker(lab: &'static Lab) -> Result {
     unchanged(&before, &traces(&node)?)?;
     // In the middle of its second step, as by Ctrl-C.
     let output = node.sh(&format!(
-        "{SCRIPT} {} >/tmp/out 2>&1 &
-         until grep -q 'volume create' /tmp/out; do sleep 0.1; done
+        "{SCRIPT} {} >/srv/out 2>&1 &
+         until grep -q 'volume create' /srv/out; do sleep 0.1; done
          kill -TERM $!; wait $! || echo ended with $?",
         Nfsvol::BINARY
     ))?;
     ensure!(output.contains("ended with"), "{output}");
-    ensure!(!node.sh("cat /tmp/out")?.contains("Done in"));
+    ensure!(!node.sh("cat /srv/out")?.contains("Done in"));
     unchanged(&before, &traces(&node)?)
 }
