@@ -138,7 +138,12 @@ fn handed_over(lab: &'static Lab, data_path: DataPath, volumes: &[Volume]) -> Re
     };
     let seen = b.run(&options, &script)?;
     ensure!(seen == lines(&["a"]), "{seen}");
-    b.ok(&format!("volume rm {obsolete}"))?;
+    // What a dead host held is free once its session has ended, and until then B says so.
+    let refused = b.fails(&format!("volume rm {obsolete}"))?;
+    ensure!(refused.contains(a.node().name()), "{refused}");
+    wait_for("A's hold to end", FOLLOWED, || {
+        b.ok(&format!("volume rm {obsolete}")).is_ok()
+    })?;
 
     // A comes back: it has what B wrote, and no longer what B removed.
     a.boot()?;
