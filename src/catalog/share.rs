@@ -90,11 +90,15 @@ async fn sweep_aside(admin: &Admin) {
 
 /// The id in `.nfsvol/format.json`; `None` when there is no `.nfsvol/`.
 pub(super) async fn share_id(admin: &Admin) -> Result<Option<String>, CatalogError> {
-    let Some(json) = admin.read(&layout::format_file(), MAX_RECORD).await? else {
-        return match admin.attr(&layout::own()).await? {
-            None => Ok(None),
-            Some(_) => Err(foreign(admin, "it is missing although .nfsvol/ is there")),
-        };
+    let file = layout::format_file();
+    let json = match admin.read(&file, MAX_RECORD).await? {
+        Some(json) => json,
+        None if admin.attr(&layout::own()).await?.is_none() => return Ok(None),
+        // Another host may have put `.nfsvol/` there, whole, between the two looks.
+        None => admin
+            .read(&file, MAX_RECORD)
+            .await?
+            .ok_or_else(|| foreign(admin, "it is missing although .nfsvol/ is there"))?,
     };
     let format: Format =
         serde_json::from_slice(&json).map_err(|e| foreign(admin, &e.to_string()))?;
