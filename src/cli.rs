@@ -179,7 +179,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => return demo::demo(&args),
         Command::EmbeddedServer(args) => {
             crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
-            return runtime()?.block_on(embedded::serve(args, crate::serve::stopped()));
+            return runtime()?
+                .block_on(async { embedded::serve(args, crate::serve::stopped()).await });
         }
         Command::Doctor(args) => return runtime()?.block_on(doctor::doctor(args)),
         Command::Announce(args) => {

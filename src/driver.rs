@@ -73,6 +73,8 @@ pub struct Driver {
     turn: std::sync::atomic::AtomicUsize,
     /// Wakes the task that looks at attachments, when the engine has started.
     engine_started: tokio::sync::Notify,
+    /// What runs in the background.
+    tasks: tokio_util::task::TaskTracker,
 }
 
 impl Driver {
@@ -100,6 +102,7 @@ impl Driver {
             fresh: Mutex::default(),
             turn: std::sync::atomic::AtomicUsize::new(0),
             engine_started: tokio::sync::Notify::new(),
+            tasks: tokio_util::task::TaskTracker::new(),
             config,
         })
     }

@@ -19,6 +19,8 @@ use crate::plugin::{Listener, Settings, server};
 /// When the socket, the state directory or the mount root cannot be used, or when calls did not
 /// end in time at the stop.
 pub(crate) async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    // Before anything is told or done: a stop that comes during the start is a clean one too.
+    let stopped = stopped();
     let config = Config::new(args);
     let listener = Listener::open(&args.socket).await?;
     let share = config.share.as_ref().map(ToString::to_string);
@@ -33,7 +35,7 @@ pub(crate) async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let driver = Arc::new(Driver::open(config)?);
     let stop = CancellationToken::new();
     driver.start(&stop);
-    let served = server::run(listener, driver.clone(), Settings::from(args), stopped()).await;
+    let served = server::run(listener, driver.clone(), Settings::from(args), stopped).await;
     stop.cancel();
     driver.stop().await;
     served?;
@@ -53,17 +55,19 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// SIGTERM or SIGINT.
-pub(crate) async fn stopped() {
-    let (Ok(mut term), Ok(mut int)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        tracing::error!("signals cannot be caught; only kill -9 stops this daemon");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// Ends at SIGTERM or SIGINT. They are caught from the call on, which is made within a runtime, not
+/// from the first poll.
+pub(crate) fn stopped() -> impl Future<Output = ()> {
+    let caught = signal(SignalKind::terminate())
+        .and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    async {
+        let Ok((mut term, mut int)) = caught else {
+            tracing::error!("signals cannot be caught; only kill -9 stops this daemon");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
 }

@@ -147,7 +147,7 @@ async fn command(path: &KernelPath, words: &[String]) -> Result<Value> {
             json!({ "holders": found.iter().map(|h| json!([h.comm, h.mountpoint])).collect::<Vec<_>>() })
         }
         ["idle"] => {
-            path.unmount_idle().await;
+            path.shutdown().await;
             json!({})
         }
         ["sleep", milliseconds] => {

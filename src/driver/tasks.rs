@@ -22,6 +22,8 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 const ENGINE_SETTLED: Duration = Duration::from_secs(25);
 /// How often the trash is looked through.
 const TRASH_EVERY: Duration = Duration::from_secs(3600);
+/// How long the tasks may take to end at the stop: each does at its next await.
+const TASKS_END: Duration = Duration::from_secs(2);
 
 impl Driver {
     /// Starts the background tasks; they end when `stop` is cancelled.
@@ -66,23 +68,31 @@ impl Driver {
             );
         }
         let driver = self.clone();
-        let stop = stop.clone();
-        tokio::spawn(async move {
+        let reconciling = async move {
             loop {
                 driver.reconcile().await;
                 tokio::select! {
-                    () = stop.cancelled() => return,
                     () = tokio::time::sleep(RECONCILE_EVERY) => {}
                     () = driver.engine_started.notified() => {
                         tokio::time::sleep(ENGINE_SETTLED).await;
                     }
                 }
             }
-        });
+        };
+        self.tasks
+            .spawn(stop.clone().run_until_cancelled_owned(reconciling));
     }
 
-    /// Unmounts the shares that no volume uses; mounted volumes stay for their containers.
+    /// Ends the background tasks, whose token is cancelled, and unmounts the shares that no volume
+    /// uses; mounted volumes stay for their containers.
     pub async fn stop(&self) {
+        self.tasks.close();
+        if tokio::time::timeout(TASKS_END, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("some background work goes on while this daemon ends");
+        }
         self.paths.shutdown().await;
     }
 
@@ -96,8 +106,7 @@ impl Driver {
         F: Future<Output = Result<(), DriverError>> + Send,
     {
         let driver = self.clone();
-        let stop = stop.clone();
-        tokio::spawn(async move {
+        let turns = async move {
             let mut failed = false;
             loop {
                 match work(driver.clone()).await {
@@ -113,12 +122,12 @@ impl Driver {
                     }
                     Ok(()) => {}
                 }
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(pause) => {}
-                }
+                tokio::time::sleep(pause).await;
             }
-        });
+        };
+        // In the middle of a turn too: what it leaves is what a crash would leave.
+        self.tasks
+            .spawn(stop.clone().run_until_cancelled_owned(turns));
     }
 
     /// Reads the catalog of the home share, which must be there.

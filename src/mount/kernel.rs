@@ -41,6 +41,9 @@ use crate::volume::VolumeName;
 const MOVED_WAIT: Duration = Duration::from_secs(10);
 /// A share that was found stale or gone is mounted again at most this often within one call.
 const ROUNDS: usize = 3;
+/// Between two tries to unmount what is busy.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
 /// Settings of the kernel data path.
 #[derive(Debug, Clone)]
 pub struct KernelSettings {
@@ -529,22 +532,37 @@ impl KernelPath {
         )
     }
 
-    /// Unmounts, now, every share that no volume of this host uses.
-    pub async fn unmount_idle(&self) {
-        let Ok(info) = self.0.mountinfo() else { return };
-        for key in self.0.mounted_shares(&info) {
-            self.0.unmount_share(&key, Duration::ZERO).await;
+    /// Unmounts, now, every share that no volume of this host uses; answers those that a call
+    /// under way, or somebody else, keeps busy.
+    async fn unmount_idle(&self) -> Vec<String> {
+        let mut busy = Vec::new();
+        let shares = self.0.mountinfo().map(|info| self.0.mounted_shares(&info));
+        for key in shares.unwrap_or_default() {
+            match self.0.unmount_share(&key, Duration::ZERO).await {
+                Ok(false) => {}
+                Ok(true) => busy.push(key),
+                Err(error) => busy.push(error.to_string()),
+            }
         }
+        busy
     }
 
-    /// Unmounts what no volume uses. Mounted volumes stay: containers use them, and the next
-    /// process finds them.
+    /// Unmounts what no volume uses, trying again for a while what is busy: calls that nobody
+    /// waits for any more may still be on their way out. Mounted volumes stay: containers use
+    /// them, and the next process finds them.
     pub async fn shutdown(&self) {
-        if tokio::time::timeout(2 * UNMOUNT_WAIT, self.unmount_idle())
-            .await
-            .is_err()
-        {
-            tracing::warn!("some idle shares are left mounted");
+        let mut busy = Vec::new();
+        let tries = async {
+            loop {
+                busy = self.unmount_idle().await;
+                if busy.is_empty() {
+                    return;
+                }
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+        };
+        if tokio::time::timeout(2 * UNMOUNT_WAIT, tries).await.is_err() {
+            tracing::warn!(?busy, "some idle shares are left mounted");
         }
     }
 
@@ -553,8 +571,10 @@ impl KernelPath {
         let idle = self.0.settings.idle_unmount;
         tokio::spawn(async move {
             tokio::time::sleep(idle).await;
-            if let Some(inner) = inner.upgrade() {
-                inner.unmount_share(&key, idle).await;
+            if let Some(inner) = inner.upgrade()
+                && let Err(error) = inner.unmount_share(&key, idle).await
+            {
+                tracing::info!(share = key, %error, "idle share stays mounted");
             }
         });
     }

@@ -316,40 +316,46 @@ impl Shares {
     }
 
     /// Unmounts a share that no volume has used for `idle`; with zero, one that is pinned as well.
-    pub(super) async fn unmount_share(self: &Arc<Self>, key: &str, idle: Duration) {
+    /// Answers whether a call under way kept it from that.
+    ///
+    /// # Errors
+    /// When the kernel refuses: something else is busy on the mount, or /proc cannot be read.
+    pub(super) async fn unmount_share(
+        self: &Arc<Self>,
+        key: &str,
+        idle: Duration,
+    ) -> Result<bool, MountError> {
         let place = self.shares.join(key);
         let state = self.state(key, key);
         // Whoever has the lock is using the share.
         let Ok(_alone) = state.lock.try_write() else {
-            return;
+            return Ok(true);
         };
-        let Ok(info) = self.mountinfo() else { return };
-        let Some(share) = info.at(&place) else { return };
+        let info = self.mountinfo()?;
+        let Some(share) = info.at(&place) else {
+            return Ok(false);
+        };
         let used = info
             .entries
             .iter()
             .any(|entry| self.volume_at(entry).is_some() && stems_from(entry, share));
         let pinned = !idle.is_zero() && state.pinned.load(Ordering::Relaxed);
         if used || pinned || lock(&state.last_used).elapsed() < idle {
-            return;
+            return Ok(false);
         }
         // A thread that waits for a dead server keeps the mount busy; only a lazy one helps.
         let lazily = state.calls.stuck().is_some() || state.flushes.stuck().is_some();
         let target = place.clone();
-        let unmounted =
-            state
-                .unmounts
-                .run(Step::Unmount, Instant::now() + UNMOUNT_WAIT, move |_| {
-                    bind::take_away(&target, lazily)
-                        .map_err(|errno| local(Step::Unmount, &target, errno))
-                });
-        match unmounted.await {
-            Ok(()) => {
-                let _ = std::fs::remove_dir(&place);
-                tracing::info!(share = %share.source, "idle share unmounted");
-            }
-            Err(error) => tracing::info!(share = %share.source, %error, "idle share stays mounted"),
-        }
+        state
+            .unmounts
+            .run(Step::Unmount, Instant::now() + UNMOUNT_WAIT, move |_| {
+                bind::take_away(&target, lazily)
+                    .map_err(|errno| local(Step::Unmount, &target, errno))
+            })
+            .await?;
+        let _ = std::fs::remove_dir(&place);
+        tracing::info!(share = %share.source, "idle share unmounted");
+        Ok(false)
     }
 }
 
