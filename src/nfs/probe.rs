@@ -41,7 +41,8 @@ pub const NFS_PORT: u16 = 2049;
 /// given a few seconds, except where a silent firewall is the likely reason.
 const RESOLVE: Duration = Duration::from_secs(2);
 const CONNECT: Duration = Duration::from_secs(2);
-const PORTMAP: Duration = Duration::from_secs(1);
+/// A connection request that was lost is sent again after 1 s (RFC 6298 section 2.1).
+const PORTMAP: Duration = Duration::from_secs(2);
 const NULL: Duration = Duration::from_secs(2);
 /// rpc.mountd may look up this host's name, on a slow name server.
 const MOUNT: Duration = Duration::from_secs(4);
