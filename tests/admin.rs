@@ -262,9 +262,12 @@ fn frozen_and_killed_servers(lab: &'static Lab) -> Result {
     let share = admin(&server.share(EXPORT), deadline)?;
     let dir = path("d")?;
     share.keep_handles(std::slice::from_ref(&dir));
-    ensure!(matches!(run(share.mkdir(&dir, 0o755))??, Made::New(_)));
+    // By somebody with more patience: only what follows the fault has to be quick.
+    let patient = admin(&server.share(EXPORT), Duration::from_secs(20))?;
+    ensure!(matches!(run(patient.mkdir(&dir, 0o755))??, Made::New(_)));
     let file = dir.join("f");
-    run(share.write(&file, b"kept"))??;
+    run(patient.write(&file, b"kept"))??;
+    comes_back(&share, &file)?;
 
     server.freeze()?;
     let slow = Instant::now();
@@ -274,18 +277,18 @@ fn frozen_and_killed_servers(lab: &'static Lab) -> Result {
             .err()
             .context("a frozen server answered")?;
         ensure!(error.is_transient(), "{error}");
-        ensure!(begun.elapsed() < deadline * 3 / 2, "{:?}", begun.elapsed());
+        ensure!(begun.elapsed() < deadline * 2, "{:?}", begun.elapsed());
     }
     let begun = Instant::now();
     let error = run(share.attr(&file))?
         .err()
         .context("a frozen server answered")?;
     ensure!(
-        begun.elapsed() < Duration::from_millis(50),
+        begun.elapsed() < deadline / 4,
         "{error}: {:?}",
         begun.elapsed()
     );
-    ensure!(slow.elapsed() < deadline * 4, "{:?}", slow.elapsed());
+    ensure!(slow.elapsed() < deadline * 6, "{:?}", slow.elapsed());
     server.thaw()?;
     comes_back(&share, &file)?;
 

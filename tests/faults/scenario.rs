@@ -293,10 +293,11 @@ impl Scenario {
         });
         let mut answers = answers??.into_iter().flatten();
         let mut wrong = Vec::new();
+        let looked = Instant::now();
         for case in &self.cases {
             for (call, expected) in case.calls() {
                 let first = answers.next().context("no answer")?;
-                let outcome = self.is_as_expected(case, &call, expected, first, began);
+                let outcome = self.is_as_expected(case, &call, expected, first, [began, looked]);
                 wrong.extend(outcome.err().map(|error| format!("{error:#}")));
             }
         }
@@ -327,15 +328,16 @@ impl Scenario {
     }
 
     /// A call answers in time, and as expected; until the fault shows it may work, and is undone
-    /// and made again.
+    /// and made again. It was made when the fault began; its answer is looked at later.
     fn is_as_expected(
         &self,
         case: &Case,
         call: &Call,
         expected: Answer,
         mut answer: calls::Answer,
-        began: Instant,
+        [began, looked]: [Instant; 2],
     ) -> Result {
+        let mut first = true;
         loop {
             let deadline = if answer.call.contains(".Mount") {
                 MOUNT_DEADLINE
@@ -349,7 +351,7 @@ impl Scenario {
                 Answer::Works
                     if answer.status != 200
                         && !answer.call.contains(".Unmount")
-                        && began.elapsed() < RECOVERY =>
+                        && looked.elapsed() < RECOVERY =>
                 {
                     answer = self.call(call.clone())?;
                     continue;
@@ -357,7 +359,8 @@ impl Scenario {
                 Answer::Works => return answer.ok().map(drop),
                 Answer::Fails(words) => words,
             };
-            let showing = answer.status == 200 && began.elapsed() < TRUSTED;
+            let showing = answer.status == 200 && (first || began.elapsed() < TRUSTED);
+            first = false;
             if showing && answer.call.contains(".Mount") {
                 self.ok(Call::unmount(&case.volume("idle"), "during"))?;
                 answer = self.call(call.clone())?;
