@@ -21,7 +21,7 @@ use rustix::mount::{
 };
 use sys_mount::{Mount, MountFlags};
 
-use super::bind::{SETTLE_PAUSE, SETTLE_TRIES};
+use super::bind::{self, SETTLE_PAUSE, SETTLE_TRIES};
 use super::error::{Attempt, MountError, Step};
 use super::kernel::Endpoint;
 use super::lane::Ticket;
@@ -235,6 +235,7 @@ impl ShareMount<'_> {
         ticket
             .commit()
             .map_err(|errno| self.local("given up", errno))?;
+        self.make_target()?;
         move_mount(
             &mount,
             "",
@@ -253,6 +254,7 @@ impl ShareMount<'_> {
         words: &[(&'static str, Option<String>)],
         ticket: &Ticket,
     ) -> Result<Outcome, MountError> {
+        self.make_target()?;
         let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         let mut data = Vec::new();
         for (name, value) in words {
@@ -293,6 +295,12 @@ impl ShareMount<'_> {
                 }
             }
         }
+    }
+
+    /// Made right before it is needed: who unmounts idle shares removes empty directories.
+    fn make_target(&self) -> Result<(), MountError> {
+        bind::make_directory(self.target)
+            .map_err(|errno| self.local("making the mount point", errno))
     }
 
     fn option(&self, name: &str, value: Option<&str>, errno: Errno, log: &str) -> MountError {

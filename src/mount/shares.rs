@@ -282,7 +282,6 @@ impl Shares {
             Some(_) => return Ok(Vec::new()), // another call was first
             None => {}
         }
-        bind::make_directory(place).map_err(|errno| local(Step::MountShare, place, errno))?;
         let began = Instant::now();
         mount.mount(ticket)?;
         fail::fail_point!("mount.share", |_| crate::failpoint::die());
