@@ -38,4 +38,4 @@ mod write;
 pub use control::WorkerStatus;
 pub use fence::Fence;
 pub use options::{FuseOptions, OptionError};
-pub use path::{Attach, Attached, FuseError, FusePath};
+pub use path::{Attach, Attached, FuseError, FusePath, Surveyed};

@@ -133,6 +133,24 @@ pub struct WorkerStatus {
     /// Requests ended because their caller was killed.
     pub interrupted: u64,
     pub last_error: Option<String>,
+    /// An earlier release's worker does not tell.
+    #[serde(default)]
+    pub traffic: Traffic,
+}
+
+/// What a worker has carried since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Requests of the kernel to read, and the bytes that they got. What the kernel had in its
+    /// cache is not among them.
+    pub reads: u64,
+    pub read_bytes: u64,
+    /// Requests of the kernel to write, and their bytes.
+    pub writes: u64,
+    pub written_bytes: u64,
+    /// Calls to the server, and how often one of them had to be repeated.
+    pub rpcs: u64,
+    pub repeated_rpcs: u64,
 }
 
 /// The answer to a [`Command`].

@@ -100,6 +100,10 @@ pub(super) struct Load {
     pub(super) requests: AtomicU64,
     pub(super) under_way: AtomicU64,
     pub(super) interrupted: AtomicU64,
+    pub(super) reads: AtomicU64,
+    pub(super) read_bytes: AtomicU64,
+    pub(super) writes: AtomicU64,
+    pub(super) written_bytes: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
 
@@ -428,9 +432,14 @@ impl Filesystem for Glue {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.load.reads.fetch_add(1, Ordering::Relaxed);
+        let load = Arc::clone(&self.load);
         self.run(req, reply, |fs| async move {
             let file = fs.file(fh.0)?;
-            fs.read(&file, offset, size).await
+            let data = fs.read(&file, offset, size).await?;
+            load.read_bytes
+                .fetch_add(data.len() as u64, Ordering::Relaxed);
+            Ok(data)
         });
     }
 
@@ -461,9 +470,19 @@ impl Filesystem for Glue {
             self.fs.kernel.drop_attributes(ino.0);
             self.fs.kernel.drop_pages(ino.0);
         }
+        self.load.writes.fetch_add(1, Ordering::Relaxed);
+        self.load
+            .written_bytes
+            .fetch_add(count.into(), Ordering::Relaxed);
         match self.fs.write_quick(&file, at, data) {
-            Quick::Done => reply.written(count),
-            Quick::Failed(errno) => reply.error(fuser::Errno::from_i32(errno.0)),
+            Quick::Done => {
+                self.load.requests.fetch_add(1, Ordering::Relaxed);
+                reply.written(count);
+            }
+            Quick::Failed(errno) => {
+                self.load.requests.fetch_add(1, Ordering::Relaxed);
+                reply.error(fuser::Errno::from_i32(errno.0));
+            }
             Quick::Wait => {
                 let data = Bytes::copy_from_slice(data);
                 self.run(req, reply, |fs| async move {

@@ -107,6 +107,13 @@ pub struct Attached {
     pub warnings: Vec<String>,
 }
 
+/// A worker that lives, and what it said; `None` if it did not answer in time.
+#[derive(Debug, Clone)]
+pub struct Surveyed {
+    pub volume: VolumeName,
+    pub status: Option<WorkerStatus>,
+}
+
 /// The FUSE data path of a host.
 #[derive(Debug, Clone)]
 pub struct FusePath {
@@ -345,6 +352,29 @@ impl FusePath {
             }
         }
         found
+    }
+
+    /// Asks the workers of some volumes, all at once.
+    pub async fn survey(&self, volumes: &[VolumeName], within: Duration) -> Vec<Surveyed> {
+        let mut asked = tokio::task::JoinSet::new();
+        for volume in volumes {
+            let dir = self.run_dir(volume);
+            for (pid, socket) in self.sockets(volume) {
+                let (volume, dir) = (volume.clone(), dir.clone());
+                if !is_worker(pid) {
+                    continue;
+                }
+                asked.spawn(async move {
+                    let said = control::ask(&dir, &socket, Command::Status, within).await;
+                    let status = match said {
+                        Ok(Report::Status(status)) => Some(*status),
+                        _ => None,
+                    };
+                    Surveyed { volume, status }
+                });
+            }
+        }
+        asked.join_all().await
     }
 
     /// The worker that serves the volume's mount on the host.

@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -30,7 +30,7 @@ use crate::nfs::rpc::{Cred, Settings};
 use crate::telemetry;
 
 use super::control::{
-    Command, Report, Served, Started, Task, WorkerStatus, receive, send, socket_path,
+    Command, Report, Served, Started, Task, Traffic, WorkerStatus, receive, send, socket_path,
 };
 use super::fence::{FencedConnector, Right};
 use super::fs::Fs;
@@ -429,6 +429,8 @@ impl Control {
     }
 
     fn status(&self) -> WorkerStatus {
+        let rpc = self.nfs.traffic();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         WorkerStatus {
             pid: std::process::id(),
             alive: true,
@@ -447,6 +449,14 @@ impl Control {
             under_way: self.load.under_way.load(Ordering::Relaxed),
             interrupted: self.load.interrupted.load(Ordering::Relaxed),
             last_error: self.load.last_error(),
+            traffic: Traffic {
+                reads: count(&self.load.reads),
+                read_bytes: count(&self.load.read_bytes),
+                writes: count(&self.load.writes),
+                written_bytes: count(&self.load.written_bytes),
+                rpcs: rpc.calls,
+                repeated_rpcs: rpc.repeated,
+            },
         }
     }
 }

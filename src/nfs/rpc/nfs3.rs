@@ -27,6 +27,7 @@ pub use types::*;
 use super::auth::{Cred, Machine};
 use super::connector::{Connector, TcpConnector};
 use super::message::{Draft, Program};
+use super::table::Traffic;
 use super::transport::{MAX_IO, Settings, Transport};
 use super::xdr::{DecodeError, Decoder, Encoder};
 use super::{RpcError, auth};
@@ -83,6 +84,12 @@ impl Nfs3 {
             transport: Arc::new(Transport::new(settings, program, connector)?),
             machine: Arc::new(Machine::new(&settings.machine_name, auth::stamp())),
         })
+    }
+
+    /// What all clones have sent so far.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.transport.traffic()
     }
 
     /// Fails all calls of all clones, present and later ones, with [`RpcError::Closed`].

@@ -63,6 +63,26 @@ pub enum Health {
     Dead,
 }
 
+/// What has gone out so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Calls, each counted once however often it went out.
+    pub calls: u64,
+    /// Repetitions of calls.
+    pub repeated: u64,
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            calls: self.calls + other.calls,
+            repeated: self.repeated + other.repeated,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct CallTable<T> {
@@ -82,6 +102,7 @@ pub struct CallTable<T> {
     useful: bool,
     /// When [`Self::poll`] is next called; it need not be exact, but never later than due.
     armed: Option<Instant>,
+    traffic: Traffic,
 }
 
 impl<T> CallTable<T> {
@@ -98,7 +119,13 @@ impl<T> CallTable<T> {
             give_up_after: GIVE_UP_AFTER,
             useful: false,
             armed: None,
+            traffic: Traffic::default(),
         }
+    }
+
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     #[must_use]
@@ -156,6 +183,10 @@ impl<T> CallTable<T> {
             }
             let pause = RESEND_AFTER * 2u32.saturating_pow(call.sent.min(8));
             call.resend = Some(now + pause.min(RESEND_AT_MOST));
+            match call.sent {
+                0 => self.traffic.calls += 1,
+                _ => self.traffic.repeated += 1,
+            }
             call.sent += 1;
             let request = call.request.clone();
             if self.in_flight == 0 {
@@ -338,6 +369,11 @@ mod tests {
         assert_eq!(sent(&mut table, now), [7, 9, 1, 2]);
         assert!(table.reply(9).unwrap().retransmitted);
         assert!(!table.reply(2).unwrap().retransmitted);
+        let traffic = Traffic {
+            calls: 5,
+            repeated: 3,
+        };
+        assert_eq!(table.traffic(), traffic);
         assert_eq!(table.reply(9), None, "a duplicate");
         assert_eq!(table.reply(1000), None, "nobody asked");
     }

@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use super::RpcError;
 use super::connector::Connector;
 use super::message::{Draft, Program, reply_results};
+use super::table::Traffic;
 use super::xdr::{DecodeError, Decoder};
 use lane::{Driver, Lane, Outcome, now};
 
@@ -160,6 +161,13 @@ impl Transport {
     #[must_use]
     pub fn program(&self) -> Program {
         self.program
+    }
+
+    /// What has gone out over all connections.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let each = self.lanes.iter().map(|lane| lane.traffic());
+        each.fold(Traffic::default(), std::ops::Add::add)
     }
 
     /// The deadline of a call made now.

@@ -16,7 +16,7 @@ use super::MAX_RECORD;
 use crate::nfs::rpc::connector::Connector;
 use crate::nfs::rpc::message::{Draft, Program, Request, reply_xid};
 use crate::nfs::rpc::record::RecordDecoder;
-use crate::nfs::rpc::table::{CallTable, Health};
+use crate::nfs::rpc::table::{CallTable, Health, Traffic};
 use crate::nfs::rpc::xdr::DecodeError;
 
 /// How long to wait for a TCP connection.
@@ -108,6 +108,10 @@ impl Lane {
     /// Whether connecting fails at present, and the work ahead in bytes: the less the better.
     pub(super) fn load(&self) -> (bool, usize) {
         (self.troubled.load(Ordering::Relaxed), self.table().weight())
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        self.table().traffic()
     }
 
     /// Ends all calls.
