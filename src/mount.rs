@@ -6,6 +6,7 @@
 //! | [`options`] | mount options, checked against nfs(5): values, no I/O |
 //! | [`mountinfo`] | the kernel's list of mounts, parsed |
 //! | [`holders`] | which processes and containers hold a volume |
+//! | [`stats`] | what the kernel's NFS client has carried, parsed |
 //! | `shares` | the share mounts below the mount root, and the calls on them |
 //! | `share` | mounting a share: versions, parameters, fsopen or mount(2) |
 //! | `bind` | from a mounted share to a volume's own mount |
@@ -21,12 +22,14 @@ pub mod mountinfo;
 pub mod options;
 mod share;
 mod shares;
+pub mod stats;
 mod sys;
 
 pub use error::{Attempt, MountError, Step};
 pub use holders::{Held, Holder};
 pub use kernel::{
     Attach, Attached, Detached, Endpoint, Health, KernelPath, KernelSettings, MountedVolume,
+    ShareTraffic,
 };
 pub(crate) use mountinfo::FUSE_FSTYPE;
 pub use mountinfo::{DeviceId, MountEntry, MountInfo, Place};

@@ -34,6 +34,7 @@ use super::mountinfo::{DeviceId, MountEntry};
 use super::options::MountOptions;
 use super::share::{self, ShareMount};
 use super::shares::{Round, ShareState, Shares, UNMOUNT_WAIT, local, share_key, until};
+use super::stats::{self, MountStats};
 use crate::nfs::address::{Share, SharePath};
 use crate::volume::VolumeName;
 
@@ -133,6 +134,13 @@ impl MountedVolume {
     }
 }
 
+/// What one NFS mount has carried, for all volumes that are binds of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShareTraffic {
+    pub dev: DeviceId,
+    pub stats: MountStats,
+}
+
 /// Whether a volume's mount answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
@@ -223,6 +231,34 @@ impl KernelPath {
         let mut volumes: Vec<_> = volumes.into_values().collect();
         volumes.sort_by(|a, b| a.volume.cmp(&b.volume));
         Ok(volumes)
+    }
+
+    /// What the NFS mounts below the mount root have carried. Asks no server.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn traffic(&self) -> Result<Vec<ShareTraffic>, MountError> {
+        let info = self.0.mountinfo()?;
+        let text = std::fs::read_to_string("/proc/self/mountstats").map_err(|source| {
+            MountError::Local {
+                step: Step::Check,
+                what: "reading /proc/self/mountstats".to_owned(),
+                source,
+            }
+        })?;
+        let mut found: Vec<ShareTraffic> = Vec::new();
+        for stats in stats::parse(&text) {
+            let place = Path::new(&stats.mountpoint);
+            let Some(entry) = info.at(place).filter(|_| place.starts_with(&self.0.shares)) else {
+                continue;
+            };
+            // Two mounts of one superblock have the same figures.
+            if found.iter().all(|known| known.dev != entry.device) {
+                let dev = entry.device;
+                found.push(ShareTraffic { dev, stats });
+            }
+        }
+        Ok(found)
     }
 
     /// Mounts a volume at its place; if it is there already, says so and changes nothing.

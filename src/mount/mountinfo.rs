@@ -203,7 +203,7 @@ fn parse_line(line: &str) -> Option<MountEntry> {
 
 /// The kernel writes blank, tab, newline, backslash and (in sources) `#` as `\` and three octal
 /// digits.
-fn unescape(field: &str) -> String {
+pub(super) fn unescape(field: &str) -> String {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field.as_bytes();
     while let [first, tail @ ..] = rest {
