@@ -32,7 +32,7 @@ pub use self::error::CatalogError;
 pub(crate) use self::layout::{frame, rfc3339};
 use self::local::{Copy, LocalCopy};
 pub use self::sync::Changes;
-pub use self::trash::TrashEntry;
+pub use self::trash::{TrashEntry, Trashed};
 use crate::files::write_durably;
 use crate::nfs::address::Share;
 use crate::nfs::admin::Admin;
@@ -316,6 +316,14 @@ impl Catalog {
     /// What the share answered.
     pub async fn trash(&self, home: &Admin) -> Result<Vec<TrashEntry>, CatalogError> {
         trash::list(home).await
+    }
+
+    /// The names of what is in the trash of a share, oldest first.
+    ///
+    /// # Errors
+    /// What the share answered.
+    pub async fn trash_names(&self, home: &Admin) -> Result<Vec<Trashed>, CatalogError> {
+        trash::names(home).await
     }
 
     /// Finds the newest trash entry called `wanted` (a volume's name or an entry's).

@@ -10,6 +10,7 @@ use crate::mount::options::MountOptions;
 use crate::nfs::address::Share;
 use crate::plugin::server::Settings;
 use crate::volume::{DataPath, OnRemove};
+use crate::watch::Address;
 
 /// Where Docker looks for the socket of a plugin called nfsvol (moby: pkg/plugins/discovery.go).
 pub const DEFAULT_SOCKET: &str = "/run/docker/plugins/nfsvol.sock";
@@ -33,6 +34,7 @@ const ASIDE_DEADLINE: Duration = Duration::from_secs(5);
   nfsvol serve --share nas:/export
   nfsvol serve --share '[fd00::5]:/export' --mount-options nfsvers=4.1,nconnect=4
   NFSVOL_SHARE=nas:/export nfsvol serve --log debug
+  nfsvol serve --share nas:/export --metrics 9469    # then: http://127.0.0.1:9469/
 Then:
   docker volume create -d nfsvol db
   docker run -v db:/data --volume-driver nfsvol IMAGE")]
@@ -102,6 +104,22 @@ pub struct ServeArgs {
     /// The longest that one directory operation on a share takes
     #[arg(long, env = "NFSVOL_OP_DEADLINE", default_value = "5s", value_parser = humantime::parse_duration, value_name = "TIME")]
     op_deadline: Duration,
+    /// Where to serve metrics for Prometheus and the status page: PORT (on 127.0.0.1), IP:PORT, off
+    #[arg(
+        long,
+        env = "NFSVOL_METRICS",
+        default_value = "off",
+        value_name = "ADDR"
+    )]
+    pub metrics: Address,
+    /// Other names of this host by which metrics and the status page may be asked for
+    #[arg(
+        long,
+        env = "NFSVOL_METRICS_NAME",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    pub metrics_name: Vec<String>,
     /// Log level, or levels by module: error, warn, info, debug, nfsvol::plugin=debug
     #[arg(
         long,

@@ -16,6 +16,7 @@
 //! | [`shares`] | reaching shares, their admin path and health |
 //! | [`reconcile`] | what the kernel shows against what was written down |
 //! | [`status`] | what people see |
+//! | [`view`] | what operators see: metrics and the status page |
 //! | [`tasks`] | polling, sweeping, checking in the background |
 
 mod ask;
@@ -29,6 +30,7 @@ mod reconcile;
 mod shares;
 mod status;
 mod tasks;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,6 +47,7 @@ use crate::fuse::{Fence, FuseOptions};
 use crate::mount::MountOptions;
 use crate::nfs::address::Share;
 use crate::nfs::admin::Admin;
+use crate::plugin::Calls;
 use crate::volume::{Access, DataPath, Record, VolumeName, VolumeOptions};
 
 /// How long before its deadline a Mount stops trying, so that its own error is the answer.
@@ -75,6 +78,8 @@ pub struct Driver {
     engine_started: tokio::sync::Notify,
     /// What runs in the background.
     tasks: tokio_util::task::TaskTracker,
+    calls: Calls,
+    watch: view::Watch,
 }
 
 impl Driver {
@@ -103,8 +108,16 @@ impl Driver {
             turn: std::sync::atomic::AtomicUsize::new(0),
             engine_started: tokio::sync::Notify::new(),
             tasks: tokio_util::task::TaskTracker::new(),
+            calls: Calls::default(),
+            watch: view::Watch::default(),
             config,
         })
+    }
+
+    /// The name of this host.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.config.host
     }
 
     /// The mount options of a volume on this host.
@@ -394,6 +407,7 @@ impl Driver {
         self.begin_removal(home.as_ref(), &on, &record).await?;
         let entry = self.catalog.remove(home.as_ref(), &on, &record).await?;
         fail::fail_point!("remove.forgotten", |_| crate::failpoint::die());
+        self.watch.trash_changed();
         if let Some(entry) = entry {
             self.purge_later(home, on, entry);
         }

@@ -11,6 +11,7 @@
 //! | [`plugin`] | the VolumeDriver protocol on a Unix socket, and its client |
 //! | [`cli`], [`config`], `serve`, [`telemetry`] | the command line, settings, the daemon, the log |
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host |
+//! | [`watch`] | metrics for Prometheus and the status page |
 //! | `engine` | Docker's engine, asked over its own socket |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback |
@@ -36,3 +37,4 @@ pub mod plugin;
 mod serve;
 pub mod telemetry;
 pub mod volume;
+pub mod watch;

@@ -7,6 +7,7 @@
 //! | [`listen`] | the socket: taken from systemd, or made, replaced when stale, removed |
 //! | [`server`] | connections, their limits, and a shutdown that cuts nobody off |
 //! | [`call`] | one call: its task, its deadline, its undo, its line in the log |
+//! | [`calls`] | calls counted and timed, by name and outcome |
 //! | [`client`] | the other end, for the command line |
 //!
 //! Nothing here knows NFS: what a call does is behind [`VolumeDriver`].
@@ -28,6 +29,7 @@
 //! away is seen only between requests. No known client does either.
 
 pub mod call;
+pub mod calls;
 pub mod client;
 pub mod listen;
 pub mod route;
@@ -38,6 +40,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
+pub use calls::Calls;
 pub use listen::Listener;
 pub use server::{Settings, run};
 
@@ -92,6 +95,12 @@ pub trait VolumeDriver: Send + Sync + 'static {
 
     /// All volumes. Clients show no status here, so it may stay empty.
     fn list(&self) -> impl Future<Output = Result<Vec<Volume>, Self::Error>> + Send;
+
+    /// Where the calls of this driver are counted. Must return at once.
+    fn calls(&self) -> &Calls;
+
+    /// All that is measured here, in the OpenMetrics text format.
+    fn metrics(&self) -> impl Future<Output = String> + Send;
 
     /// A question from nfsvol's own command line.
     fn ask(

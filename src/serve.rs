@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, ServeArgs};
 use crate::driver::Driver;
 use crate::plugin::{Listener, Settings, server};
+use crate::watch::{self, host::Names};
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
@@ -35,6 +36,12 @@ pub(crate) async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let driver = Arc::new(Driver::open(config)?);
     let stop = CancellationToken::new();
     driver.start(&stop);
+    if let Some(address) = args.metrics.get() {
+        let names = args.metrics_name.iter().cloned();
+        let names = Names::new(names.chain([driver.host().to_owned()]));
+        let watch = watch::server::run(address, names, driver.clone(), stop.clone());
+        tokio::spawn(watch);
+    }
     let served = server::run(listener, driver.clone(), Settings::from(args), stopped).await;
     stop.cancel();
     driver.stop().await;

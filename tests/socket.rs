@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use nfsvol::plugin::client::{Client, ClientError};
 use nfsvol::plugin::listen::ListenError;
 use nfsvol::plugin::server::Unfinished;
-use nfsvol::plugin::{Ask, Created, Listener, Lookup, Scope, Settings, Volume, VolumeDriver, run};
+use nfsvol::plugin::{
+    Ask, Calls, Created, Listener, Lookup, Scope, Settings, Volume, VolumeDriver, run,
+};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -35,6 +37,7 @@ struct Memory {
     volumes: Mutex<BTreeSet<String>>,
     /// What calls on volumes named `held…` wait for.
     gate: Semaphore,
+    calls: Calls,
 }
 
 impl Memory {
@@ -76,6 +79,14 @@ impl VolumeDriver for Memory {
 
     fn scope(&self) -> Scope {
         Scope::Global
+    }
+
+    fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    async fn metrics(&self) -> String {
+        "measured\n# EOF\n".to_owned()
     }
 
     async fn create(
@@ -172,6 +183,7 @@ async fn plugin_with(settings: Settings) -> Plugin {
         told: Mutex::default(),
         volumes: Mutex::new(BTreeSet::from(["db".to_owned()])),
         gate: Semaphore::new(0),
+        calls: Calls::default(),
     });
     let (stop, stopped) = oneshot::channel();
     let shutdown = async {
@@ -516,6 +528,42 @@ async fn what_is_not_understood_is_refused_in_words() {
     );
     assert!(answer.contains("\r\nallow: POST\r\n"), "{answer}");
     assert!(answer.ends_with(r#"{"Err":"/VolumeDriver.List is called with POST, not GET"}"#));
+}
+
+#[tokio::test]
+async fn metrics_are_read_with_get_and_count_the_calls() {
+    let plugin = plugin().await;
+    plugin.ask("/VolumeDriver.Get", "{\"Name\":\"db\"}\n").await;
+    plugin
+        .ask("/VolumeDriver.Remove", "{\"Name\":\"broken\"}\n")
+        .await;
+    plugin.ask("/VolumeDriver.Snapshot", "{}\n").await;
+    let mut client = plugin.connect().await;
+    client
+        .write("GET /metrics HTTP/1.1\r\nHost: \r\n\r\n")
+        .await;
+    let answer = client.answer().await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(
+        answer.contains("\r\ncontent-type: application/openmetrics-text; version=1.0.0;"),
+        "{answer}"
+    );
+    assert!(answer.ends_with("measured\n# EOF\n"), "{answer}");
+
+    let counted = |call: &str, outcome: &str| {
+        let labels = [("call", call.to_owned()), ("outcome", outcome.to_owned())];
+        let total = &plugin.driver.calls.total;
+        total.get(&labels).map_or(0, |counter| counter.get())
+    };
+    assert_eq!(counted("Get", "ok"), 1);
+    assert_eq!(counted("Remove", "error"), 1);
+    assert_eq!(counted("unknown", "refused"), 1);
+    assert_eq!(counted("Metrics", "ok"), 1);
+    assert_eq!(plugin.driver.calls.running.get(), 0);
+
+    let answer = plugin.ask("/metrics", "{}\n").await;
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    assert!(answer.contains("\r\nallow: GET\r\n"), "{answer}");
 }
 
 /// dockerd takes any error in answer to Get for "no such volume", and forgets the volume.

@@ -44,6 +44,15 @@ pub struct TrashEntry {
     pub record: Record,
 }
 
+/// A removed volume by the name of its entry alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trashed {
+    pub entry: String,
+    pub name: VolumeName,
+    /// Seconds since 1970 by the server's clock.
+    pub removed_secs: u64,
+}
+
 /// Moves a volume whose removal has begun to the trash. `home` holds its record, `on` its data.
 pub(super) async fn finish_removal(
     home: &Admin,
@@ -145,6 +154,22 @@ pub(super) async fn now(admin: &Admin) -> Result<u64, CatalogError> {
 /// What is in the trash of a share, oldest first.
 pub(super) async fn list(home: &Admin) -> Result<Vec<TrashEntry>, CatalogError> {
     Ok(scan(home).await?.0)
+}
+
+/// The names of what is in the trash of a share, oldest first: one listing, no record is read.
+pub(super) async fn names(home: &Admin) -> Result<Vec<Trashed>, CatalogError> {
+    let listed = home.list(&layout::trash()).await?.unwrap_or_default();
+    let names = listed.iter().filter_map(|entry| entry.name.to_str());
+    let mut names: Vec<Trashed> = names
+        .filter_map(TrashName::parse)
+        .map(|name| Trashed {
+            entry: name.entry(),
+            removed_secs: name.removed,
+            name: name.volume,
+        })
+        .collect();
+    names.sort_by_key(|trashed| trashed.removed_secs);
+    Ok(names)
 }
 
 /// What is in the trash of a share, oldest first, and the entries that hold no record.

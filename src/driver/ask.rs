@@ -81,6 +81,7 @@ impl Driver {
             .catalog
             .restore(&home, &on, &entry, rename.as_ref())
             .await?;
+        self.watch.trash_changed();
         Ok(json!({ "name": record.name, "entry": entry.entry, "removed": entry.removed }))
     }
 
@@ -103,6 +104,7 @@ impl Driver {
             }
             Catalog::purge(&home, &entry.entry).await?;
         }
+        self.watch.trash_changed();
         Ok(json!({ "purged": entries.iter().map(|e| &e.entry).collect::<Vec<_>>() }))
     }
 }

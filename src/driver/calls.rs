@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 
 use super::{Driver, DriverError};
 use crate::catalog::{Creation, Known};
-use crate::plugin::{Ask, Created, Lookup, Scope, Volume, VolumeDriver};
+use crate::plugin::{Ask, Calls, Created, Lookup, Scope, Volume, VolumeDriver};
 use crate::volume::{Record, VolumeName, VolumeOptions};
+use crate::watch::Watched;
 
 impl Driver {
     fn shown(&self, record: &Record, status: Map<String, Value>) -> Volume {
@@ -104,6 +105,14 @@ impl VolumeDriver for Driver {
             .iter()
             .map(|record| self.shown(record, Map::new()))
             .collect())
+    }
+
+    fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    async fn metrics(&self) -> String {
+        Watched::metrics(self).await
     }
 
     async fn ask(&self, question: Ask) -> Result<Value, DriverError> {

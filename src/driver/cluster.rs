@@ -65,6 +65,8 @@ pub(super) struct Cluster {
     aside: bool,
     /// Something was mounted or unmounted: the others are told soon what holds what.
     pub(super) changed: tokio::sync::Notify,
+    /// What this host held when it was last asked.
+    holds: Mutex<BTreeMap<VolumeName, crate::cluster::Hold>>,
     /// The last words on other hosts' holds.
     view: Mutex<Vec<(String, crate::cluster::HostDoc)>>,
 }
@@ -102,6 +104,7 @@ impl Cluster {
             member: Member::new(host, times, HostEnv, using),
             aside,
             changed: tokio::sync::Notify::new(),
+            holds: Mutex::default(),
             view: Mutex::default(),
         })
     }
@@ -129,6 +132,24 @@ impl Cluster {
                 }))
             })
             .collect()
+    }
+
+    /// What this host holds; as it was before while the share keeps the answer waiting.
+    pub(super) async fn holds(
+        &self,
+        within: Duration,
+    ) -> BTreeMap<VolumeName, crate::cluster::Hold> {
+        let now = tokio::time::timeout(within, self.member.held()).await;
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(now) = now {
+            *holds = now;
+        }
+        holds.clone()
+    }
+
+    /// What the other hosts that live hold, as of the last look.
+    pub(super) fn others(&self) -> Vec<(String, crate::cluster::HostDoc)> {
+        self.view()
     }
 
     /// The hosts of the cluster that live, as of the last look.

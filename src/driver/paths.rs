@@ -232,6 +232,25 @@ impl Paths {
         self.fuse.status(name).await
     }
 
+    /// How the FUSE workers of some volumes are.
+    pub(super) async fn survey(
+        &self,
+        names: &[VolumeName],
+        within: Duration,
+    ) -> Vec<fuse::Surveyed> {
+        self.fuse.survey(names, within).await
+    }
+
+    /// What the kernel's NFS client has carried, by mount; nothing if /proc does not tell in time.
+    pub(super) async fn traffic(&self, within: Duration) -> Vec<mount::ShareTraffic> {
+        let kernel = self.kernel.clone();
+        let read = tokio::task::spawn_blocking(move || kernel.traffic());
+        match tokio::time::timeout(within, read).await {
+            Ok(Ok(Ok(traffic))) => traffic,
+            _ => Vec::new(),
+        }
+    }
+
     /// Frees every process that waits for a volume's FUSE worker, by ending the worker.
     pub(super) async fn abort(&self, name: &VolumeName) -> Result<(), DriverError> {
         Ok(self.fuse.abort(name).await?)

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,8 @@ pub(super) struct Contact {
     /// Held while probing, so that calls that come together probe once.
     probing: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// RPCs of admin paths that were replaced by newer ones.
+    spent: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +78,13 @@ impl Contact {
 
     pub(super) fn health(&self) -> Health {
         self.state().health.clone()
+    }
+
+    /// RPCs for directory operations so far, over NFSv3 in user space.
+    pub(super) fn rpcs(&self) -> u64 {
+        let state = self.state();
+        let now = state.admin.as_ref().map_or(0, |(_, a)| a.rpc_count());
+        self.spent.load(Ordering::Relaxed) + now
     }
 
     /// Whether the last look at the share failed, or it was silent since the last answer.
@@ -221,6 +231,7 @@ impl Shares {
                     breaker: Breaker::default(),
                     probing: tokio::sync::Mutex::default(),
                     state: Mutex::default(),
+                    spent: AtomicU64::new(0),
                 })
             });
         contact.clone()
@@ -270,7 +281,9 @@ impl Shares {
             })?;
             Admin::mounted(contact.share.clone(), dir, settings)
         };
-        contact.state().admin = Some((ports, admin.clone()));
+        let old = contact.state().admin.replace((ports, admin.clone()));
+        let spent = old.map_or(0, |(_, old)| old.rpc_count());
+        contact.spent.fetch_add(spent, Ordering::Relaxed);
         Ok(admin)
     }
 }

@@ -45,6 +45,10 @@ impl Driver {
             TRASH_EVERY,
             |driver| async move { driver.empty_trash().await },
         );
+        let driver = self.clone();
+        let looking = async move { driver.look_at_trash_when_asked().await };
+        self.tasks
+            .spawn(stop.clone().run_until_cancelled_owned(looking));
         if let Some(session) = self.config.session {
             let pause = Times::new(session).renew();
             self.every(

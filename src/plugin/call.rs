@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::calls::Measured;
 use super::route::{Call, Route};
 use super::{Created, Lookup, Settings, VolumeDriver, wire};
 
@@ -46,7 +47,7 @@ pub(super) async fn run<D: VolumeDriver>(
         Call::Mount { .. } => settings.mount_deadline,
         _ => settings.deadline,
     };
-    let mut line = Line::new(route, &call);
+    let mut line = Line::new(route, &call, driver.calls().begin(route));
     let failed = |text| match route.must_not_fail() {
         true => Outcome::Silence,
         false => Outcome::Failed(text),
@@ -169,6 +170,10 @@ async fn perform<D: VolumeDriver>(
                 volumes: volumes.iter().map(Into::into).collect(),
             })
         }
+        Call::Metrics => Ok(Answer {
+            body: driver.metrics().await.into(),
+            undo: None,
+        }),
         Call::Ask(question) => answer(&driver.ask(question).await.map_err(text)?),
     }
 }
@@ -283,22 +288,25 @@ struct Line {
     volume: String,
     id: String,
     since: Instant,
+    measured: Measured,
     ended: bool,
 }
 
 impl Line {
-    fn new(route: Route, call: &Call) -> Self {
+    fn new(route: Route, call: &Call, measured: Measured) -> Self {
         Self {
             route,
             volume: call.volume().to_owned(),
             id: short(call.id()),
             since: Instant::now(),
+            measured,
             ended: false,
         }
     }
 
     fn end(&mut self, outcome: &str, error: Option<&str>) {
         self.ended = true;
+        self.measured.end(outcome, self.since.elapsed());
         let call = self.route.to_string();
         // What is not there is left out of the line.
         let [volume, id] = [&self.volume, &self.id].map(|text| match text.as_str() {

@@ -32,6 +32,7 @@ pub enum Route {
     Restore,
     TrashPurge,
     Abort,
+    Metrics,
 }
 
 /// A request that has been understood.
@@ -61,6 +62,7 @@ pub enum Call {
         name: String,
     },
     List,
+    Metrics,
     Ask(Ask),
 }
 
@@ -71,8 +73,12 @@ pub enum Refusal {
         "nfsvol has no {0}: it serves Plugin.Activate, the VolumeDriver calls and its own commands"
     )]
     Path(String),
-    #[error("{path} is called with POST, not {method}")]
-    Method { method: Method, path: String },
+    #[error("{path} is called with {wanted}, not {method}")]
+    Method {
+        method: Method,
+        path: String,
+        wanted: Method,
+    },
     #[error(
         "the {0} call came without its body, so nfsvol cannot know which volume is meant. dockerd \
          sends it like this when it repeats a call after the connection was lost, as in a restart \
@@ -109,7 +115,8 @@ impl Route {
     /// The table of paths.
     ///
     /// # Errors
-    /// [`Refusal::Path`] for a path that is not in it, [`Refusal::Method`] for anything but POST.
+    /// [`Refusal::Path`] for a path that is not in it, [`Refusal::Method`] for anything but POST,
+    /// and for /metrics anything but GET.
     pub fn find(method: &Method, path: &str) -> Result<Self, Refusal> {
         let route = match path {
             "/Plugin.Activate" => Self::Activate,
@@ -128,14 +135,20 @@ impl Route {
             "/Nfsvol.Restore" => Self::Restore,
             "/Nfsvol.TrashPurge" => Self::TrashPurge,
             "/Nfsvol.Abort" => Self::Abort,
+            "/metrics" => Self::Metrics,
             _ => return Err(Refusal::Path(path.chars().take(QUOTE).collect())),
         };
-        if method == Method::POST {
+        let wanted = match route {
+            Self::Metrics => Method::GET,
+            _ => Method::POST,
+        };
+        if *method == wanted {
             Ok(route)
         } else {
             Err(Refusal::Method {
                 method: method.clone(),
                 path: path.to_owned(),
+                wanted,
             })
         }
     }
@@ -149,6 +162,7 @@ impl Route {
             Self::Activate => Call::Activate,
             Self::Capabilities => Call::Capabilities,
             Self::List => Call::List,
+            Self::Metrics => Call::Metrics,
             Self::Ls => Call::Ask(Ask::Ls),
             Self::Status => Call::Ask(Ask::Status),
             Self::TrashLs => Call::Ask(Ask::TrashLs),
@@ -208,6 +222,15 @@ impl Route {
     #[must_use]
     pub fn must_not_fail(self) -> bool {
         self == Self::Get
+    }
+
+    /// The form of a good answer.
+    #[must_use]
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Metrics => wire::METRICS_TYPE,
+            _ => wire::MEDIA_TYPE,
+        }
     }
 
     /// Whether this only asks; such calls come often and change nothing.
@@ -272,7 +295,7 @@ impl Call {
                 | Ask::Abort { name }
                 | Ask::TrashPurge(Purge::Name(name)),
             ) => name,
-            Self::Activate | Self::Capabilities | Self::List | Self::Ask(_) => "",
+            Self::Activate | Self::Capabilities | Self::List | Self::Metrics | Self::Ask(_) => "",
         }
     }
 

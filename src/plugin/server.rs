@@ -222,7 +222,10 @@ impl<D: VolumeDriver> Server<D> {
         let _waiting = peer.asks();
         let route = match Route::find(request.method(), request.uri().path()) {
             Ok(route) => route,
-            Err(refusal) => return Ok(refuse(&refusal)),
+            Err(refusal) => {
+                self.driver.calls().refused(None);
+                return Ok(refuse(&refusal));
+            }
         };
         let call = match self.body(route, request.into_body()).await? {
             Ok(body) => route.parse(&body),
@@ -232,15 +235,19 @@ impl<D: VolumeDriver> Server<D> {
             Ok(call) => call,
             Err(refusal) if route.must_not_fail() => {
                 tracing::warn!(call = %route, error = %refusal, "not answered");
+                self.driver.calls().refused(Some(route));
                 return Err(Silence);
             }
-            Err(refusal) => return Ok(refuse(&refusal)),
+            Err(refusal) => {
+                self.driver.calls().refused(Some(route));
+                return Ok(refuse(&refusal));
+            }
         };
         let outcome = call::run(&self.driver, &self.tasks, &self.settings, route, call).await;
         match outcome {
             Outcome::Ok(body, undo) => {
                 peer.answered(undo);
-                Ok(respond(StatusCode::OK, body))
+                Ok(respond(StatusCode::OK, body, route.media_type()))
             }
             Outcome::Failed(text) => Ok(fail(StatusCode::INTERNAL_SERVER_ERROR, &text)),
             Outcome::Silence => Err(Silence),
@@ -265,9 +272,10 @@ impl<D: VolumeDriver> Server<D> {
 fn refuse(refusal: &Refusal) -> Response<Full<Bytes>> {
     tracing::warn!(error = %refusal, "request refused");
     let mut response = fail(refusal.status(), &refusal.to_string());
-    if refusal.status() == StatusCode::METHOD_NOT_ALLOWED {
-        let post = HeaderValue::from_static("POST");
-        response.headers_mut().insert(ALLOW, post);
+    if let Refusal::Method { wanted, .. } = refusal
+        && let Ok(wanted) = HeaderValue::from_str(wanted.as_str())
+    {
+        response.headers_mut().insert(ALLOW, wanted);
     }
     response
 }
@@ -275,14 +283,14 @@ fn refuse(refusal: &Refusal) -> Response<Full<Bytes>> {
 fn fail(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
     // A string always has a JSON form; the fallback still is an error to every client.
     let body = serde_json::to_vec(&Failed { err: text }).unwrap_or_default();
-    respond(status, body.into())
+    respond(status, body.into(), MEDIA_TYPE)
 }
 
-fn respond(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+fn respond(status: StatusCode, body: Bytes, form: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    let json = HeaderValue::from_static(MEDIA_TYPE);
-    response.headers_mut().insert(CONTENT_TYPE, json);
+    let form = HeaderValue::from_static(form);
+    response.headers_mut().insert(CONTENT_TYPE, form);
     response
 }
 

@@ -17,6 +17,9 @@ pub const MAX_BODY: usize = 1 << 20;
 /// The media type of every answer. dockerd and Podman do not look at it.
 pub const MEDIA_TYPE: &str = "application/json";
 
+/// The media type of metrics (openmetrics.io, "Protocol Negotiation").
+pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 /// `/VolumeDriver.Create`
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
