@@ -69,6 +69,29 @@ fn main() -> ExitCode {
     })
 }
 
+/// Metrics tell what the volumes have carried: by volume (FUSE), by mount (kernel).
+fn counted(host: &Host, data_path: DataPath) -> Result {
+    let (written, volumes) = match data_path {
+        DataPath::Fuse => (
+            "nfsvol_volume_written_bytes_total{",
+            "nfsvol_workers{state=\"serving\"}",
+        ),
+        DataPath::Kernel => ("nfsvol_mount_written_bytes_total{", "nfsvol_mount_volumes{"),
+    };
+    let text = host.nfsvol().metrics()?;
+    let sum = |name: &str| {
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        values.sum::<f64>()
+    };
+    let attached = sum("nfsvol_volume_attachments{");
+    ensure!(attached > 1.0, "{text}");
+    ensure!((sum(volumes) - attached).abs() < 0.5, "{text}");
+    // Each volume got a line of some ten letters.
+    ensure!(sum(written) >= 10.0 * attached, "{text}");
+    Ok(())
+}
+
 fn handed_over(lab: &'static Lab, data_path: DataPath, volumes: &[Volume]) -> Result {
     static GANESHA: Shared<Ganesha> = Shared::new();
     static KNFSD: Shared<Knfsd> = Shared::new();
@@ -116,6 +139,7 @@ fn handed_over(lab: &'static Lab, data_path: DataPath, volumes: &[Volume]) -> Re
             "{status}"
         );
     }
+    counted(&a, data_path)?;
     a.node().power_off()?;
 
     // B sees all of it, without A and without the options.

@@ -263,6 +263,19 @@ impl<'a> Nfsvol<'a> {
         self.process.kill()
     }
 
+    /// The answer to GET /metrics on its socket, with the head.
+    pub fn metrics(&self) -> Result<String> {
+        // perl-base is part of every Debian.
+        let script = format!(
+            "my $s = IO::Socket::UNIX->new('{}') or die $!;
+             print $s \"GET /metrics HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n\";
+             print while <$s>;",
+            Self::SOCKET
+        );
+        let argv = ["perl", "-MIO::Socket::UNIX", "-e", &script];
+        self.process.node().ok(&argv)
+    }
+
     /// `nfsvol ARGS` on the same node.
     pub fn command(&self, args: &[&str]) -> Result<Output> {
         let argv: Vec<&str> = [Self::BINARY]

@@ -122,6 +122,8 @@ pub enum Part {
     Podman,
     Services,
     Systemd,
+    Browser,
+    Prometheus,
 }
 
 /// A named trial. Skipped with the reason when the machine lacks one of its parts, or failed
@@ -199,6 +201,8 @@ pub fn missing(parts: &[Part]) -> Option<String> {
         Part::Services => absent("/usr/bin/redis-server", "redis-server")
             .or_else(|| absent("/usr/sbin/mariadbd", "mariadb-server"))
             .or_else(|| absent("/usr/lib/postgresql", "postgresql")),
+        Part::Browser => absent("/usr/bin/chromium", "chromium"),
+        Part::Prometheus => absent("/usr/bin/prometheus", "prometheus"),
         Part::Podman => absent("/usr/bin/podman", "podman crun"),
         Part::Fuse => absent("/dev/fuse", "a kernel with fuse")
             .or_else(|| absent("/usr/bin/fusermount3", "fuse3")),
