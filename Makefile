@@ -11,7 +11,7 @@ DENY_CHECKS := bans licenses sources $(if $(ADVISORIES),advisories)
 .DEFAULT_GOAL := help
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build the release binary, target/release/nfsvol
@@ -34,6 +34,14 @@ $(TOOLS)/bin/cargo-deny:
 test: ## Test everything on real parts (as root; installs Debian packages that are absent)
 	tests/lab/setup
 	$(CARGO) test --locked --no-fail-fast --features failpoints
+
+# More of what chance decides; the seeds that `make test` has tried are not tried again.
+.PHONY: test-long
+test-long: ## Test for an hour: 24 moves of services, more simulations (as root)
+	tests/lab/setup
+	NFSVOL_TEST_LONG=1 $(CARGO) test --locked --no-fail-fast --features failpoints --test services
+	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --test cluster_simulation
+	NFSVOL_SIM_SEEDS=200..2200 $(CARGO) test --locked --features failpoints --test simulation
 
 .PHONY: bench
 bench: ## Measure beside peers, into target/bench/summary.json (as root; ONLY=name for one trial)

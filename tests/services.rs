@@ -1,29 +1,48 @@
-//! Stateful services in a Swarm of three Docker hosts, from the stack files of docs/examples:
-//! every write that was acknowledged is there after each move, and the service's own check of its
-//! files is clean.
+//! Stateful services in a Swarm of three Docker hosts, from the stack files of docs/examples, whose
+//! node is drained, killed and cut off in turns: after each move every write that was acknowledged
+//! is there, and the service's own check of its files is clean.
+//!
+//! Once each in `make test`, [`LONG`] times in `make test-long`.
 
 mod lab;
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use lab::docker::Engine;
 use lab::process::{self, Task};
-use lab::{DataPath, Export, Ganesha, Host, Lab, Output, Part, Result, trial, wait_for};
+use lab::{
+    Call, DataPath, Export, Ganesha, Host, Lab, Output, Part, Result, calls, trial, wait_for,
+};
+use serde_json::json;
 
 const PARTS: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse, Part::Services];
 const EXPORT: &str = "/srv/export";
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
-/// Swarm takes a silent node for lost after about 15 s; then a database recovers.
+/// How often Swarm hears of its nodes; one that was silent for three of these is lost. Shorter than
+/// the default of 5 s, as the session time of these hosts is shorter than 30 s: moves take less long.
+const HEARTBEAT: &str = "2s";
+const SESSION: &str = "10s";
+/// A lost node is noticed, its session ends, and a database recovers.
 const MOVE: Duration = Duration::from_secs(120);
+/// What happens to the node that the services are on, one after the other.
+const FAULTS: [Fault; 4] = [
+    Fault::Drain,
+    Fault::Kill,
+    Fault::CutOff,
+    Fault::ServerCutOff,
+];
+/// Moves of the short version, which does without the last, and of the long one.
+const SHORT: usize = 3;
+const LONG: usize = 24;
 /// One write, or an attempt.
 const WRITE: Duration = Duration::from_secs(5);
-/// Writes that each phase between two moves has to see acknowledged.
+/// Writes that have to be acknowledged before each move and after it.
 const WRITES: usize = 20;
 
 fn main() -> ExitCode {
@@ -76,6 +95,7 @@ const SERVICES: [Service; 3] = [
 ];
 
 impl Service {
+    /// Runs one of the commands, for at most [`WRITE`].
     fn run(&self, script: &str, ip: &str, n: usize) -> Result<Output> {
         let mut task = Task::new(&["sh", "-euc", script]);
         task.env.insert("ip".to_owned(), ip.to_owned());
@@ -85,34 +105,73 @@ impl Service {
     }
 }
 
-/// A client that writes one number after the other and knows which were acknowledged.
-struct Client {
+/// What a service was told, and what it has acknowledged.
+struct Ledger {
     service: &'static Service,
-    acknowledged: Arc<Mutex<BTreeSet<usize>>>,
-    count: Arc<AtomicUsize>,
-    thread: Option<thread::JoinHandle<()>>,
+    acknowledged: Mutex<BTreeSet<usize>>,
+    next: AtomicUsize,
+}
+
+impl Ledger {
+    fn new(service: &'static Service) -> Arc<Self> {
+        Arc::new(Self {
+            service,
+            acknowledged: Mutex::default(),
+            next: AtomicUsize::new(1),
+        })
+    }
+
+    fn acknowledged(&self) -> BTreeSet<usize> {
+        let set = self.acknowledged.lock();
+        set.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Compares with what the service at this address has, and has it check its files. Nobody
+    /// writes meanwhile.
+    fn check(&self, ip: &str, nas: &Ganesha) -> Result {
+        let service = self.service;
+        let dir = nas.local(EXPORT).join(format!("{}_data", service.name));
+        let ask = |script| process::sh(&format!("ip={ip} dir={}; {script}", dir.display()))?.ok();
+        let text = ask(service.read)?;
+        let there: BTreeSet<usize> = text
+            .lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect();
+        let acknowledged = self.acknowledged();
+        let lost: Vec<_> = acknowledged.difference(&there).collect();
+        ensure!(
+            lost.is_empty(),
+            "{} lost {lost:?} of {}",
+            service.name,
+            acknowledged.len()
+        );
+        ask(service.check)?;
+        Ok(())
+    }
+}
+
+/// A client that writes one number after the other and notes which were acknowledged.
+struct Client {
+    ledger: Arc<Ledger>,
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Client {
-    /// Writes until `stop`, at whichever of these addresses the service answers.
-    fn start(service: &'static Service, ips: &[String], stop: &Arc<AtomicBool>) -> Self {
-        let acknowledged = Arc::<Mutex<BTreeSet<usize>>>::default();
-        let count = Arc::<AtomicUsize>::default();
-        let (noted, counter) = (Arc::clone(&acknowledged), Arc::clone(&count));
-        let (ips, stop) = (ips.to_vec(), Arc::clone(stop));
+    /// Writes at whichever of these addresses the service answers, until it is stopped.
+    fn start(ledger: &Arc<Ledger>, ips: &[String]) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let (ips, stopped, noted) = (ips.to_vec(), Arc::clone(&stop), Arc::clone(ledger));
         let thread = thread::spawn(move || {
+            let service = noted.service;
             let mut at = 0;
-            for n in 1.. {
-                if stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                let ip = &ips[at % ips.len()];
-                match service.run(service.insert, ip, n) {
+            while !stopped.load(Ordering::Relaxed) {
+                let n = noted.next.fetch_add(1, Ordering::Relaxed);
+                match service.run(service.insert, &ips[at % ips.len()], n) {
                     Ok(output) if output.code == 0 => {
-                        if let Ok(mut acknowledged) = noted.lock() {
+                        if let Ok(mut acknowledged) = noted.acknowledged.lock() {
                             acknowledged.insert(n);
                         }
-                        counter.fetch_add(1, Ordering::Relaxed);
                     }
                     // Not here, or not yet; what became of this number nobody was told.
                     _ => {
@@ -123,32 +182,56 @@ impl Client {
             }
         });
         Self {
-            service,
-            acknowledged,
-            count,
-            thread: Some(thread),
+            ledger: Arc::clone(ledger),
+            stop,
+            thread,
         }
     }
 
     /// Waits until so many more writes were acknowledged.
     fn goes_on(&self, phase: &str) -> Result {
-        let wanted = self.count.load(Ordering::Relaxed) + WRITES;
-        let what = format!("{} to take writes {phase}", self.service.name);
-        wait_for(&what, MOVE, || self.count.load(Ordering::Relaxed) >= wanted)
+        let count = || self.ledger.acknowledged().len();
+        let wanted = count() + WRITES;
+        let what = format!("{} to take writes {phase}", self.ledger.service.name);
+        wait_for(&what, MOVE, || count() >= wanted)
+    }
+
+    fn stop(self) -> Result {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("a client panicked"))
     }
 }
 
-/// The hosts, as one Swarm of managers.
+/// What makes services leave a node.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// An administrator empties it.
+    Drain,
+    /// Its power fails.
+    Kill,
+    /// It runs on and reaches nobody: neither the other nodes nor the NFS server.
+    CutOff,
+    /// It loses the NFS server alone, which Swarm does not see: an administrator drains it.
+    ServerCutOff,
+}
+
+/// The hosts, as one Swarm of managers, and the server that they share.
 struct Swarm {
+    nas: Ganesha,
     hosts: Vec<Host>,
+    ips: Vec<String>,
 }
 
 impl Swarm {
-    fn start(lab: &'static Lab, share: &str) -> Result<Self> {
+    fn start(lab: &'static Lab) -> Result<Self> {
+        let nas = Ganesha::start(lab, "nas", &[Export::new(EXPORT)])?;
+        let share = &nas.share(EXPORT);
         let hosts = thread::scope(|scope| {
-            let started: Vec<_> = NODES
-                .map(|name| scope.spawn(move || Host::start(lab, name, DataPath::Fuse, share)))
-                .into();
+            let start = |name| {
+                let serve = ["--session", SESSION];
+                Host::start_with(lab, name, DataPath::Fuse, share, &serve, &[])
+            };
+            let started: Vec<_> = NODES.map(|name| scope.spawn(move || start(name))).into();
             started
                 .into_iter()
                 .map(|host| host.join().map_err(|_| anyhow!("a host panicked"))?)
@@ -159,12 +242,11 @@ impl Swarm {
             host.node().sh(
                 "echo 'options timeout:1 attempts:1\nnameserver 127.0.0.1' >/etc/resolv.conf",
             )?;
-            // What nfsvol-announce.service does after each start of Docker.
-            host.ok("volume ls --quiet")?;
+            announce(host)?;
         }
         let first = &hosts[0];
         first.ok(&format!(
-            "swarm init --advertise-addr {}",
+            "swarm init --dispatcher-heartbeat {HEARTBEAT} --advertise-addr {}",
             first.node().ip()
         ))?;
         let token = first.ok("swarm join-token -q manager")?;
@@ -175,16 +257,45 @@ impl Swarm {
                 first.node().ip()
             ))?;
         }
-        Ok(Self { hosts })
+        let ips = hosts.iter().map(|host| host.node().ip()).collect();
+        let swarm = Self { nas, hosts, ips };
+        for node in 0..NODES.len() {
+            swarm.is_back(0, node)?;
+            swarm.has_driver(0, node)?;
+        }
+        Ok(swarm)
     }
 
-    /// Sets a node to `active` or `drain`, by one of the managers.
+    /// Waits until what the managers know of a node is so.
+    fn known(&self, by: usize, node: usize, what: &str, is_so: impl Fn(&str) -> bool) -> Result {
+        let ask = format!("node inspect {} --format {what}", NODES[node]);
+        wait_for(&format!("`{ask}`"), MOVE, || {
+            self.hosts[by].ok(&ask).is_ok_and(|said| is_so(&said))
+        })
+        .with_context(|| format!("{:?}", self.hosts[by].docker(&ask)))
+    }
+
+    /// Waits until a node is a manager that the others reach.
+    fn is_back(&self, by: usize, node: usize) -> Result {
+        let what = "{{.Status.State}},{{.ManagerStatus.Reachability}}";
+        self.known(by, node, what, |said| said == "ready,reachable")
+    }
+
+    /// Waits until the scheduler knows that nfsvol is on a node.
+    fn has_driver(&self, by: usize, node: usize) -> Result {
+        let what = "{{.Description.Engine.Plugins}}";
+        self.known(by, node, what, |said| said.contains("nfsvol"))
+    }
+
+    /// Sets a node to `active` or `drain`, by one of the managers, as soon as there is a leader.
     fn set(&self, by: usize, node: usize, availability: &str) -> Result {
-        self.hosts[by].ok(&format!(
-            "node update --availability {availability} {}",
-            NODES[node]
-        ))?;
-        Ok(())
+        let line = format!("node update --availability {availability} {}", NODES[node]);
+        let set = || {
+            let output = self.hosts[by].docker(&line);
+            output.is_ok_and(|output| output.code == 0)
+        };
+        wait_for(&format!("`{line}`"), MOVE, set)
+            .with_context(|| format!("{:?}", self.hosts[by].docker(&line)))
     }
 
     /// Where the one task of a service runs, if it does.
@@ -193,6 +304,109 @@ impl Swarm {
             "service ps {service}_db --filter desired-state=running --format {{{{.Node}}}}"
         ))
     }
+
+    /// Waits until the services run on a node and take writes there.
+    fn all_go_on(&self, by: usize, clients: &[Client], phase: &str, node: usize) -> Result {
+        for client in clients {
+            let (service, node) = (client.ledger.service, NODES[node]);
+            let what = format!("{} to run on {node} {phase}", service.name);
+            wait_for(&what, MOVE, || {
+                self.place(by, service.name)
+                    .is_ok_and(|place| place == node)
+            })
+            .and_then(|()| client.goes_on(phase))
+            .with_context(|| self.state(by, service))?;
+        }
+        Ok(())
+    }
+
+    /// What Docker says of a service that does not come up.
+    fn state(&self, by: usize, service: &Service) -> String {
+        let ask = |line: &str| match self.hosts[by].docker(line) {
+            Ok(output) => format!("{}{}", output.stdout, output.stderr),
+            Err(error) => format!("{error:#}"),
+        };
+        ask(&format!("service ps --no-trunc {}_db", service.name))
+            + &ask(&format!("service logs --tail 20 {}_db", service.name))
+            + &ask("node ls")
+    }
+
+    /// Drops what comes to a node and leaves it, or lets it pass again; all, or the server's alone.
+    fn cut(&self, node: usize, fault: Fault, cut: bool) -> Result {
+        let how = if cut { "-I" } else { "-D" };
+        let server = match fault {
+            Fault::ServerCutOff => self.nas.ip(),
+            _ => "0.0.0.0/0".to_owned(),
+        };
+        self.hosts[node].node().sh(&format!(
+            "iptables {how} OUTPUT -o eth0 -d {server} -j DROP
+             iptables {how} INPUT -i eth0 -s {server} -j DROP"
+        ))?;
+        Ok(())
+    }
+
+    /// Moves the services from one node to another while their clients write; all else is as
+    /// before afterwards.
+    fn move_all(&self, ledgers: &[Arc<Ledger>], fault: Fault, from: usize, to: usize) -> Result {
+        let by = NODES.len() - from - to;
+        let clients: Vec<_> = ledgers
+            .iter()
+            .map(|ledger| Client::start(ledger, &self.ips))
+            .collect();
+        self.all_go_on(by, &clients, "before", from)?;
+        self.has_driver(by, to)?;
+        self.set(by, to, "active")?;
+        let began = Instant::now();
+        match fault {
+            Fault::Drain => self.set(by, from, "drain")?,
+            Fault::Kill => self.hosts[from].node().power_off()?,
+            Fault::CutOff => self.cut(from, fault, true)?,
+            Fault::ServerCutOff => {
+                self.cut(from, fault, true)?;
+                self.set(by, from, "drain")?;
+            }
+        }
+        self.all_go_on(by, &clients, "afterwards", to)?;
+        let took = began.elapsed();
+        for client in clients {
+            client.stop()?;
+        }
+        for ledger in ledgers {
+            ledger.check(&self.ips[to], &self.nas)?;
+        }
+        // The node comes back, and stays empty.
+        self.set(by, from, "drain")?;
+        match fault {
+            Fault::Drain => {}
+            Fault::Kill => {
+                self.hosts[from].boot()?;
+                announce(&self.hosts[from])?;
+            }
+            Fault::CutOff | Fault::ServerCutOff => self.cut(from, fault, false)?,
+        }
+        self.is_back(by, from)?;
+        let host = &self.hosts[from];
+        let name = NODES[from];
+        wait_for(&format!("{name} to let go of everything"), MOVE, || {
+            let status = calls::one(host.node(), Call::new("Nfsvol.Status", &json!({})));
+            host.ok("ps --quiet")
+                .is_ok_and(|running| running.is_empty())
+                && status.is_ok_and(|status| status.body["attachments"] == 0)
+        })
+        .with_context(|| format!("{:?}", host.nfsvol().command(&["ls"])))?;
+        let counts = ledgers.iter().map(|ledger| ledger.acknowledged().len());
+        println!(
+            "{fault:?}, {name} to {}: {took:.1?}; acknowledged and there: {:?}",
+            NODES[to],
+            counts.collect::<Vec<_>>()
+        );
+        Ok(())
+    }
+}
+
+/// What nfsvol-announce.service does after each start of Docker.
+fn announce(host: &Host) -> Result {
+    host.ok("volume ls --quiet").map(drop)
 }
 
 fn image(engine: &Engine, service: &Service) -> Result {
@@ -205,20 +419,23 @@ fn image(engine: &Engine, service: &Service) -> Result {
 }
 
 fn moves(lab: &'static Lab) -> Result {
-    let nas = Ganesha::start(lab, "nas", &[Export::new(EXPORT)])?;
-    let swarm = Swarm::start(lab, &nas.share(EXPORT))?;
-    // The scheduler knows the driver of each node.
-    for node in NODES {
-        let plugins = swarm.hosts[0].ok(&format!(
-            "node inspect {node} --format {{{{.Description.Engine.Plugins}}}}"
-        ))?;
-        ensure!(plugins.contains("nfsvol"), "{node}: {plugins}");
-    }
-    for host in &swarm.hosts {
-        for service in &SERVICES {
-            image(host.engine(), service)?;
-        }
-    }
+    let swarm = Swarm::start(lab)?;
+    thread::scope(|scope| {
+        let each = |host: &Host| {
+            SERVICES
+                .iter()
+                .try_for_each(|one| image(host.engine(), one))
+        };
+        let made: Vec<_> = swarm
+            .hosts
+            .iter()
+            .map(|host| scope.spawn(move || each(host)))
+            .collect();
+        made.into_iter().try_for_each(|made| {
+            made.join()
+                .map_err(|_| anyhow!("making an image panicked"))?
+        })
+    })?;
 
     // All of them on the first node.
     swarm.set(0, 1, "drain")?;
@@ -232,83 +449,28 @@ fn moves(lab: &'static Lab) -> Result {
             service.name
         ))?;
     }
-    let ips: Vec<String> = swarm.hosts.iter().map(|host| host.node().ip()).collect();
     for service in &SERVICES {
         let mut last = None;
         wait_for(&format!("{} to come up", service.name), MOVE, || {
-            last = service.run(service.setup, &ips[0], 0).ok();
+            last = service.run(service.setup, &swarm.ips[0], 0).ok();
             last.as_ref().is_some_and(|output| output.code == 0)
         })
-        .with_context(|| format!("{last:?}\n{}", state(&swarm, 0, service)))?;
+        .with_context(|| format!("{last:?}\n{}", swarm.state(0, service)))?;
+        let volume = format!("{}_data", service.name);
         ensure!(
-            nas.local(EXPORT)
-                .join(format!("{}_data", service.name))
-                .is_dir(),
+            swarm.nas.local(EXPORT).join(&volume).is_dir(),
             "its volume is not on the share"
         );
+        let status = &swarm.hosts[0].inspect(&volume)?["Status"];
+        ensure!(status["options"]["access"] == "exclusive", "{status}");
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut clients: Vec<_> = SERVICES
-        .iter()
-        .map(|service| Client::start(service, &ips, &stop))
-        .collect();
-    let all_go_on = |by: usize, phase: &str, node: &str| {
-        for client in &clients {
-            let name = client.service.name;
-            wait_for(&format!("{name} to run on {node} {phase}"), MOVE, || {
-                swarm.place(by, name).is_ok_and(|place| place == node)
-            })
-            .and_then(|()| client.goes_on(phase))
-            .with_context(|| state(&swarm, by, client.service))?;
-        }
-        anyhow::Ok(())
-    };
-    all_go_on(0, "at first", NODES[0])?;
-
-    swarm.set(0, 1, "active")?;
-    swarm.set(0, 0, "drain")?;
-    all_go_on(0, "after the drain", NODES[1])?;
-
-    swarm.set(0, 2, "active")?;
-    swarm.hosts[1].node().power_off()?;
-    all_go_on(0, "after the loss of the node", NODES[2])?;
-
-    stop.store(true, Ordering::Relaxed);
-    for client in &mut clients {
-        let ended = client.thread.take().map(thread::JoinHandle::join);
-        ensure!(matches!(ended, Some(Ok(()))), "a client panicked");
-        let service = client.service;
-        let text = service.run(service.read, &ips[2], 0)?.ok()?;
-        let there: BTreeSet<usize> = text
-            .lines()
-            .filter_map(|line| line.trim().parse().ok())
-            .collect();
-        let acknowledged = client
-            .acknowledged
-            .lock()
-            .map_err(|_| anyhow!("a client panicked"))?;
-        let lost: Vec<_> = acknowledged.difference(&there).collect();
-        ensure!(
-            lost.is_empty(),
-            "{} lost {lost:?} of {}",
-            service.name,
-            acknowledged.len()
-        );
-        eprintln!("{}: {} writes, all there", service.name, acknowledged.len());
-        let dir = nas.local(EXPORT).join(format!("{}_data", service.name));
-        let check = format!("ip={} dir={}; {}", ips[2], dir.display(), service.check);
-        process::sh(&check)?.ok()?;
+    let ledgers: Vec<_> = SERVICES.iter().map(Ledger::new).collect();
+    let times = if lab::long() { LONG } else { SHORT };
+    for (n, fault) in FAULTS.into_iter().cycle().take(times).enumerate() {
+        let [from, to] = [n, n + 1].map(|n| n % NODES.len());
+        swarm
+            .move_all(&ledgers, fault, from, to)
+            .with_context(|| format!("move {} of {times}: {fault:?}", n + 1))?;
     }
     Ok(())
-}
-
-/// What Docker says of a service that does not come up.
-fn state(swarm: &Swarm, by: usize, service: &Service) -> String {
-    let ask = |line: &str| match swarm.hosts[by].docker(line) {
-        Ok(output) => format!("{}{}", output.stdout, output.stderr),
-        Err(error) => format!("{error:#}"),
-    };
-    ask(&format!("service ps --no-trunc {}_db", service.name))
-        + &ask(&format!("service logs --tail 20 {}_db", service.name))
-        + &ask("node ls")
 }

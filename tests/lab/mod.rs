@@ -65,6 +65,10 @@ pub use systemd::Systemd;
 /// What every step of the lab answers.
 pub type Result<T = ()> = anyhow::Result<T>;
 
+/// Set to 1, trials run their long versions (`make test-long`).
+const LONG: &str = "NFSVOL_TEST_LONG";
+/// How many times as long the limits are then.
+const LONG_TIMES: u32 = 6;
 /// A trial that has not ended after this long is reported as failed; the others go on.
 const TRIAL_LIMIT: Duration = Duration::from_secs(300);
 /// The whole lab ends after this long, whatever hangs.
@@ -110,6 +114,15 @@ pub fn main(trials: impl FnOnce() -> Vec<Trial>) -> ExitCode {
     })
 }
 
+/// Whether the long versions of trials are asked for.
+pub fn long() -> bool {
+    std::env::var(LONG).is_ok_and(|value| value == "1")
+}
+
+fn patience(limit: Duration) -> Duration {
+    if long() { limit * LONG_TIMES } else { limit }
+}
+
 /// What a trial needs from the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -144,7 +157,7 @@ where
         }
         let lab = Lab::get()?;
         let before = lab.log_sizes();
-        let outcome = within(TRIAL_LIMIT, &shown, move || body(lab));
+        let outcome = within(patience(TRIAL_LIMIT), &shown, move || body(lab));
         match outcome {
             Ok(()) => Ok(Completion::Completed),
             Err(error) => Err(Failed::from(format!(
@@ -420,7 +433,7 @@ fn outside(args: &[String]) -> Result<ExitCode> {
                 _ = hangup.recv() => break Err("hung up"),
                 _ = tick.tick() => {}
             }
-            if start.elapsed() > LAB_LIMIT {
+            if start.elapsed() > patience(LAB_LIMIT) {
                 break Err("stopped: the lab's time is up");
             }
         };
