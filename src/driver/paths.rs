@@ -227,6 +227,16 @@ impl Paths {
         self.fuse.has_worker(name)
     }
 
+    /// Volumes that FUSE workers have written logs of.
+    pub(super) fn logged(&self) -> Vec<VolumeName> {
+        self.fuse.logged()
+    }
+
+    /// Removes the logs of a volume that is gone.
+    pub(super) fn forget(&self, name: &VolumeName) -> std::io::Result<()> {
+        self.fuse.forget(name)
+    }
+
     /// How a volume's FUSE worker is.
     pub(super) async fn worker(&self, name: &VolumeName) -> Option<fuse::WorkerStatus> {
         self.fuse.status(name).await

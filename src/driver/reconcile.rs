@@ -126,7 +126,8 @@ impl Driver {
         }
     }
 
-    /// Drops attachments that nothing stands behind, and unmounts volumes without attachments.
+    /// Drops attachments that nothing stands behind, unmounts volumes without attachments, and
+    /// forgets those that are gone.
     pub(super) async fn reconcile(&self) {
         let epoch = self.attachments.epoch();
         for (name, held) in self.attachments.all() {
@@ -152,6 +153,23 @@ impl Driver {
         match self.paths.mounted() {
             Ok(mounted) => self.unmount_all_unattached(&mounted).await,
             Err(error) => tracing::warn!(%error, "mounts not looked at"),
+        }
+        self.forget_removed();
+    }
+
+    /// Removes what volumes that are gone have left in the state directory.
+    fn forget_removed(&self) {
+        for name in self.paths.logged() {
+            let Some(_lock) = self.locks.try_lock(&name) else {
+                continue;
+            };
+            let used = self.attachments.get(&name).is_some() || self.paths.has_worker(&name);
+            if used || self.catalog.get(&name).is_some() {
+                continue;
+            }
+            if let Err(error) = self.paths.forget(&name) {
+                tracing::warn!(volume = %name, %error, "its workers' logs are not removed");
+            }
         }
     }
 

@@ -412,6 +412,24 @@ impl FusePath {
         volumes
     }
 
+    /// Volumes that workers have written logs of.
+    #[must_use]
+    pub fn logged(&self) -> Vec<VolumeName> {
+        let entries = std::fs::read_dir(self.state_dir.join("fuse"));
+        let names = entries.into_iter().flatten().flatten();
+        names
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    }
+
+    /// Removes the logs of a volume that is gone, as its workers are.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn forget(&self, volume: &VolumeName) -> io::Result<()> {
+        std::fs::remove_dir_all(self.run_dir(volume))
+    }
+
     /// Whether containers still hold a mount of the volume that the host has let go of.
     pub async fn is_left_to_containers(&self, volume: &VolumeName) -> bool {
         self.workers(volume)
