@@ -167,27 +167,49 @@ pub fn main(args: &[String]) -> Result<ExitCode> {
 }
 
 fn make(socket: &str, calls: &[Call]) -> Vec<Answer> {
-    let mut connection = None;
-    let mut answers = Vec::new();
-    for call in calls {
-        for n in 0..call.times {
-            let body = call.body.replace("{n}", &n.to_string());
-            let start = Instant::now();
-            let answered = ask(&mut connection, socket, &call.path, &body);
-            let took = start.elapsed();
-            let (status, body) = answered.unwrap_or_else(|error| {
-                connection = None;
-                (0, json!(format!("{error:#}")))
-            });
-            answers.push(Answer {
-                call: format!("{} {}", call.path, call.body),
-                status,
-                body,
-                took,
-            });
+    let mut connection = Connection::new(socket);
+    calls
+        .iter()
+        .flat_map(|call| (0..call.times).map(move |n| (call, n)))
+        .map(|(call, n)| connection.make_nth(call, n))
+        .collect()
+}
+
+/// Calls one after another, from a process on the node itself; the connection is kept.
+pub struct Connection {
+    socket: String,
+    stream: Option<BufReader<UnixStream>>,
+}
+
+impl Connection {
+    pub fn new(socket: &str) -> Self {
+        Self {
+            socket: socket.to_owned(),
+            stream: None,
         }
     }
-    answers
+
+    /// Makes a call once.
+    pub fn make(&mut self, call: &Call) -> Answer {
+        self.make_nth(call, 0)
+    }
+
+    fn make_nth(&mut self, call: &Call, n: usize) -> Answer {
+        let body = call.body.replace("{n}", &n.to_string());
+        let start = Instant::now();
+        let answered = ask(&mut self.stream, &self.socket, &call.path, &body);
+        let took = start.elapsed();
+        let (status, body) = answered.unwrap_or_else(|error| {
+            self.stream = None;
+            (0, json!(format!("{error:#}")))
+        });
+        Answer {
+            call: format!("{} {}", call.path, call.body),
+            status,
+            body,
+            took,
+        }
+    }
 }
 
 /// As Docker's client does: HTTP/1.1 with an empty Host, on a connection that is kept.
