@@ -4,6 +4,8 @@
 //! directory may have written `made`. Fields that this version does not know are kept out of the
 //! way: an unknown `format` is refused rather than guessed.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use super::{OnRemove, VolumeName, VolumeOptions};
@@ -103,12 +105,20 @@ impl Record {
         self.options.share.as_ref().or(home)
     }
 
-    /// Whether `other`'s data directory is this one, or one lies in the other.
+    /// Whether `other`'s data directory is this one, or one lies in the other; also by way of
+    /// different exports of one server. One server under two names is taken for two.
     #[must_use]
     pub fn overlaps(&self, other: &Self, home: Option<&Share>) -> bool {
-        self.share(home) == other.share(home)
-            && (self.data_dir.starts_with(&other.data_dir)
-                || other.data_dir.starts_with(&self.data_dir))
+        let place = |record: &Self| {
+            let share = record.share(home);
+            let export = Path::new(share.map_or("/", Share::export));
+            (
+                share.map(|share| share.server().clone()),
+                export.join(record.data_dir.as_str()),
+            )
+        };
+        let ((server, path), (other_server, other_path)) = (place(self), place(other));
+        server == other_server && (path.starts_with(&other_path) || other_path.starts_with(&path))
     }
 }
 
@@ -176,5 +186,17 @@ pub(crate) mod tests {
         assert!(!a.overlaps(&b, None));
         b.data_dir = SharePath::parse("a/below").unwrap();
         assert!(a.overlaps(&b, None) && b.overlaps(&a, None));
+        // By way of another export of the same server.
+        let home: Share = "nas:/export".parse().unwrap();
+        let on = |share: &str| {
+            let mut record = record("b");
+            record.options.share = Some(share.parse().unwrap());
+            record.data_dir = SharePath::root();
+            record
+        };
+        assert!(a.overlaps(&on("nas:/export/a/b"), Some(&home)));
+        assert!(a.overlaps(&on("nas:/"), Some(&home)));
+        assert!(!a.overlaps(&on("nas:/export/ab"), Some(&home)));
+        assert!(!a.overlaps(&on("other:/export/a"), Some(&home)));
     }
 }
