@@ -83,6 +83,16 @@ pub struct ServeArgs {
         value_name = "PATTERN"
     )]
     allow_share: Vec<String>,
+    /// NFS mount options that volumes may name; `*` stands for anything but suid and dev, which only
+    /// their own names allow; may be repeated
+    #[arg(
+        long,
+        env = "NFSVOL_ALLOW_OPTION",
+        value_delimiter = ',',
+        default_value = "*",
+        value_name = "PATTERN"
+    )]
+    allow_option: Vec<String>,
     /// How long removed volumes stay in the trash
     #[arg(long, env = "NFSVOL_TRASH_TIME", default_value = "7days", value_parser = humantime::parse_duration, value_name = "TIME")]
     trash_time: Duration,
@@ -177,6 +187,7 @@ pub struct Config {
     pub mount_options: MountOptions,
     pub on_remove: OnRemove,
     pub allow_share: Vec<String>,
+    pub allow_option: Vec<String>,
     pub trash_time: Duration,
     pub poll: Duration,
     /// The session time of a member of the cluster; `None` for who only asks.
@@ -203,6 +214,7 @@ impl Config {
             mount_options: args.mount_options.clone(),
             on_remove: args.on_remove,
             allow_share: args.allow_share.clone(),
+            allow_option: args.allow_option.clone(),
             trash_time: args.trash_time,
             poll: args.poll,
             session: args.share.as_ref().map(|_| args.session),
@@ -223,6 +235,7 @@ impl Config {
             mount_options: MountOptions::default(),
             on_remove: OnRemove::default(),
             allow_share: Vec::new(),
+            allow_option: vec!["*".to_owned()],
             trash_time: Duration::MAX,
             poll: Duration::MAX,
             session: None,
@@ -242,6 +255,31 @@ impl Config {
                 .allow_share
                 .iter()
                 .any(|pattern| matches(pattern, &text))
+    }
+}
+
+impl Config {
+    /// The first of a volume's mount options that may not be used here. The daemon's own, and the
+    /// defaults, always may.
+    #[must_use]
+    pub fn refused_option(&self, options: &MountOptions) -> Option<String> {
+        let (defaults, own) = (
+            MountOptions::default().to_string(),
+            self.mount_options.to_string(),
+        );
+        let known: Vec<&str> = defaults.split(',').chain(own.split(',')).collect();
+        let allowed = |word: &str| {
+            let name = word.split('=').next().unwrap_or(word);
+            self.allow_option.iter().any(|pattern| match name {
+                "suid" | "dev" => pattern == name,
+                _ => matches(pattern, word) || matches(pattern, name),
+            })
+        };
+        let text = options.to_string();
+        let mut words = text.split(',');
+        words
+            .find(|word| !known.contains(word) && !allowed(word))
+            .map(str::to_owned)
     }
 }
 
@@ -298,6 +336,31 @@ mod tests {
         ] {
             assert_eq!(matches(pattern, share), yes, "{pattern} {share}");
         }
+    }
+
+    #[test]
+    fn options_that_give_rights_have_to_be_allowed_by_name() {
+        let config = |patterns: &[&str], own: &str| Config {
+            allow_option: patterns.iter().map(|p| (*p).to_owned()).collect(),
+            mount_options: own.parse().unwrap(),
+            ..Config::aside("nas:/export".parse().unwrap(), Path::new("/nowhere"))
+        };
+        let refused =
+            |config: &Config, options: &str| config.refused_option(&options.parse().unwrap());
+        let default = config(&["*"], "");
+        assert_eq!(refused(&default, "nfsvers=4.1,nconnect=4,ro"), None);
+        assert_eq!(refused(&default, "suid").as_deref(), Some("suid"));
+        assert_eq!(refused(&default, "dev,nfsvers=3").as_deref(), Some("dev"));
+        assert_eq!(refused(&config(&["*", "suid"], ""), "suid,soft"), None);
+        assert_eq!(
+            refused(&config(&["*"], "dev"), "dev"),
+            None,
+            "the administrator's own"
+        );
+        let few = config(&["nconnect", "sec=krb5*"], "");
+        assert_eq!(refused(&few, "nconnect=4,sec=krb5p,hard,nosuid"), None);
+        assert_eq!(refused(&few, "sec=sys").as_deref(), Some("sec=sys"));
+        assert_eq!(refused(&few, "soft").as_deref(), Some("soft"));
     }
 
     #[test]

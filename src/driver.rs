@@ -35,6 +35,7 @@ mod view;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::path::Path;
 
 use self::attachments::Attachments;
 pub use self::error::DriverError;
@@ -45,11 +46,12 @@ use crate::catalog::{Catalog, CatalogError, Creation, Known};
 use crate::config::Config;
 use crate::fuse::{Fence, FuseOptions};
 use crate::mount::MountOptions;
-use crate::nfs::address::Share;
+use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::Admin;
 use crate::plugin::Calls;
 use crate::volume::{Access, DataPath, Record, VolumeName, VolumeOptions};
 
+use crate::volume::options::OWN_DIR;
 /// How long before its deadline a Mount stops trying, so that its own error is the answer.
 const MARGIN: Duration = Duration::from_secs(2);
 /// Pauses between the tries of a Mount whose share does not answer: from the first to the last.
@@ -155,11 +157,29 @@ impl Driver {
         self.admin(&self.contact(share, options)).await
     }
 
-    fn check_allowed(&self, share: &Share) -> Result<(), DriverError> {
-        if self.config.allows(share) {
-            Ok(())
-        } else {
-            Err(DriverError::NotAllowed(share.clone()))
+    /// Whether a volume with these options may be made and mounted on this host.
+    fn check_allowed(
+        &self,
+        options: &VolumeOptions,
+        data_dir: &SharePath,
+    ) -> Result<(), DriverError> {
+        let share = self.catalog.share_of(options)?;
+        if !self.config.allows(share) {
+            return Err(DriverError::NotAllowed(share.clone()));
+        }
+        let refused = options.mount.as_ref();
+        if let Some(word) = refused.and_then(|mount| self.config.refused_option(mount)) {
+            return Err(DriverError::OptionNotAllowed(word));
+        }
+        // Also by way of another export of its server.
+        let place = |share: &Share, path: &str| Path::new(share.export()).join(path);
+        let is_own = |home: &Share| {
+            home.server() == share.server()
+                && place(share, data_dir.as_str()).starts_with(place(home, OWN_DIR))
+        };
+        match self.config.share.as_ref().is_some_and(is_own) {
+            true => Err(DriverError::OwnDirectory(share.clone(), data_dir.clone())),
+            false => Ok(()),
         }
     }
 
@@ -173,24 +193,27 @@ impl Driver {
         self.catalog.look_up(home.as_ref(), name).await
     }
 
+    /// Refuses options before any server is asked: they would be refused at every host.
+    fn check_options(&self, name: &VolumeName, options: &VolumeOptions) -> Result<(), DriverError> {
+        self.check_allowed(options, &options.data_dir(name)?)?;
+        if options.access == Access::Exclusive && self.config.share.is_none() {
+            return Err(CatalogError::NoHome("access=exclusive").into());
+        }
+        if options.data_path == DataPath::Fuse || options.access == Access::Exclusive {
+            let words = self.mount_options(options).to_string();
+            FuseOptions::from_words(words.split(',')).map_err(DriverError::FuseOptions)?;
+        }
+        let _lock = self.locks.lock(name).await;
+        let home = self.home().await?;
+        Ok(())
+    }
+
     async fn create_volume(
         &self,
         name: &VolumeName,
         options: VolumeOptions,
     ) -> Result<Creation, DriverError> {
-        // Refused before any server is asked: it would be refused at every host.
-        options.data_dir(name)?;
-        let share = self.catalog.share_of(&options)?.clone();
-        self.check_allowed(&share)?;
-        if options.access == Access::Exclusive && self.config.share.is_none() {
-            return Err(CatalogError::NoHome("access=exclusive").into());
-        }
-        if options.data_path == DataPath::Fuse || options.access == Access::Exclusive {
-            let words = self.mount_options(&options).to_string();
-            FuseOptions::from_words(words.split(',')).map_err(DriverError::FuseOptions)?;
-        }
-        let _lock = self.locks.lock(name).await;
-        let home = self.home().await?;
+        self.check_options(name, &options)?;
         let on = self.data_admin(&options).await?;
         let default = self.config.on_remove;
         let creation = self
@@ -282,10 +305,12 @@ impl Driver {
             }
         };
         let share = self.catalog.share_of(&record.options)?.clone();
-        self.check_allowed(&share)?;
         let (record, home) = self.current(record, &share).await?;
         let fence = self.hold(home.as_ref(), &record, deadline).await?;
         let mountpoint = self.mount_held(&record, &share, id, fence, deadline).await;
+        // Whoever made the record: its host may allow more than this one.
+        self.check_allowed(&record.options, &record.data_dir)?;
+        let share = self.catalog.share_of(&record.options)?.clone();
         if mountpoint.is_err() {
             self.let_go(name).await;
         }
@@ -437,4 +462,48 @@ impl Driver {
 /// How long ago the given time (seconds since 1970) was, by this host's clock.
 fn age(since: u64) -> Duration {
     Duration::from_secs(attachments::now().saturating_sub(since))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_volume_is_refused_outside_of_what_this_host_allows() {
+        let state = tempfile::tempdir().unwrap();
+        let mut config = Config::aside("nas:/export".parse().unwrap(), state.path());
+        config.allow_share = vec!["nas:/*".to_owned()];
+        let driver = Driver::open(config).unwrap();
+        let refused = |pairs: &[(&str, &str)]| {
+            let map = pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            let options = VolumeOptions::parse(&map.collect()).unwrap();
+            let checked = driver.check_options(&"db".parse().unwrap(), &options);
+            checked.err().map(|error| error.to_string())
+        };
+        assert_eq!(refused(&[]), None);
+        assert_eq!(
+            refused(&[("share", "nas:/other"), ("options", "nconnect=2")]),
+            None
+        );
+        for (option, value, reason) in [
+            ("share", "evil:/export", "--allow-share"),
+            ("options", "suid", "--allow-option"),
+            ("options", "ro,dev", "mount option dev"),
+            ("share", "nas:/export/.nfsvol", "belongs to the driver"),
+            (
+                "share",
+                "nas:/export/.nfsvol/volumes",
+                "belongs to the driver",
+            ),
+        ] {
+            let text = refused(&[(option, value)]).unwrap_or_default();
+            assert!(text.contains(reason), "{option}={value}: {text}");
+        }
+        // By way of the directory above the home share.
+        let above = refused(&[("share", "nas:/"), ("subdir", "export/.nfsvol/tmp")]);
+        assert!(above.is_some_and(|text| text.contains("belongs to the driver")));
+        driver.stop().await;
+    }
 }

@@ -10,7 +10,7 @@ use crate::cluster::{Holding, MemberError};
 use crate::embedded::EmbeddedError;
 use crate::fuse::{self, FuseError};
 use crate::mount::{Holder, MountError, OptionsError};
-use crate::nfs::address::Share;
+use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::AdminError;
 use crate::nfs::probe::ReachError;
 use crate::volume::name::NameError;
@@ -69,6 +69,16 @@ pub enum DriverError {
     NoId,
     #[error("share {0} is not among those that --allow-share permits on this host")]
     NotAllowed(Share),
+    #[error(
+        "mount option {0} is not among those that --allow-option permits volumes on this host; leave \
+         it out, or have it allowed"
+    )]
+    OptionNotAllowed(String),
+    #[error(
+        "share {0} with directory {1} lies in the directory .nfsvol of the home share, which belongs to \
+         the driver; name another directory"
+    )]
+    OwnDirectory(Share, SharePath),
     #[error("the options of the admin mount: {0}")]
     AdminOptions(OptionsError),
     #[error("this host has no data path. {kernel}. {fuse}")]
