@@ -143,7 +143,7 @@ pub(crate) async fn examine(questions: Questions) -> Report {
     );
     let mut findings = on_share;
     findings.extend(host::data_paths());
-    findings.extend(host::helpers());
+    findings.extend(host::helpers(ours));
     findings.push(daemon);
     findings.extend(on_engine);
     findings.extend(on_mounts);

@@ -77,36 +77,72 @@ pub(super) fn data_paths() -> Vec<Finding> {
     ]
 }
 
-/// Daemons that some mount options need; volumes without those options do not.
-pub(super) fn helpers() -> Vec<Finding> {
+/// Daemons that some mount options need; what is absent matters when a volume has those options.
+pub(super) fn helpers(volumes: Option<&Value>) -> Vec<Finding> {
     let running = running();
     let runs = |name: &str| running.iter().any(|comm| comm == name);
     let keytab = Path::new("/etc/krb5.keytab").exists();
-    let yes = |yes: bool| if yes { "yes" } else { "no" };
     vec![
-        match runs("rpc.statd") {
-            true => Finding::ok(
-                "locks",
-                "rpc.statd runs: the option `lock` works over NFSv3",
-            ),
-            false => Finding::skipped(
-                "locks",
-                "rpc.statd does not run: over NFSv3 locks stay local to this host (nolock); NFSv4 \
-                 needs none",
-            ),
-        },
-        match (runs("rpc.gssd"), keytab) {
-            (true, true) => Finding::ok("kerberos", "rpc.gssd runs and there is a keytab"),
-            (gssd, keytab) => Finding::skipped(
-                "kerberos",
-                format!(
-                    "sec=krb5 needs rpc.gssd (runs: {}) and /etc/krb5.keytab (there: {})",
-                    yes(gssd),
-                    yes(keytab)
-                ),
-            ),
-        },
+        locks(runs("rpc.statd"), &asking(volumes, |word| word == "lock")),
+        kerberos(
+            runs("rpc.gssd"),
+            keytab,
+            &asking(volumes, |word| word.starts_with("sec=krb5")),
+        ),
     ]
+}
+
+/// The volumes with a mount option for which `asks` answers true.
+fn asking(volumes: Option<&Value>, asks: impl Fn(&str) -> bool) -> String {
+    let volumes = volumes.and_then(Value::as_array).into_iter().flatten();
+    let asking = volumes.filter(|volume| {
+        let options = volume["mount_options"].as_str().unwrap_or_default();
+        options.split(',').any(&asks)
+    });
+    let names: Vec<&str> = asking
+        .filter_map(|volume| volume["name"].as_str())
+        .collect();
+    names.join(", ")
+}
+
+fn locks(statd: bool, volumes: &str) -> Finding {
+    match (statd, volumes) {
+        (true, _) => Finding::ok(
+            "locks",
+            "rpc.statd runs: the option `lock` works over NFSv3",
+        ),
+        (false, "") => Finding::skipped(
+            "locks",
+            "rpc.statd does not run: over NFSv3 locks stay local to this host (nolock); NFSv4 needs \
+             none",
+        ),
+        (false, volumes) => Finding::warning(
+            "locks",
+            format!(
+                "rpc.statd does not run, and the option `lock` of {volumes} needs it over NFSv3"
+            ),
+            "systemctl start rpc-statd; or leave `lock` out; NFSv4 needs none",
+        ),
+    }
+}
+
+fn kerberos(gssd: bool, keytab: bool, volumes: &str) -> Finding {
+    let yes = |yes: bool| if yes { "yes" } else { "no" };
+    let found = format!(
+        "sec=krb5 needs rpc.gssd (runs: {}) and /etc/krb5.keytab (there: {})",
+        yes(gssd),
+        yes(keytab)
+    );
+    match (gssd && keytab, volumes) {
+        (true, _) => Finding::ok("kerberos", "rpc.gssd runs and there is a keytab"),
+        (false, "") => Finding::skipped("kerberos", found),
+        (false, volumes) => Finding::failed(
+            "kerberos",
+            format!("{found}: {volumes} cannot be mounted here"),
+            "systemctl start rpc-gssd; a keytab for nfs/HOST or host/HOST comes from the KDC (kadmin: \
+             ktadd)",
+        ),
+    }
 }
 
 /// Names of the processes that run.
@@ -182,5 +218,41 @@ fn holding(entry: &MountEntry) -> String {
     match names.is_empty() {
         true => String::new(),
         false => format!("; held by {}", names.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::doctor::Outcome;
+
+    #[test]
+    fn a_helper_that_is_absent_matters_when_a_volume_needs_it() {
+        let volumes = json!([
+            { "name": "a", "mount_options": "hard,nodev,nosuid,sec=krb5p" },
+            { "name": "b", "mount_options": "hard,lock,nodev,nosuid" },
+            { "name": "c", "mount_options": "hard,nodev,nolock,nosuid" },
+            { "name": "d", "mount_options": "hard,nodev,nosuid,sec=krb5" },
+        ]);
+        let secure = asking(Some(&volumes), |word| word.starts_with("sec=krb5"));
+        assert_eq!(secure, "a, d");
+        let locking = asking(Some(&volumes), |word| word == "lock");
+        assert_eq!(locking, "b");
+
+        assert_eq!(kerberos(false, true, "").outcome, Outcome::Skipped);
+        assert_eq!(kerberos(true, true, &secure).outcome, Outcome::Ok);
+        for (gssd, keytab) in [(false, false), (true, false), (false, true)] {
+            let finding = kerberos(gssd, keytab, &secure);
+            assert_eq!(finding.outcome, Outcome::Failed);
+            assert!(
+                finding.found.contains("a, d cannot be mounted"),
+                "{finding:?}"
+            );
+        }
+        assert_eq!(locks(false, "").outcome, Outcome::Skipped);
+        assert_eq!(locks(false, &locking).outcome, Outcome::Warning);
+        assert_eq!(locks(true, &locking).outcome, Outcome::Ok);
     }
 }

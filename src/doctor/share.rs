@@ -177,8 +177,8 @@ fn clocks(made: &Attr) -> Finding {
         false => Finding::warning(
             "clocks",
             format!("{:.0} s apart", apart.as_secs_f64()),
-            "nfsvol does not mind, but programs that compare times of files do: run chrony or \
-             systemd-timesyncd on both",
+            "nfsvol does not mind, but programs that compare times of files do, and Kerberos ends \
+             at 5 minutes: run chrony or systemd-timesyncd on both",
         ),
     }
 }

@@ -177,6 +177,7 @@ impl Driver {
             "created": record.created,
             "created_by": record.created_by,
             "access": record.options.access,
+            "mount_options": self.mount_options(&record.options).to_string(),
             "on_remove": record.on_remove,
             "attachments": held.as_ref().map_or(0, |h| h.attachments.len()),
             "mountpoint": held.map(|h| h.how.mountpoint),
