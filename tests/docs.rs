@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 const TROUBLESHOOTING: &str = include_str!("../docs/TROUBLESHOOTING.md");
-/// What an error's text follows in the source; the last two in an error's Display only.
-const MARKS: [&str; 3] = ["#[error(", "bail!(", "context("];
+/// What an error's text follows in the source; the others in an error's Display only.
+const MARKS: [&str; 4] = ["#[error(", "bail!(", "anyhow!(", "context("];
+/// What may stand between `context(` and the text.
+const BETWEEN: [&str; 4] = ["||", "{", "format!(", "f,"];
 const DISPLAY: [&str; 2] = ["f.write_str(", "write!("];
 /// A text with fewer fixed letters says nothing by itself: it frames another one.
 const LETTERS: usize = 6;
@@ -68,6 +70,68 @@ fn plain(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// The error texts in a source file, as they are shown.
+fn texts(source: &str, has_display: bool) -> Vec<String> {
+    let source = source
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or(source);
+    let display: &[&str] = if has_display { &DISPLAY } else { &[] };
+    let mut found = Vec::new();
+    for mark in MARKS.iter().chain(display) {
+        for (at, _) in source.match_indices(mark) {
+            let mut rest = source[at + mark.len()..].trim_start();
+            for between in BETWEEN {
+                rest = rest.strip_prefix(between).unwrap_or(rest).trim_start();
+            }
+            let Some(text) = literal(rest) else { continue };
+            let text = plain(&shown(&text));
+            if text.chars().filter(|c| c.is_alphabetic()).count() >= LETTERS {
+                found.push(text);
+            }
+        }
+    }
+    found
+}
+
+fn is_in(known: &str, text: &str) -> bool {
+    known.contains(text.trim_end_matches(['…', ':', '?', ' ']))
+}
+
+#[test]
+fn every_form_of_an_error_text_is_seen() {
+    let source = r#"
+        #[error("first text {0}; do this")] Variant(u8),
+        #[error(
+            "second \
+             text"
+        )]
+        bail!("third text");
+        bail!(
+            "fourth text: {}", x
+        );
+        .context("fifth text")?;
+        .with_context(|| format!("sixth text {}", y))?;
+        .with_context(|| {
+            format!("seventh text {y}")
+        })?;
+        .ok_or_else(|| anyhow!("eighth text"))?;
+        write!(f, "ninth text");
+        f.write_str("tenth text");
+    "#;
+    let found = texts(source, true).join("\n");
+    for number in [
+        "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth",
+        "tenth",
+    ] {
+        assert!(
+            found.contains(&format!("{number} text")),
+            "{number}: {found}"
+        );
+        assert!(!is_in(&plain(TROUBLESHOOTING), &format!("{number} text")));
+    }
+}
+
 #[test]
 fn every_error_text_is_in_troubleshooting() {
     let mut files = Vec::new();
@@ -84,24 +148,11 @@ fn every_error_text_is_in_troubleshooting() {
             continue;
         }
         let source = std::fs::read_to_string(&file).unwrap();
-        let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        let display: &[&str] = match source.split_once("fmt::Display for") {
-            Some(_) if name.ends_with("error.rs") => &DISPLAY,
-            _ => &[],
-        };
-        for mark in MARKS.iter().chain(display) {
-            for (at, _) in source.match_indices(mark) {
-                let rest = &source[at + mark.len()..];
-                let rest = rest.trim_start().strip_prefix("f,").unwrap_or(rest);
-                let Some(text) = literal(rest) else { continue };
-                let text = plain(&shown(&text));
-                if text.chars().filter(|c| c.is_alphabetic()).count() < LETTERS {
-                    continue;
-                }
-                seen += 1;
-                if !known.contains(text.trim_end_matches(['…', ':', '?', ' '])) {
-                    missing.push(format!("{name}: {text}"));
-                }
+        let has_display = name.ends_with("error.rs") && source.contains("fmt::Display for");
+        for text in texts(&source, has_display) {
+            seen += 1;
+            if !is_in(&known, &text) {
+                missing.push(format!("{name}: {text}"));
             }
         }
     }
