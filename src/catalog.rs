@@ -10,6 +10,7 @@
 //! Known limit: a volume that another host makes or removes is noticed at the next poll, or when
 //! this host is asked for it by name.
 
+mod adopt;
 mod create;
 mod data;
 mod error;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
+pub use self::adopt::Adopted;
 pub use self::create::Creation;
 pub use self::error::CatalogError;
 pub(crate) use self::layout::{frame, rfc3339};

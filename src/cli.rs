@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage.
 
+mod adopt;
 mod announce;
 mod demo;
 mod direct;
@@ -102,6 +103,15 @@ lost;\na container that is started afterwards gets a new mount.\n\nExample:\n  n
         #[command(flatten)]
         common: Common,
     },
+    /// Make volumes of directories that are on the home share already
+    #[command(
+        after_help = "A volume is named after the last part of its directory, unless another \
+name is given. The data is\nleft as it is, and no removal of the volume ever touches it.\n\n\
+Exit code: 0 when each directory is a volume now, 1 otherwise.\n\nExamples:\n  \
+nfsvol adopt db apps/web\n  nfsvol adopt shop-db=apps/shop/db\n  \
+nfsvol adopt --dry-run --json db apps/web"
+    )]
+    Adopt(adopt::AdoptArgs),
     /// The process that serves one volume on the FUSE data path; the daemon starts it
     #[command(name = crate::fuse::worker::SUBCOMMAND, hide = true)]
     FuseWorker,
@@ -155,6 +165,19 @@ struct Common {
     share: Option<Share>,
 }
 
+impl Common {
+    /// Asks the daemon, or the share itself.
+    async fn ask(&self, route: &str, body: &Value) -> anyhow::Result<Value> {
+        match &self.share {
+            Some(share) => direct::ask(share, route, body).await,
+            None => Ok(Client::connect(&self.socket)
+                .await?
+                .call(route, body)
+                .await?),
+        }
+    }
+}
+
 /// Parses the command line and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -182,6 +205,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             return runtime()?
                 .block_on(async { embedded::serve(args, crate::serve::stopped()).await });
         }
+        Command::Adopt(args) => return runtime()?.block_on(adopt::adopt(args)),
         Command::Doctor(args) => return runtime()?.block_on(doctor::doctor(args)),
         Command::Announce(args) => {
             crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
@@ -227,15 +251,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             (common, "/Nfsvol.Restore", body, output::restored)
         }
     };
-    let answer = runtime()?.block_on(async {
-        match &common.share {
-            Some(share) => direct::ask(share, route, &body).await,
-            None => Ok(Client::connect(&common.socket)
-                .await?
-                .call(route, &body)
-                .await?),
-        }
-    })?;
+    let answer = runtime()?.block_on(common.ask(route, &body))?;
     let text = if common.json {
         format!("{answer:#}\n")
     } else {

@@ -12,6 +12,7 @@
 //! | [`attachments`] | who uses what on this host, on disk |
 //! | [`paths`] | which data path carries a volume, and mounting by it |
 //! | [`cluster`] | this host as one of several: its session, its holds |
+//! | [`adopt`] | volumes of directories that are there |
 //! | [`calls`], [`ask`] | the calls of the protocol, and of the command line |
 //! | [`shares`] | reaching shares, their admin path and health |
 //! | [`reconcile`] | what the kernel shows against what was written down |
@@ -19,6 +20,7 @@
 //! | [`view`] | what operators see: metrics and the status page |
 //! | [`tasks`] | polling, sweeping, checking in the background |
 
+mod adopt;
 mod ask;
 mod attachments;
 mod calls;
@@ -33,9 +35,9 @@ mod tasks;
 mod view;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use std::path::Path;
 
 use self::attachments::Attachments;
 pub use self::error::DriverError;
@@ -49,9 +51,9 @@ use crate::mount::MountOptions;
 use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::Admin;
 use crate::plugin::Calls;
+use crate::volume::options::OWN_DIR;
 use crate::volume::{Access, DataPath, Record, VolumeName, VolumeOptions};
 
-use crate::volume::options::OWN_DIR;
 /// How long before its deadline a Mount stops trying, so that its own error is the answer.
 const MARGIN: Duration = Duration::from_secs(2);
 /// Pauses between the tries of a Mount whose share does not answer: from the first to the last.
@@ -203,8 +205,6 @@ impl Driver {
             let words = self.mount_options(options).to_string();
             FuseOptions::from_words(words.split(',')).map_err(DriverError::FuseOptions)?;
         }
-        let _lock = self.locks.lock(name).await;
-        let home = self.home().await?;
         Ok(())
     }
 
@@ -214,6 +214,8 @@ impl Driver {
         options: VolumeOptions,
     ) -> Result<Creation, DriverError> {
         self.check_options(name, &options)?;
+        let _lock = self.locks.lock(name).await;
+        let home = self.home().await?;
         let on = self.data_admin(&options).await?;
         let default = self.config.on_remove;
         let creation = self
@@ -306,11 +308,11 @@ impl Driver {
         };
         let share = self.catalog.share_of(&record.options)?.clone();
         let (record, home) = self.current(record, &share).await?;
-        let fence = self.hold(home.as_ref(), &record, deadline).await?;
-        let mountpoint = self.mount_held(&record, &share, id, fence, deadline).await;
         // Whoever made the record: its host may allow more than this one.
         self.check_allowed(&record.options, &record.data_dir)?;
         let share = self.catalog.share_of(&record.options)?.clone();
+        let fence = self.hold(home.as_ref(), &record, deadline).await?;
+        let mountpoint = self.mount_held(&record, &share, id, fence, deadline).await;
         if mountpoint.is_err() {
             self.let_go(name).await;
         }

@@ -170,6 +170,20 @@ pub enum Ask {
     TrashPurge(Purge),
     /// Frees every process that waits for a volume on the FUSE data path.
     Abort { name: String },
+    /// Makes a volume of a directory that is there, or says what keeps it from that.
+    Adopt(Adoption),
+}
+
+/// A volume to be made of a directory that is there: one that is absent is not made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adoption {
+    pub name: String,
+    /// As Create's.
+    pub opts: BTreeMap<String, String>,
+    /// Whether the directory may be another volume's too, or lie in or above it.
+    pub overlap: bool,
+    /// Only look.
+    pub dry_run: bool,
 }
 
 /// What to delete from the trash.

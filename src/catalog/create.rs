@@ -23,6 +23,15 @@ pub enum Creation {
     Existing(Arc<Record>),
 }
 
+/// Where a new volume's data directory comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// It is made, unless it is there.
+    Make,
+    /// It is there.
+    Find,
+}
+
 impl Catalog {
     /// Makes a volume, or finds it with the same options. `home` is the home share, `on` the
     /// share of the data. Makes `.nfsvol/` where it is absent.
@@ -37,6 +46,20 @@ impl Catalog {
         name: &VolumeName,
         options: &VolumeOptions,
         default_on_remove: OnRemove,
+    ) -> Result<Creation, CatalogError> {
+        self.create_from(home, on, name, options, default_on_remove, Source::Make)
+            .await
+    }
+
+    /// As [`Self::create`], of a data directory as `source` says.
+    pub(super) async fn create_from(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        name: &VolumeName,
+        options: &VolumeOptions,
+        default_on_remove: OnRemove,
+        source: Source,
     ) -> Result<Creation, CatalogError> {
         if self.only_here.is_unreadable(name) {
             let reason = "see the log".to_owned();
@@ -66,7 +89,7 @@ impl Catalog {
                 return self.existing(on, record, options).await;
             }
             if let Some(record) = self
-                .try_create(home, on, name, options, default_on_remove)
+                .try_create(home, on, name, options, default_on_remove, source)
                 .await?
             {
                 return Ok(Creation::New(record));
@@ -105,10 +128,15 @@ impl Catalog {
         name: &VolumeName,
         options: &VolumeOptions,
         default_on_remove: OnRemove,
+        source: Source,
     ) -> Result<Option<Arc<Record>>, CatalogError> {
         let id = layout::random_id().map_err(CatalogError::state("random bytes"))?;
         let data_dir = options.data_dir(name)?;
-        let prepared = data::prepare(on, name, &id, &data_dir, options.owner).await?;
+        let prepared = match source {
+            Source::Make => data::prepare(on, name, &id, &data_dir, options.owner).await?,
+            Source::Find if data::exists(on, &data_dir).await? => None,
+            Source::Find => return Err(data::absent(on, name, &data_dir)),
+        };
         fail::fail_point!("create.aside", |_| crate::failpoint::die());
         let now = match prepared {
             Some(prepared) => prepared.at,

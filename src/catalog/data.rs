@@ -184,6 +184,15 @@ pub(super) fn gone(admin: &Admin, record: &Record) -> CatalogError {
     }
 }
 
+/// The error for a directory that was to be found.
+pub(super) fn absent(admin: &Admin, name: &VolumeName, path: &SharePath) -> CatalogError {
+    CatalogError::NoDirectory {
+        name: name.clone(),
+        share: admin.share().to_string(),
+        path: path.clone(),
+    }
+}
+
 /// Whether the data directory is in place.
 pub(super) async fn exists(admin: &Admin, dir: &SharePath) -> Result<bool, CatalogError> {
     match admin.attr(dir).await? {

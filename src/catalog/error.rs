@@ -87,6 +87,24 @@ pub enum CatalogError {
         "share {share}: {path} is in the way; move it aside, or restore under another name (--as NAME)"
     )]
     PathTaken { share: String, path: SharePath },
+    #[error(
+        "share {share}: there is no directory {path} to make volume {name} of; give the path as it \
+         is below the export"
+    )]
+    NoDirectory {
+        name: VolumeName,
+        share: String,
+        path: SharePath,
+    },
+    #[error(
+        "{path} overlaps with {other_path}, the directory of volume {other}, so each would show \
+         files of the other; adopt another directory, or remove that volume first"
+    )]
+    Overlap {
+        path: SharePath,
+        other: VolumeName,
+        other_path: SharePath,
+    },
     #[error("state directory: {what}: {source}; free space or repair it, then try again")]
     State { what: String, source: io::Error },
     #[error("share {0} holds no volumes of nfsvol (no .nfsvol directory): is it the right export?")]

@@ -1,5 +1,7 @@
 //! Several hosts on one share; the share is a directory, as it is over a kernel mount.
 
+mod adopt;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;

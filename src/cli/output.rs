@@ -14,7 +14,7 @@ fn text(value: &Value) -> String {
 }
 
 /// A table with a column for each (title, field).
-fn table(rows: &Value, columns: &[(&str, &str)]) -> String {
+pub(super) fn table(rows: &Value, columns: &[(&str, &str)]) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(columns.iter().map(|(title, _)| *title));

@@ -31,6 +31,7 @@ impl Driver {
             }
             Ask::TrashPurge(purge) => self.purge(purge).await,
             Ask::Abort { name } => self.abort(&name.parse()?).await,
+            Ask::Adopt(adoption) => self.adopt(adoption).await,
         }
     }
 

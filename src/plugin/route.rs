@@ -8,7 +8,7 @@ use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::wire::{self, MAX_BODY};
-use super::{Ask, Purge};
+use super::{Adoption, Ask, Purge};
 
 /// How much of a body that is not JSON is quoted, in characters.
 const QUOTE: usize = 120;
@@ -33,6 +33,7 @@ pub enum Route {
     TrashPurge,
     Abort,
     Metrics,
+    Adopt,
 }
 
 /// A request that has been understood.
@@ -136,6 +137,7 @@ impl Route {
             "/Nfsvol.TrashPurge" => Self::TrashPurge,
             "/Nfsvol.Abort" => Self::Abort,
             "/metrics" => Self::Metrics,
+            "/Nfsvol.Adopt" => Self::Adopt,
             _ => return Err(Refusal::Path(path.chars().take(QUOTE).collect())),
         };
         let wanted = match route {
@@ -194,6 +196,20 @@ impl Route {
             Self::Abort => Call::Ask(Ask::Abort {
                 name: self.name(body)?,
             }),
+            Self::Adopt => {
+                let wire::Adopt {
+                    name,
+                    opts,
+                    overlap,
+                    dry_run,
+                } = self.json(body)?;
+                Call::Ask(Ask::Adopt(Adoption {
+                    name,
+                    opts,
+                    overlap,
+                    dry_run,
+                }))
+            }
             Self::Restore => {
                 let wire::Restore { name, rename } = self.json(body)?;
                 Call::Ask(Ask::Restore { name, rename })
@@ -246,6 +262,7 @@ impl Route {
                 | Self::Restore
                 | Self::TrashPurge
                 | Self::Abort
+                | Self::Adopt
         )
     }
 
@@ -293,6 +310,7 @@ impl Call {
                 Ask::Inspect { name }
                 | Ask::Restore { name, .. }
                 | Ask::Abort { name }
+                | Ask::Adopt(Adoption { name, .. })
                 | Ask::TrashPurge(Purge::Name(name)),
             ) => name,
             Self::Activate | Self::Capabilities | Self::List | Self::Metrics | Self::Ask(_) => "",
@@ -316,7 +334,7 @@ mod tests {
 
     use super::*;
 
-    const WITH_BODY: [(&str, Route); 10] = [
+    const WITH_BODY: [(&str, Route); 11] = [
         ("/VolumeDriver.Create", Route::Create),
         ("/VolumeDriver.Remove", Route::Remove),
         ("/VolumeDriver.Mount", Route::Mount),
@@ -327,6 +345,7 @@ mod tests {
         ("/Nfsvol.Restore", Route::Restore),
         ("/Nfsvol.TrashPurge", Route::TrashPurge),
         ("/Nfsvol.Abort", Route::Abort),
+        ("/Nfsvol.Adopt", Route::Adopt),
     ];
 
     #[test]

@@ -65,6 +65,19 @@ pub struct TrashPurge {
     pub all: bool,
 }
 
+/// `/Nfsvol.Adopt`
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Adopt {
+    pub name: String,
+    #[serde(default)]
+    pub opts: BTreeMap<String, String>,
+    #[serde(default)]
+    pub overlap: bool,
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
 /// An error, with an HTTP status other than 200: Podman does not look for `Err` in a 200.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
