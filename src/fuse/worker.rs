@@ -121,6 +121,15 @@ fn tell(started: &Started) -> io::Result<()> {
     out.flush()
 }
 
+/// Listens at a path that has this process's id in its name. What is there already was left by a
+/// process of the same id, before this host was started again.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => UnixListener::bind(path),
+    }
+}
+
 async fn serve(task: &Task) -> Result<(), WorkerError> {
     let right = task.fence.map(|fence| Arc::new(Right::new(fence.until)));
     let nfs = connect(task, right.as_ref()).await?;
@@ -136,7 +145,7 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
 
     let socket = format!("{}.sock", std::process::id());
     let (_run_dir, path) = socket_path(&task.run_dir, &socket).step("open the run directory")?;
-    let listener = UnixListener::bind(&path).step("make the control socket")?;
+    let listener = listen(&path).step("make the control socket")?;
 
     let device = mount(task)?;
     let (ended_tx, mut ended) = oneshot::channel();
@@ -467,4 +476,18 @@ fn resident() -> u64 {
         .ok()
         .and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok())
         .map_or(0, |pages| pages * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_of_a_process_before_the_last_boot_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("17.sock");
+        drop(listen(&path).unwrap());
+        assert!(path.exists(), "what is to be replaced");
+        listen(&path).unwrap();
+    }
 }
