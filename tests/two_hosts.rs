@@ -78,18 +78,21 @@ fn counted(host: &Host, data_path: DataPath) -> Result {
         ),
         DataPath::Kernel => ("nfsvol_mount_written_bytes_total{", "nfsvol_mount_volumes{"),
     };
-    let text = host.nfsvol().metrics()?;
-    let sum = |name: &str| {
+    let sum = |text: &str, name: &str| {
         let lines = text.lines().filter(|line| line.starts_with(name));
         let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
         values.sum::<f64>()
     };
-    let attached = sum("nfsvol_volume_attachments{");
-    ensure!(attached > 1.0, "{text}");
-    ensure!((sum(volumes) - attached).abs() < 0.5, "{text}");
-    // Each volume got a line of some ten letters.
-    ensure!(sum(written) >= 10.0 * attached, "{text}");
-    Ok(())
+    let mut text = String::new();
+    wait_for("what was written to be counted", FOLLOWED, || {
+        text = host.nfsvol().metrics().unwrap_or_default();
+        let attached = sum(&text, "nfsvol_volume_attachments{");
+        // Each volume got a line of some ten letters.
+        attached > 1.0
+            && (sum(&text, volumes) - attached).abs() < 0.5
+            && sum(&text, written) >= 10.0 * attached
+    })
+    .with_context(|| text.clone())
 }
 
 fn handed_over(lab: &'static Lab, data_path: DataPath, volumes: &[Volume]) -> Result {

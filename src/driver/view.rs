@@ -27,7 +27,7 @@ use crate::watch::{Watched, metrics, view};
 /// How old a view may be: however many ask, /proc and the workers are asked once in this time.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long the workers may take to say how they are, all together; each takes microseconds.
-const WORKERS_WAIT: Duration = Duration::from_millis(500);
+const WORKERS_WAIT: Duration = Duration::from_secs(1);
 /// How long /proc/self/mountstats may take.
 const PROC_WAIT: Duration = Duration::from_millis(500);
 /// How long this host's own holds may take; they are locked while the share is told of a change.
