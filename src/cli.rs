@@ -9,6 +9,7 @@ mod direct;
 mod doctor;
 mod embedded;
 mod managed;
+mod migrate;
 mod output;
 
 use std::io::Write;
@@ -112,6 +113,16 @@ nfsvol adopt db apps/web\n  nfsvol adopt shop-db=apps/shop/db\n  \
 nfsvol adopt --dry-run --json db apps/web"
     )]
     Adopt(adopt::AdoptArgs),
+    /// Take over volumes of Docker's `local` driver
+    #[command(
+        after_help = "Without --yes it only shows what it would do: volumes with type=nfs \
+get a record for the\nsame directory, and not a byte is copied. With --copy the files of volumes that are\n\
+plain directories of this host are copied into new volumes and compared; a copy that was\n\
+interrupted goes on when the same command is run again.\n\nExit code: 0 when nothing was \
+refused, 1 otherwise.\n\nExamples:\n  nfsvol migrate\n  nfsvol migrate --yes\n  \
+nfsvol migrate --yes shop_db --as db\n  nfsvol migrate --copy uploads -o mode=0750"
+    )]
+    Migrate(migrate::MigrateArgs),
     /// The process that serves one volume on the FUSE data path; the daemon starts it
     #[command(name = crate::fuse::worker::SUBCOMMAND, hide = true)]
     FuseWorker,
@@ -206,6 +217,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 .block_on(async { embedded::serve(args, crate::serve::stopped()).await });
         }
         Command::Adopt(args) => return runtime()?.block_on(adopt::adopt(args)),
+        Command::Migrate(args) => return runtime()?.block_on(migrate::migrate(args)),
         Command::Doctor(args) => return runtime()?.block_on(doctor::doctor(args)),
         Command::Announce(args) => {
             crate::telemetry::init(crate::telemetry::Format::Text, "info")?;

@@ -12,6 +12,7 @@
 //! | [`cli`], [`config`], `serve`, [`telemetry`] | the command line, settings, the daemon, the log |
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host |
 //! | [`watch`] | metrics for Prometheus and the status page |
+//! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them |
 //! | `engine` | Docker's engine, asked over its own socket |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback |
@@ -31,6 +32,7 @@ mod engine;
 mod failpoint;
 mod files;
 pub mod fuse;
+mod migrate;
 pub mod mount;
 pub mod nfs;
 pub mod plugin;
