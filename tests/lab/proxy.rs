@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -20,6 +21,20 @@ pub const NFS: u32 = 100_003;
 pub const MOUNT: u32 = 100_005;
 /// How often a silent direction looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// What one read takes at most, and what is copied rather than passed on in place, in bytes.
+const LARGE: usize = 1 << 20;
+const SMALL: usize = 16 * 1024;
+/// Pieces under way in one direction: of the large ones ten milliseconds at 3 GB/s.
+const LARGE_PIECES: usize = 32;
+const SMALL_PIECES: usize = 4096;
+
+/// Bytes on their way.
+struct Piece {
+    came: Instant,
+    bytes: Vec<u8>,
+    length: usize,
+}
 
 /// Calls by (program, procedure).
 pub type Calls = BTreeMap<(u32, u32), u64>;
@@ -147,36 +162,65 @@ fn connect(state: &Arc<State>, client: TcpStream, server: TcpStream) -> Result {
 }
 
 /// Passes bytes on in one direction: one thread reads and notes the time, one waits and writes.
+/// Large reads are passed on in the memory they came into, which is then used again, so that the
+/// proxy itself carries more than what is measured through it.
 fn pass(state: &Arc<State>, mut from: TcpStream, mut to: TcpStream, mut counter: Option<Counter>) {
-    // Bounded, so that a writer who is held up holds up the sender too: 256 × 64 KiB.
-    let (sender, receiver) = mpsc::sync_channel::<(Instant, Vec<u8>)>(256);
+    // Both bounded, so that a writer who is held up holds up the sender too.
+    let (sender, receiver) = mpsc::sync_channel::<Piece>(SMALL_PIECES);
+    let (give_back, spare) = mpsc::channel();
     let reading = Arc::clone(state);
     thread::spawn(move || {
-        let mut buffer = vec![0; 64 * 1024];
-        while let Ok(read @ 1..) = from.read(&mut buffer) {
+        let mut large = 1;
+        let mut buffer = vec![0; LARGE];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            let came = Instant::now();
             if let (Some(counter), Ok(mut calls)) = (&mut counter, reading.calls.lock()) {
-                for call in counter.feed(&buffer[..read]) {
+                for call in counter.feed(&buffer[..length]) {
                     *calls.entry(call).or_default() += 1;
                 }
             }
-            if sender
-                .send((Instant::now(), buffer[..read].to_vec()))
-                .is_err()
-            {
+            let bytes = if length <= SMALL {
+                buffer[..length].to_vec()
+            } else {
+                let next = match spare.try_recv() {
+                    Ok(next) => next,
+                    Err(_) if large < LARGE_PIECES => {
+                        large += 1;
+                        vec![0; LARGE]
+                    }
+                    Err(_) => match spare.recv() {
+                        Ok(next) => next,
+                        Err(_) => break,
+                    },
+                };
+                std::mem::replace(&mut buffer, next)
+            };
+            let piece = Piece {
+                came,
+                bytes,
+                length,
+            };
+            if sender.send(piece).is_err() {
                 break;
             }
         }
     });
     let state = Arc::clone(state);
     thread::spawn(move || {
-        for (came, bytes) in receiver {
+        // A sleep is late by 50 µs otherwise.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+        for piece in receiver {
             let delay = Duration::from_micros(state.delay.load(Ordering::Relaxed));
-            thread::sleep((came + delay).saturating_duration_since(Instant::now()));
+            thread::sleep((piece.came + delay).saturating_duration_since(Instant::now()));
             while state.silent.load(Ordering::Relaxed) {
                 thread::sleep(LOOK);
             }
-            if to.write_all(&bytes).is_err() {
+            if to.write_all(&piece.bytes[..piece.length]).is_err() {
                 break;
+            }
+            if piece.bytes.len() == LARGE {
+                // The reader may have ended.
+                let _ = give_back.send(piece.bytes);
             }
         }
         // The other side may have ended it already.
