@@ -1,12 +1,14 @@
 //! Between the kernel's FUSE requests and the file system.
 //!
 //! Requests arrive on fuser's thread. What can be answered at once (a write that is held, the
-//! release of a reference) is answered there; everything else becomes a task that answers later.
+//! release of a reference) is answered there; everything else begins there ([`task`]), and
+//! becomes a task that answers later.
 //! A request whose caller has been killed is answered with EINTR after about a second, whatever
 //! the server does: fuser does not pass FUSE_INTERRUPT on, and the kernel does not let a process
 //! die before its request is answered.
 
 mod reply;
+mod task;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -159,7 +161,7 @@ impl Glue {
             .cloned()
     }
 
-    /// Runs an operation as a task of its own and answers with what it comes to.
+    /// Runs an operation and answers with what it comes to.
     fn run<T, R, F>(&self, req: &Request, reply: R, operation: impl FnOnce(Arc<Fs>) -> F)
     where
         T: Send,
@@ -169,7 +171,7 @@ impl Glue {
         let operation = operation(Arc::clone(&self.fs));
         let load = Arc::clone(&self.load);
         let pid = req.pid();
-        self.fs.runtime.spawn(async move {
+        task::begin(&self.fs.runtime, &self.fs.nfs, async move {
             match until_killed(pid, operation, &load).await {
                 Ok(value) => reply.done(value),
                 Err(errno) => reply.failed(fuser::Errno::from_i32(errno.0)),
@@ -185,9 +187,10 @@ impl Glue {
         let operation = operation(Arc::clone(&self.fs));
         let load = Arc::clone(&self.load);
         let pid = req.pid();
-        self.fs
-            .runtime
-            .spawn(async move { until_killed(pid, operation, &load).await });
+        task::begin(&self.fs.runtime, &self.fs.nfs, async move {
+            // It has answered.
+            let _ = until_killed(pid, operation, &load).await;
+        });
     }
 }
 

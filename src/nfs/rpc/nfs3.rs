@@ -97,6 +97,11 @@ impl Nfs3 {
         self.transport.close();
     }
 
+    /// See [`Transport::gather`].
+    pub fn gather<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.transport.gather(work)
+    }
+
     async fn call(
         &self,
         cred: &Cred,

@@ -1,9 +1,10 @@
 //! Calls over TCP: many in flight, over one or several connections.
 //!
-//! Each connection (lane) has a [`CallTable`](super::table::CallTable) behind a lock, and a task that connects when there
-//! is something to send, writes what is queued in batches, hands replies to those who wait, and
-//! begins again with a back-off when the connection is lost. A call goes to the lane with the
-//! least work ahead. Dropping the future of a call forgets the call and nothing else.
+//! Each connection (lane) has a [`CallTable`](super::table::CallTable) behind a lock, and a task
+//! that connects when there is something to send, writes what is queued in batches, hands replies
+//! to those who wait, and begins again with a back-off when the connection is lost. A call goes to
+//! the lane with the least work ahead. Dropping the future of a call forgets the call and nothing
+//! else. A thread outside the runtime can send its calls by itself ([`Transport::gather`]).
 //!
 //! Known limits: a call that was given up may still be carried out by the server; a READ reply
 //! keeps its receive buffer (16 KiB for a small one) alive as long as its data is kept.
@@ -26,7 +27,7 @@ use super::connector::Connector;
 use super::message::{Draft, Program, reply_results};
 use super::table::Traffic;
 use super::xdr::{DecodeError, Decoder};
-use lane::{Driver, Lane, Outcome, now};
+use lane::{Driver, Gathering, Lane, Outcome, now};
 
 /// The most connections of a client, as with the kernel's `nconnect`.
 pub const MAX_CONNECTIONS: usize = 16;
@@ -221,6 +222,19 @@ impl Transport {
             Ok(Outcome::TimedOut) => Err(self.timed_out(lane)),
             Ok(Outcome::Closed) | Err(_) => Err(RpcError::Closed(self.addr)),
         }
+    }
+
+    /// Runs `work`, which polls calls, and then sends from this thread what they queued: that
+    /// spares waking the thread of the tasks. For threads outside the runtime, whose context has
+    /// been entered; on its own threads, tasks send more in one go.
+    pub fn gather<R>(&self, work: impl FnOnce() -> R) -> R {
+        let gathering = Gathering::start();
+        let done = work();
+        drop(gathering);
+        for lane in &self.lanes {
+            lane.flush();
+        }
+        done
     }
 
     /// Waits for one of the semaphores.

@@ -1,15 +1,23 @@
 //! One connection: its calls, and the task that keeps it open.
+//!
+//! Queued calls are written by the task, or by the thread that made them ([`Lane::flush`]), one of
+//! them at a time: whoever holds the outlet looks for queued calls again after letting go of it,
+//! so that those who find it held can leave. A connection that takes no more is left to the task.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::sync::{Notify, oneshot};
 
 use super::MAX_RECORD;
@@ -42,10 +50,33 @@ pub(super) enum Outcome {
 
 type Table = CallTable<oneshot::Sender<Outcome>>;
 
+thread_local! {
+    /// Calls made on this thread are sent by it, a little later.
+    static GATHERING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, the calls that this thread makes stay queued until [`Lane::flush`].
+pub(super) struct Gathering(());
+
+impl Gathering {
+    pub(super) fn start() -> Self {
+        GATHERING.set(true);
+        Self(())
+    }
+}
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        GATHERING.set(false);
+    }
+}
+
 /// The part of a connection that its callers and its task share.
 #[derive(Debug)]
 pub(super) struct Lane {
     table: Mutex<Table>,
+    /// While a connection stands.
+    outlet: Mutex<Option<Outlet>>,
     /// Something was queued.
     work: Notify,
     /// The timer would fire too late.
@@ -64,6 +95,7 @@ impl Lane {
     pub(super) fn new() -> Self {
         Self {
             table: Mutex::new(CallTable::new(now())),
+            outlet: Mutex::new(None),
             work: Notify::new(),
             timer: Notify::new(),
             reset: Notify::new(),
@@ -96,8 +128,63 @@ impl Lane {
         if sooner {
             self.timer.notify_one();
         }
-        self.work.notify_one();
+        if !GATHERING.get() {
+            self.work.notify_one();
+        }
         xid
+    }
+
+    fn outlet(&self) -> MutexGuard<'_, Option<Outlet>> {
+        self.outlet.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Sends what is queued from this thread, if that needs no waiting; else the task will.
+    pub(super) fn flush(&self) {
+        while self.table().has_queued() {
+            let mut outlet = match self.outlet.try_lock() {
+                Ok(outlet) => outlet,
+                Err(TryLockError::Poisoned(e)) => e.into_inner(),
+                // Whoever holds it looks for queued calls again.
+                Err(TryLockError::WouldBlock) => return,
+            };
+            match outlet.as_mut() {
+                Some(outlet) if outlet.left_to_task => return,
+                Some(outlet) => {
+                    let mut nobody = Context::from_waker(Waker::noop());
+                    match outlet.poll_send(&self.table, &mut nobody) {
+                        Poll::Ready(Ok(())) => continue,
+                        Poll::Ready(Err(e)) => outlet.failed = Some(e),
+                        Poll::Pending => {}
+                    }
+                    outlet.left_to_task = true;
+                }
+                None => {}
+            }
+            drop(outlet);
+            self.work.notify_one();
+            return;
+        }
+    }
+
+    /// Sends what is queued; pending while the connection takes no more.
+    fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            {
+                let mut outlet = self.outlet();
+                let Some(outlet) = outlet.as_mut() else {
+                    return Poll::Pending;
+                };
+                if let Some(e) = outlet.failed.take() {
+                    return Poll::Ready(Err(e));
+                }
+                outlet.left_to_task = true;
+                ready!(outlet.poll_send(&self.table, cx))?;
+                outlet.left_to_task = false;
+            }
+            if !self.table().has_queued() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 
     /// Forgets one call, whose caller has gone.
@@ -215,9 +302,10 @@ impl<C: Connector> Driver<C> {
     async fn serve(&self, reader: C::Reader, writer: C::Writer) -> io::Error {
         self.lane.probe.store(false, Ordering::Relaxed);
         self.lane.table().connected(now());
+        let _open = Open::new(&self.lane, writer);
         let end = tokio::select! {
             end = self.read(reader) => end,
-            end = self.write(writer) => end,
+            end = self.write() => end,
             () = self.lane.reset.notified() => {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "the server has gone silent"))
             }
@@ -228,27 +316,17 @@ impl<C: Connector> Driver<C> {
         }
     }
 
-    async fn write(&self, mut writer: C::Writer) -> io::Result<Infallible> {
-        let mut batch = Batch::default();
+    async fn write(&self) -> io::Result<Infallible> {
         loop {
-            if self.lane.probe.swap(false, Ordering::Relaxed) {
-                let xid = self.xids.fetch_add(1, Ordering::Relaxed);
-                batch.push(&Draft::new(self.program, 0, None, |_| {}).seal(xid));
-            }
+            if self.lane.probe.swap(false, Ordering::Relaxed)
+                && let Some(outlet) = self.lane.outlet().as_mut()
             {
-                let mut table = self.lane.table();
-                let now = now();
-                while batch.has_room()
-                    && let Some(request) = table.next_to_send(now)
-                {
-                    batch.push(&request);
-                }
+                let xid = self.xids.fetch_add(1, Ordering::Relaxed);
+                let null = Draft::new(self.program, 0, None, |_| {}).seal(xid);
+                outlet.batch.push(&null);
             }
-            if batch.has_remaining() {
-                writer.write_all_buf(&mut batch).await?;
-            } else {
-                self.lane.work.notified().await;
-            }
+            poll_fn(|cx| self.lane.poll_send(cx)).await?;
+            self.lane.work.notified().await;
         }
     }
 
@@ -305,6 +383,72 @@ impl<C: Connector> Driver<C> {
             });
         }
         Ok(())
+    }
+}
+
+/// The sending end of a connection.
+struct Outlet {
+    writer: Pin<Box<dyn AsyncWrite + Send>>,
+    batch: Batch,
+    /// The task waits until the connection takes more, or has to see why it failed.
+    left_to_task: bool,
+    failed: Option<io::Error>,
+}
+
+impl std::fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outlet")
+            .field("left_to_task", &self.left_to_task)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Outlet {
+    fn poll_send(&mut self, table: &Mutex<Table>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            {
+                let mut table = table.lock().unwrap_or_else(|e| e.into_inner());
+                let now = now();
+                while self.batch.has_room()
+                    && let Some(request) = table.next_to_send(now)
+                {
+                    self.batch.push(&request);
+                }
+            }
+            if !self.batch.has_remaining() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut slices = [IoSlice::new(&[]); BATCH_CHUNKS];
+            let filled = self.batch.chunks_vectored(&mut slices);
+            let writing = self.writer.as_mut();
+            let written = ready!(writing.poll_write_vectored(cx, &slices[..filled]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.batch.advance(written);
+        }
+    }
+}
+
+/// Keeps the outlet in its lane; the connection closes with it.
+struct Open<'a>(&'a Lane);
+
+impl<'a> Open<'a> {
+    fn new(lane: &'a Lane, writer: impl AsyncWrite + Send + 'static) -> Self {
+        *lane.outlet() = Some(Outlet {
+            writer: Box::pin(writer),
+            batch: Batch::default(),
+            left_to_task: false,
+            failed: None,
+        });
+        Self(lane)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        let outlet = self.0.outlet().take();
+        drop(outlet);
     }
 }
 

@@ -3,10 +3,15 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use nfs3_types::nfs3::nfsstat3;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf, duplex,
+    split,
+};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -439,6 +444,95 @@ async fn several_connections_share_the_load_and_one_suffices_for_little() {
     }
     for read in reads {
         assert_eq!(read.await.unwrap().unwrap().data.len(), 4);
+    }
+}
+
+/// Polls a call once, as a thread outside the runtime does; it has to wait.
+fn begin<F: Future>(call: Pin<&mut F>) {
+    let polled = call.poll(&mut Context::from_waker(Waker::noop()));
+    assert!(polled.is_pending());
+}
+
+/// A client whose first connection stands, and its server's end.
+async fn connected() -> (Nfs3, Peer) {
+    let (nfs, mut server) = start(|_| {});
+    let call = readlink(&nfs);
+    let mut peer = server.accept().await;
+    let seen = peer.call().await;
+    peer.answer(&seen, 0, &target(0)).await;
+    call.await.unwrap().unwrap();
+    (nfs, peer)
+}
+
+#[tokio::test(start_paused = true)]
+async fn gathered_calls_are_sent_before_any_task_runs() {
+    let (nfs, mut peer) = connected().await;
+    let (cred, link) = (Cred::root(), file());
+    let mut calls = [(); 3].map(|()| Box::pin(nfs.readlink(&cred, &link)));
+    nfs.gather(|| {
+        for call in &mut calls {
+            begin(call.as_mut());
+        }
+    });
+    // Nothing was awaited in between.
+    let mut bytes = [0; 4096];
+    let mut sent = ReadBuf::new(&mut bytes);
+    let mut context = Context::from_waker(Waker::noop());
+    let read = Pin::new(&mut peer.0).poll_read(&mut context, &mut sent);
+    assert!(matches!(read, Poll::Ready(Ok(()))));
+    let length = sent.filled().len() / calls.len();
+    for (n, record) in (0u8..).zip(sent.filled().chunks(length)) {
+        let seen = Seen {
+            xid: u32::from_be_bytes(record[4..8].try_into().unwrap()),
+            procedure: 5,
+            arguments: Bytes::new(),
+        };
+        peer.answer(&seen, 0, &target(n)).await;
+    }
+    for (n, call) in (0u8..).zip(calls) {
+        assert_eq!(call.await.unwrap().target.as_ref(), [n]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn gathered_calls_that_do_not_fit_are_sent_when_they_do() {
+    let (nfs, mut peer) = connected().await;
+    let (cred, file) = (Cred::root(), file());
+    let data = Bytes::from(vec![7; MAX_IO as usize]);
+    let mut large = pin!(nfs.write(&cred, &file, 0, data.clone(), Stable::Unstable));
+    let mut small = [(); 2].map(|()| Box::pin(nfs.readlink(&cred, &file)));
+    nfs.gather(|| begin(large.as_mut()));
+    for call in &mut small {
+        // The connection is full.
+        nfs.gather(|| begin(call.as_mut()));
+    }
+    let seen = peer.call().await;
+    assert!(seen.arguments.ends_with(&data));
+    let mut written = words(&[0, 0, MAX_IO, 0]);
+    written.extend_from_slice(&[1; 8]);
+    peer.answer(&seen, 0, &written).await;
+    assert_eq!(large.await.unwrap().count, MAX_IO);
+    for (n, call) in (0u8..).zip(small) {
+        let seen = peer.call().await;
+        peer.answer(&seen, 0, &target(n)).await;
+        assert_eq!(call.await.unwrap().target.as_ref(), [n]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn gathered_calls_wait_for_a_connection_like_others() {
+    let (nfs, mut server) = start(|_| {});
+    let (cred, link) = (Cred::root(), file());
+    let mut call = pin!(nfs.readlink(&cred, &link));
+    nfs.gather(|| begin(call.as_mut()));
+    for lost in [true, false] {
+        let mut peer = server.accept().await;
+        let seen = peer.call().await;
+        if !lost {
+            peer.answer(&seen, 0, &target(9)).await;
+            assert_eq!(call.as_mut().await.unwrap().target.as_ref(), [9]);
+            return;
+        }
     }
 }
 
