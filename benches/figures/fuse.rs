@@ -380,6 +380,7 @@ fn files(lab: &'static Lab) -> Result {
     let sshfs = bench.sshfs();
     let itself = format!("{EXPORT}/itself");
     let mut samples = [const { [const { Vec::new() }; 3] }; 3];
+    let mut synced = Vec::new();
     let [creates, lists, untars] = &mut samples;
     for round in 0..ROUNDS {
         for column in 0..3 {
@@ -407,6 +408,13 @@ fn files(lab: &'static Lab) -> Result {
                 bench.unmount("files")?;
             }
         }
+        // What closing durably costs without any network.
+        let tree = format!("{itself}/synced.{round}");
+        nas.sh(&format!("mkdir {tree}; tar -C {tree} -xf {tar}"))?;
+        synced.push(load::one(
+            nas,
+            &["copy-synced", &tree, &format!("{tree}.copy")],
+        )?);
     }
     let whats = [
         "create 2,000 files",
@@ -420,7 +428,10 @@ fn files(lab: &'static Lab) -> Result {
         report.note(what, "s", Target::TimesPeer(2.0), &own, Some(&ssh))?;
         report.note(what, "s", Target::None, &own, Some(&itself))?;
     }
-    Ok(())
+    // What bounds it: a file that was closed is durable.
+    let own = Samples::new("nfsvol", &samples[2][0]);
+    let synced = Samples::new("export directory, each file synced", &synced);
+    report.note(whats[2], "s", Target::None, &own, Some(&synced))
 }
 
 /// A worker that has nothing to do.

@@ -77,6 +77,11 @@ fn run(args: &[String]) -> Result<Vec<f64>> {
         }
         ["sync", dir, writers, count] => sync(Path::new(dir), writers.parse()?, count.parse()?),
         ["create", dir, count] => create(Path::new(dir), count.parse()?),
+        ["copy-synced", from, to] => {
+            let start = Instant::now();
+            copy_synced(Path::new(from), Path::new(to))?;
+            Ok(vec![start.elapsed().as_secs_f64()])
+        }
         ["cpu", pid, seconds] => cpu(pid.parse()?, seconds.parse()?),
         ["spent", pid] => Ok(vec![processor_time(pid.parse()?)?.as_secs_f64()]),
         ["memory", pid] => memory(pid.parse()?),
@@ -183,6 +188,23 @@ fn create(dir: &Path, count: u64) -> Result<Vec<f64>> {
         File::create_new(dir.join(format!("file.{n}")))?;
     }
     Ok(vec![start.elapsed().as_secs_f64()])
+}
+
+/// Copies a tree, with fsync of each file.
+fn copy_synced(from: &Path, to: &Path) -> Result {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_synced(&entry.path(), &to)?;
+        } else {
+            let mut file = File::create_new(to)?;
+            file.write_all(&fs::read(entry.path())?)?;
+            file.sync_all()?;
+        }
+    }
+    Ok(())
 }
 
 /// Percent of one processor that a process uses while it is left alone.
