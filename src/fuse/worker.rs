@@ -235,6 +235,7 @@ async fn rest(load: Arc<Load>) {
             (seen, rested) = (requests, false);
         } else if !rested && load.under_way.load(Ordering::Relaxed) == 0 {
             super::sys::release_memory();
+            super::sys::release_program();
             rested = true;
         }
     }
