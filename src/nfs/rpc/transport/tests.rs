@@ -497,6 +497,7 @@ async fn gathered_calls_are_sent_before_any_task_runs() {
 #[tokio::test(start_paused = true)]
 async fn gathered_calls_that_do_not_fit_are_sent_when_they_do() {
     let (nfs, mut peer) = connected().await;
+    let start = tokio::time::Instant::now();
     let (cred, file) = (Cred::root(), file());
     let data = Bytes::from(vec![7; MAX_IO as usize]);
     let mut large = pin!(nfs.write(&cred, &file, 0, data.clone(), Stable::Unstable));
@@ -517,6 +518,7 @@ async fn gathered_calls_that_do_not_fit_are_sent_when_they_do() {
         peer.answer(&seen, 0, &target(n)).await;
         assert_eq!(call.await.unwrap().target.as_ref(), [n]);
     }
+    assert!(start.elapsed().is_zero(), "only a timer sent them");
 }
 
 #[tokio::test(start_paused = true)]
