@@ -14,8 +14,10 @@ use crate::socket::serve;
 const VOLUMES: usize = 500;
 /// Volumes in one container, so that the engine's work for containers does not hide the drivers'.
 const TOGETHER: usize = 25;
-const ROUNDS: usize = 5;
-const MEGABYTES: &str = "256";
+/// Of throughput; each contender is in each place of the order equally often.
+const ROUNDS: usize = 12;
+const MEGABYTES: &str = "128";
+const PLAIN: [&str; 2] = ["/tmp/plain", "/tmp/plain-again"];
 /// What both contenders mount with.
 const OPTIONS: &str = "nolock,proto=tcp,mountproto=tcp,port=2049,mountport=20048,nosuid,nodev";
 
@@ -109,7 +111,8 @@ fn cycles(guest: &Node, driver: &str, options: Value) -> Result<Vec<f64>> {
     load::on(guest, &["docker", "/run/docker.sock", &script])
 }
 
-/// The same file through nfsvol's mount and through a plain one, in turns.
+/// Fresh files through nfsvol's mount and through two plain ones, each first, second and last in
+/// turn. The second plain mount shows by how much equals differ.
 fn throughput(lab: &'static Lab) -> Result {
     const EXPORT: &str = "/srv/kernel";
     let report = Report::of("kernel")?;
@@ -120,32 +123,56 @@ fn throughput(lab: &'static Lab) -> Result {
     calls::one(guest, Call::create("volume", &[]))?.ok()?;
     let mounted = calls::one(guest, Call::mount("volume", "bench"))?.ok()?;
     let volume = mounted["Mountpoint"].as_str().context("no mount point")?;
-    // A superblock of its own, or the kernel would hand out nfsvol's.
-    guest.sh(&format!(
-        "mkdir -p /tmp/plain {EXPORT}
-         mount -i -t nfs -o addr={ip},vers=3,nosharecache,{OPTIONS} {share}/volume /tmp/plain",
-        ip = server.ip(),
-        share = server.share(EXPORT),
-    ))?;
-    let mut rates = [const { Vec::new() }; 4];
-    for _ in 0..ROUNDS {
-        for (place, dir) in [volume, "/tmp/plain"].into_iter().enumerate() {
-            let path = format!("{dir}/{place}");
-            let rate = |seconds: f64| MEGABYTES.parse().map(|n: f64| n * 1.048_576 / seconds);
-            rates[place].push(rate(load::one(guest, &["write", &path, MEGABYTES])?)?);
-            rates[place + 2].push(rate(load::one(guest, &["read", &path])?)?);
+    // Superblocks and connections of their own, or the kernel would hand out nfsvol's.
+    for dir in PLAIN {
+        guest.sh(&format!(
+            "mkdir -p {dir}
+             mount -i -t nfs -o addr={ip},vers=3,nosharecache,{OPTIONS} {share}/volume {dir}",
+            ip = server.ip(),
+            share = server.share(EXPORT),
+        ))?;
+    }
+    let places = [volume, PLAIN[0], PLAIN[1]];
+    let mut writes = [const { Vec::new() }; 3];
+    let mut reads = [const { Vec::new() }; 3];
+    let bytes: f64 = MEGABYTES.parse::<f64>()? * 1.048_576;
+    for round in 0..=ROUNDS {
+        for turn in 0..places.len() {
+            // Both directions, so that nobody always follows the same one.
+            let place = match round % 2 {
+                0 => (round / 2 + turn) % places.len(),
+                _ => (round / 2 + places.len() - turn) % places.len(),
+            };
+            let path = format!("{}/{round}-{place}", places[place]);
+            let written = load::one(guest, &["write", &path, MEGABYTES])?;
+            let read = load::one(guest, &["read", &path])?;
+            guest.sh(&format!("rm {path}"))?;
+            // The first round warms the server and the guest up.
+            if round > 0 {
+                writes[place].push(bytes / written);
+                reads[place].push(bytes / read);
+            }
         }
     }
-    for (what, [own, plain]) in [
-        ("sequential write, fsync", [&rates[0], &rates[1]]),
-        ("sequential cold read", [&rates[2], &rates[3]]),
+    for (what, rates) in [
+        ("sequential write, fsync", &writes),
+        ("sequential cold read", &reads),
     ] {
-        report.note(
+        let [own, plain, again] = rates;
+        let plain = Samples::new("plain mount", plain);
+        report.note_rounds(
             what,
             "MB/s",
             Target::TimesPeer(0.97),
             &Samples::new("nfsvol", own),
-            Some(&Samples::new("plain mount", plain)),
+            &plain,
+        )?;
+        report.note_rounds(
+            &format!("{what}: a second plain mount"),
+            "MB/s",
+            Target::None,
+            &Samples::new("plain mount", again),
+            &plain,
         )?;
     }
     guest.power_off()?;

@@ -10,6 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use nfsvol::nfs::address::Share;
+use nfsvol::nfs::admin::{Admin, AdminSettings};
 use rustix::fs::{Advice, fadvise};
 
 use crate::lab::process::Task;
@@ -86,6 +88,7 @@ fn run(args: &[String]) -> Result<Vec<f64>> {
         ["spent", pid] => Ok(vec![processor_time(pid.parse()?)?.as_secs_f64()]),
         ["memory", pid] => memory(pid.parse()?),
         ["start", socket, body, argv @ ..] => start(socket, body, argv),
+        ["rpc", share, count] => rpc(share, count.parse()?),
         ["docker", socket, script] => crate::docker::run(socket, script),
         _ => bail!("no such load"),
     }
@@ -205,6 +208,25 @@ fn copy_synced(from: &Path, to: &Path) -> Result {
         }
     }
     Ok(())
+}
+
+/// Milliseconds of each of `count` FSSTATs, one at a time, on one connection.
+fn rpc(share: &str, count: usize) -> Result<Vec<f64>> {
+    let share: Share = share.parse()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let admin = Admin::v3(share, AdminSettings::default());
+        admin.space().await?;
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            let start = Instant::now();
+            admin.space().await?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok(times)
+    })
 }
 
 /// Percent of one processor that a process uses while it is left alone.

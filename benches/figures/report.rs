@@ -119,14 +119,37 @@ impl Report {
         measured: &Samples,
         peer: Option<&Samples>,
     ) -> Result {
-        let small_is_good = ["µs", "ms", "s", "MiB", "%"].contains(&unit);
-        let ratio = peer.map(|peer| {
-            if small_is_good {
-                peer.median / measured.median
-            } else {
-                measured.median / peer.median
-            }
-        });
+        let ratio = peer.map(|peer| better(unit, measured.median, peer.median));
+        self.put(name, unit, target, measured, peer, ratio)
+    }
+
+    /// As [`note`](Self::note), of rounds in which both had their turn: the ratio is the median of
+    /// the rounds' own, so what disturbs both in one round counts for nothing.
+    pub(crate) fn note_rounds(
+        &self,
+        name: &str,
+        unit: &str,
+        target: Target,
+        measured: &Samples,
+        peer: &Samples,
+    ) -> Result {
+        let rounds = measured.samples.iter().zip(&peer.samples);
+        let ratios: Vec<f64> = rounds
+            .map(|(own, other)| better(unit, *own, *other))
+            .collect();
+        let ratio = Some(median(&ratios));
+        self.put(name, unit, target, measured, Some(peer), ratio)
+    }
+
+    fn put(
+        &self,
+        name: &str,
+        unit: &str,
+        target: Target,
+        measured: &Samples,
+        peer: Option<&Samples>,
+        ratio: Option<f64>,
+    ) -> Result {
         let met = match target {
             Target::AtLeast(least) => Some(measured.median >= least),
             Target::AtMost(most) => Some(measured.median <= most),
@@ -151,6 +174,16 @@ impl Report {
                 .unwrap_or(0.0),
         });
         summary.write()
+    }
+}
+
+/// How many times as good `own` is as `other`.
+fn better(unit: &str, own: f64, other: f64) -> f64 {
+    let small_is_good = ["µs", "ms", "s", "MiB", "%"].contains(&unit);
+    if small_is_good {
+        other / own
+    } else {
+        own / other
     }
 }
 

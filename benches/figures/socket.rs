@@ -105,6 +105,15 @@ fn socket(lab: &'static Lab) -> Result {
             &own(&pairs),
             None,
         )?;
+        // What a call to the share takes there, whatever is asked: several make a Mount.
+        let rpcs = load::on(node, &["rpc", &server.share(EXPORT), "500"])?;
+        report.note(
+            &format!("one call to the share, {place}"),
+            "ms",
+            Target::None,
+            &own(&rpcs),
+            None,
+        )?;
     }
     machine.power_off()?;
     guest.power_off()?;
