@@ -203,6 +203,28 @@ impl Admin {
         Self(Arc::new(Inner { share, way }))
     }
 
+    /// The same, for one call of a user: the directories that it comes to are looked up once, and
+    /// stay what they were when they are renamed meanwhile (over NFSv3). So it is for calls that
+    /// notice what other hosts did by what they find *in* a directory, and it lives no longer.
+    #[must_use]
+    pub fn scoped(&self) -> Self {
+        let Way::V3(v3) = &self.0.way else {
+            return self.clone();
+        };
+        let way = Way::V3(Box::new(v3.scoped()));
+        let share = self.0.share.clone();
+        Self(Arc::new(Inner { share, way }))
+    }
+
+    /// Whether both share connections, as clones do.
+    #[must_use]
+    pub fn is_same_way(&self, other: &Self) -> bool {
+        match (&self.0.way, &other.0.way) {
+            (Way::V3(v3), Way::V3(other)) => v3.is_same(other),
+            _ => Arc::ptr_eq(&self.0, &other.0),
+        }
+    }
+
     #[must_use]
     pub fn share(&self) -> &Share {
         &self.0.share
@@ -218,11 +240,11 @@ impl Admin {
         }
     }
 
-    /// Names directories that nobody renames or replaces, such as those of the catalog's frame.
-    /// Their handles are kept, which saves looking them up each time (over NFSv3).
-    pub fn keep_handles(&self, dirs: &[SharePath]) {
+    /// Names directories and files that nobody renames or replaces, such as those of the catalog's
+    /// frame. Their handles are kept, which saves looking them up each time (over NFSv3).
+    pub fn keep_handles(&self, places: &[SharePath]) {
         if let Way::V3(v3) = &self.0.way {
-            v3.keep_handles(dirs);
+            v3.keep_handles(places);
         }
     }
 
@@ -277,6 +299,14 @@ impl Admin {
         on_share!(self, "create", path, way => way.create_new(path, contents))
     }
 
+    /// Makes a file in a directory that nobody else uses, such as one that is being made aside.
+    ///
+    /// # Errors
+    /// [`AdminErrorKind::NotFound`] without the parent.
+    pub async fn draft(&self, path: &SharePath, contents: &[u8]) -> Result<(), AdminError> {
+        on_share!(self, "create", path, way => way.draft(path, contents))
+    }
+
     /// Makes a file or replaces it as a whole: readers see the old contents or the new, also
     /// after a crash, which may leave a temporary file (see [`is_temporary`]) beside it.
     ///
@@ -329,6 +359,15 @@ impl Admin {
     /// `EISDIR` in [`AdminErrorKind::Other`] for a directory.
     pub async fn remove_file(&self, path: &SharePath) -> Result<bool, AdminError> {
         on_share!(self, "remove", path, way => way.remove_file(path))
+    }
+
+    /// As [`remove_file`](Self::remove_file) for what is known to be no directory, without a look:
+    /// some servers let root remove a directory so.
+    ///
+    /// # Errors
+    /// Those of reaching the share.
+    pub async fn unlink(&self, path: &SharePath) -> Result<bool, AdminError> {
+        on_share!(self, "remove", path, way => way.unlink_file(path))
     }
 
     /// Removes an empty directory. False when it was absent.

@@ -225,6 +225,13 @@ impl Mounted {
         .await
     }
 
+    pub(super) async fn draft(&self, path: &SharePath, contents: &[u8]) -> Outcome<()> {
+        match self.create_new(path, contents).await? {
+            Made::New(_) => Ok(()),
+            Made::Exists => Err(AdminErrorKind::Exists),
+        }
+    }
+
     pub(super) async fn write(&self, path: &SharePath, contents: &[u8]) -> Outcome<Attr> {
         let (path, contents) = (path.clone(), contents.to_vec());
         self.run(move |root| {
@@ -286,6 +293,10 @@ impl Mounted {
 
     pub(super) async fn remove_file(&self, path: &SharePath) -> Outcome<bool> {
         self.remove(path, AtFlags::empty()).await
+    }
+
+    pub(super) async fn unlink_file(&self, path: &SharePath) -> Outcome<bool> {
+        self.remove_file(path).await
     }
 
     pub(super) async fn remove_dir(&self, path: &SharePath) -> Outcome<bool> {

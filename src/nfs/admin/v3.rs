@@ -10,7 +10,9 @@
 //! Paths are walked by LOOKUP, component by component. Handles of directories are kept only for
 //! the places named by [`keep_handles`](super::Admin::keep_handles), which nobody renames: a
 //! handle stays valid when its directory is renamed by another host, and would then quietly
-//! lead to the wrong place.
+//! lead to the wrong place. One call of a user may keep what it found for itself
+//! ([`scoped`](super::Admin::scoped)): for it a directory is then what it was when the call came
+//! to it, as if it had been opened.
 
 mod dir;
 mod ops;
@@ -48,6 +50,14 @@ const OF: u32 = 5;
 
 #[derive(Debug)]
 pub(super) struct V3 {
+    shared: Arc<Shared>,
+    /// The handles that one user of [`scoped`](Self::scoped) has found.
+    own: Option<Mutex<HashMap<SharePath, nfs_fh3>>>,
+}
+
+/// What all users of a share's admin path share.
+#[derive(Debug)]
+struct Shared {
     share: Share,
     settings: AdminSettings,
     breaker: Breaker,
@@ -78,7 +88,7 @@ struct Route {
 
 impl V3 {
     pub(super) fn new(share: Share, settings: AdminSettings, breaker: Breaker) -> Self {
-        Self {
+        let shared = Shared {
             share,
             breaker,
             credential: credential(),
@@ -87,40 +97,65 @@ impl V3 {
             settings,
             reaching: tokio::sync::Mutex::default(),
             state: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            own: None,
         }
     }
 
-    pub(super) fn rpc_count(&self) -> u64 {
-        self.meter.count()
+    /// The same share and connections, with a memory of its own for the directories it comes to.
+    pub(super) fn scoped(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            own: Some(Mutex::default()),
+        }
     }
 
-    pub(super) fn keep_handles(&self, dirs: &[SharePath]) {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    fn own(&self) -> Option<MutexGuard<'_, HashMap<SharePath, nfs_fh3>>> {
+        let own = self.own.as_ref()?;
+        Some(own.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn rpc_count(&self) -> u64 {
+        self.shared.meter.count()
+    }
+
+    pub(super) fn keep_handles(&self, places: &[SharePath]) {
         let mut state = self.state();
-        for dir in dirs.iter().filter(|dir| !dir.is_root()) {
-            state.handles.entry(dir.clone()).or_default();
+        for place in places.iter().filter(|place| !place.is_root()) {
+            state.handles.entry(place.clone()).or_default();
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs an operation within the deadline and the limit on connections.
     async fn within<T>(&self, operation: impl Future<Output = Outcome<T>>) -> Outcome<T> {
         let limited = async {
             let _slot = self
+                .shared
                 .slots
                 .acquire()
                 .await
                 .map_err(|_| AdminErrorKind::Busy)?;
             operation.await
         };
-        match timeout(self.settings.op_deadline, limited).await {
+        match timeout(self.shared.settings.op_deadline, limited).await {
             Ok(result) => result,
             Err(_) => {
                 // The next operation greets the server anew, so its silence is told as such.
                 self.set_route(None);
-                Err(AdminErrorKind::TimedOut(self.settings.op_deadline))
+                Err(AdminErrorKind::TimedOut(self.shared.settings.op_deadline))
             }
         }
     }
@@ -145,7 +180,7 @@ impl V3 {
             .route
             .as_ref()
             .is_some_and(|now| Arc::ptr_eq(now, route));
-        if current && state.idle.len() < self.settings.max_connections {
+        if current && state.idle.len() < self.shared.settings.max_connections {
             state.idle.push((Instant::now(), wire));
         }
     }
@@ -166,22 +201,23 @@ impl V3 {
         if let Some(idle) = self.idle_wire() {
             return Ok(idle);
         }
-        let _alone = self.reaching.lock().await;
-        let within = self.settings.op_deadline * REACH_SHARE / OF;
+        let _alone = self.shared.reaching.lock().await;
+        let within = self.shared.settings.op_deadline * REACH_SHARE / OF;
         let known = self.state().route.clone();
         if let Some(route) = known {
-            if let Ok(wire) = Wire::dial(route.nfs, true, within / 2, &self.meter).await {
+            if let Ok(wire) = Wire::dial(route.nfs, true, within / 2, &self.shared.meter).await {
                 return Ok((route, wire));
             }
             self.set_route(None);
         }
         let ports = Ports {
-            nfs: self.settings.nfs_port,
-            mount: self.settings.mount_port,
+            nfs: self.shared.settings.nfs_port,
+            mount: self.shared.settings.mount_port,
         };
         let contact = self
+            .shared
             .breaker
-            .run(reach(&self.share, ports, within, &self.meter))
+            .run(reach(&self.shared.share, ports, within, &self.shared.meter))
             .await
             .map_err(AdminErrorKind::Reach)?;
         let reached = contact.reached;
@@ -189,7 +225,7 @@ impl V3 {
         let Some(root) = contact.root else {
             return Err(AdminErrorKind::Reach(reached.v3_error.unwrap_or_else(
                 || ReachError {
-                    share: self.share.to_string(),
+                    share: self.shared.share.to_string(),
                     step: Step::Null,
                     addr: Some(nfs),
                     cause: Cause::Version { low: 4, high: 4 },
@@ -210,9 +246,13 @@ impl V3 {
 
     /// The kept handle that leads furthest towards `path`.
     fn kept_handle(&self, path: &SharePath) -> Option<(SharePath, nfs_fh3)> {
+        let own = self.own();
         let state = self.state();
         let mut place = path.clone();
         while !place.is_root() {
+            if let Some(handle) = own.as_ref().and_then(|own| own.get(&place)) {
+                return Some((place, handle.clone()));
+            }
             match state.handles.get(&place) {
                 Some(Some((since, handle))) if since.elapsed() < HANDLE_AGE => {
                     return Some((place, handle.clone()));
@@ -223,10 +263,26 @@ impl V3 {
         None
     }
 
+    /// The kept handle of `path` itself.
+    fn handle_of(&self, path: &SharePath) -> Option<nfs_fh3> {
+        let (place, handle) = self.kept_handle(path)?;
+        (place == *path).then_some(handle)
+    }
+
     fn keep_handle(&self, path: &SharePath, handle: &nfs_fh3) {
-        if let Some(slot) = self.state().handles.get_mut(path) {
-            *slot = Some((Instant::now(), handle.clone()));
+        if !self.keep_in_frame(path, handle)
+            && let Some(mut own) = self.own()
+        {
+            own.insert(path.clone(), handle.clone());
         }
+    }
+
+    /// Keeps the handle if the place is one of [`keep_handles`](Self::keep_handles).
+    fn keep_in_frame(&self, path: &SharePath, handle: &nfs_fh3) -> bool {
+        let mut state = self.state();
+        let slot = state.handles.get_mut(path);
+        slot.map(|slot| *slot = Some((Instant::now(), handle.clone())))
+            .is_some()
     }
 
     /// Forgets the handles of what lies at or below `path`.
@@ -235,6 +291,9 @@ impl V3 {
             if place.starts_with(path) {
                 *slot = None;
             }
+        }
+        if let Some(mut own) = self.own() {
+            own.retain(|place, _| !place.starts_with(path));
         }
     }
 
@@ -297,6 +356,10 @@ impl V3 {
         on_session!(self, session => session.create_new(path, contents, verifier))
     }
 
+    pub(super) async fn draft(&self, path: &SharePath, contents: &[u8]) -> Outcome<()> {
+        on_session!(self, session => session.draft(path, contents))
+    }
+
     pub(super) async fn write(&self, path: &SharePath, contents: &[u8]) -> Outcome<Attr> {
         on_session!(self, session => session.write(path, contents))
     }
@@ -320,6 +383,10 @@ impl V3 {
 
     pub(super) async fn remove_file(&self, path: &SharePath) -> Outcome<bool> {
         on_session!(self, session => session.remove_file(path))
+    }
+
+    pub(super) async fn unlink_file(&self, path: &SharePath) -> Outcome<bool> {
+        on_session!(self, session => session.unlink_file(path))
     }
 
     pub(super) async fn remove_dir(&self, path: &SharePath) -> Outcome<bool> {

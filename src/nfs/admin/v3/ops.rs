@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::session::{Effect, Fault, Session, checked, entry};
 use super::{AdminErrorKind, Attr, DirEntry, Kind, Made, Outcome, SharePath, Space, present};
-use crate::nfs::admin::{FILE_MODE, MAX_ENTRIES, random, temporary_name};
+use crate::nfs::admin::{FILE_MODE, MAX_ENTRIES, temporary_name};
 
 impl Session<'_> {
     pub(super) async fn attr(&mut self, path: &SharePath) -> Outcome<Option<Attr>> {
@@ -49,6 +49,7 @@ impl Session<'_> {
             }
             Nfs3Option::None => self.lookup(&dir, path.name().as_bytes()).await?,
         };
+        self.v3.keep_handle(path, &handle);
         if mode & !attr.mode == 0 {
             return Ok(Made::New(attr));
         }
@@ -115,6 +116,13 @@ impl Session<'_> {
         }
     }
 
+    pub(super) async fn draft(&mut self, path: &SharePath, contents: &[u8]) -> Outcome<()> {
+        let dir = self.dir(&path.parent()).await?;
+        let file = self.create_alone(&dir, path.name().as_bytes()).await?;
+        self.write_all(&file, contents).await?;
+        Ok(())
+    }
+
     pub(super) async fn write(&mut self, path: &SharePath, contents: &[u8]) -> Outcome<Attr> {
         if path.is_root() {
             return Err(AdminErrorKind::Exists);
@@ -122,10 +130,8 @@ impl Session<'_> {
         let dir = self.dir(&path.parent()).await?;
         let temporary = temporary_name()?;
         let name = temporary.as_bytes();
-        let Some(file) = self.create(&dir, name, random()?).await? else {
-            return Err(AdminErrorKind::Exists);
-        };
-        let written = match self.fill(&file, contents).await {
+        let file = self.create_alone(&dir, name).await?;
+        let written = match self.put_contents(&file, contents).await {
             Ok(attr) => {
                 self.put_in_place(&dir, name, path.name().as_bytes(), attr)
                     .await
@@ -160,15 +166,21 @@ impl Session<'_> {
         path: &SharePath,
         limit: usize,
     ) -> Outcome<Option<Vec<u8>>> {
-        let Some((file, attr)) = present(self.object(path).await)? else {
-            return Ok(None);
+        let file = match self.v3.handle_of(path) {
+            Some(file) => file,
+            None => {
+                let Some((file, attr)) = present(self.object(path).await)? else {
+                    return Ok(None);
+                };
+                match attr.kind {
+                    Kind::File => {}
+                    Kind::Symlink => return Err(AdminErrorKind::Symlink),
+                    Kind::Dir => return Err(Errno::ISDIR.into()),
+                    Kind::Other => return Err(Errno::INVAL.into()),
+                }
+                file
+            }
         };
-        match attr.kind {
-            Kind::File => {}
-            Kind::Symlink => return Err(AdminErrorKind::Symlink),
-            Kind::Dir => return Err(Errno::ISDIR.into()),
-            Kind::Other => return Err(Errno::INVAL.into()),
-        }
         let mut contents = Vec::new();
         loop {
             let room = u32::try_from(limit - contents.len()).unwrap_or(u32::MAX);
@@ -236,6 +248,16 @@ impl Session<'_> {
             Some((_, attr)) if attr.kind == Kind::Dir => Err(Errno::ISDIR.into()),
             Some(_) => self.unlink(&dir, name).await,
         }
+    }
+
+    pub(super) async fn unlink_file(&mut self, path: &SharePath) -> Outcome<bool> {
+        if path.is_root() {
+            return Err(AdminErrorKind::Busy);
+        }
+        let Some(dir) = present(self.dir(&path.parent()).await)? else {
+            return Ok(false);
+        };
+        self.unlink(&dir, path.name().as_bytes()).await
     }
 
     pub(super) async fn remove_dir(&mut self, path: &SharePath) -> Outcome<bool> {
@@ -306,6 +328,19 @@ impl Session<'_> {
         }
     }
 
+    /// Makes a file under a name that nobody else uses, so the call may be repeated, and needs no
+    /// verifier that would have to be taken out of the attributes again.
+    async fn create_alone(&mut self, dir: &nfs_fh3, name: &[u8]) -> Outcome<nfs_fh3> {
+        let how = createhow3::UNCHECKED(sattr3 {
+            mode: Nfs3Option::Some(FILE_MODE),
+            ..sattr3::default()
+        });
+        match self.create_call(dir, name, how, Effect::Repeatable).await? {
+            Nfs3Option::Some(handle) => checked(handle),
+            Nfs3Option::None => Ok(self.lookup(dir, name).await?.0),
+        }
+    }
+
     async fn create_call(
         &mut self,
         dir: &nfs_fh3,
@@ -327,7 +362,26 @@ impl Session<'_> {
     /// Gives a new file its contents, mode and times. An exclusive CREATE left its verifier in
     /// the attributes, so they are always set.
     async fn fill(&mut self, file: &nfs_fh3, contents: &[u8]) -> Outcome<Attr> {
-        let mut written = 0;
+        self.write_all(file, contents).await?;
+        let attributes = sattr3 {
+            mode: Nfs3Option::Some(FILE_MODE),
+            atime: set_atime::SET_TO_SERVER_TIME,
+            mtime: set_mtime::SET_TO_SERVER_TIME,
+            ..sattr3::default()
+        };
+        self.setattr(file, attributes).await
+    }
+
+    /// Gives a new file its contents.
+    async fn put_contents(&mut self, file: &nfs_fh3, contents: &[u8]) -> Outcome<Attr> {
+        let after = self.write_all(file, contents).await?;
+        self.attr_or_ask(after, file).await
+    }
+
+    /// Writes from the beginning, onto stable storage; the attributes afterwards, if the server
+    /// tells.
+    async fn write_all(&mut self, file: &nfs_fh3, contents: &[u8]) -> Outcome<Nfs3Option<fattr3>> {
+        let (mut written, mut after) = (0, Nfs3Option::None);
         while written < contents.len() {
             let most = (contents.len() - written).min(self.route.write as usize);
             let part = &contents[written..written + most];
@@ -354,14 +408,9 @@ impl Session<'_> {
                 ));
             }
             written += done.count as usize;
+            after = done.file_wcc.after;
         }
-        let attributes = sattr3 {
-            mode: Nfs3Option::Some(FILE_MODE),
-            atime: set_atime::SET_TO_SERVER_TIME,
-            mtime: set_mtime::SET_TO_SERVER_TIME,
-            ..sattr3::default()
-        };
-        self.setattr(file, attributes).await
+        Ok(after)
     }
 
     async fn setattr(&mut self, handle: &nfs_fh3, new_attributes: sattr3) -> Outcome<Attr> {

@@ -133,7 +133,7 @@ impl<'a> Session<'a> {
                 None => self.reconnect().await?,
             };
             let reply: Result<Nfs3Result<T, E>, _> =
-                wire.call(number, &self.v3.credential, args).await;
+                wire.call(number, &self.v3.shared.credential, args).await;
             match reply {
                 Ok(result) => {
                     self.wire = Some(wire);
@@ -195,7 +195,16 @@ impl<'a> Session<'a> {
             return Ok((root, attr));
         }
         let dir = self.dir(&path.parent()).await?;
-        self.lookup(&dir, path.name().as_bytes()).await
+        let found = self.lookup(&dir, path.name().as_bytes()).await?;
+        match found.1.kind {
+            Kind::Dir => self.v3.keep_handle(path, &found.0),
+            // A file is often replaced, so only those that never are count.
+            Kind::File => {
+                self.v3.keep_in_frame(path, &found.0);
+            }
+            Kind::Symlink | Kind::Other => {}
+        }
+        Ok(found)
     }
 
     pub(super) async fn lookup(&mut self, dir: &nfs_fh3, name: &[u8]) -> Outcome<(nfs_fh3, Attr)> {

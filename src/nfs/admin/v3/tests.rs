@@ -369,12 +369,16 @@ async fn repeated_operations_cost_few_calls() {
     let volume = frame[1].join("db");
     assert_eq!(
         lab.rpcs(admin.mkdir(&volume, 0o755)).await.0,
-        2,
-        "LOOKUP and MKDIR"
+        1,
+        "MKDIR: that of volumes/ brought its handle"
     );
     let record = volume.join("record.json");
     assert_eq!(lab.rpcs(admin.attr(&volume)).await.0, 1, "LOOKUP");
-    assert_eq!(lab.rpcs(admin.write(&record, b"{}")).await.0, 5);
+    assert_eq!(
+        lab.rpcs(admin.write(&record, b"{}")).await.0,
+        4,
+        "LOOKUP, CREATE, WRITE, RENAME"
+    );
     assert_eq!(
         lab.rpcs(admin.read(&record, 100)).await.0,
         3,
@@ -386,6 +390,33 @@ async fn repeated_operations_cost_few_calls() {
         3,
         "LOOKUP, LOOKUP, SETATTR"
     );
+    // One call of a user looks a directory up once.
+    let scoped = admin.scoped();
+    assert_eq!(lab.rpcs(scoped.read(&record, 100)).await.0, 3);
+    assert_eq!(lab.rpcs(scoped.list(&volume)).await.0, 1, "READDIRPLUS");
+    assert_eq!(lab.rpcs(scoped.attr(&record)).await.0, 1, "LOOKUP");
+    assert_eq!(lab.rpcs(admin.list(&volume)).await.0, 2, "not anybody else");
+}
+
+#[tokio::test]
+async fn what_a_call_has_found_is_left_behind_when_it_is_renamed_or_gone() {
+    let Some(lab) = lab().await else { return };
+    let (v, w) = (at("v"), at("w"));
+    lab.admin.mkdir(&v, 0o755).await.unwrap();
+    lab.admin.write(&v.join("a"), b"1").await.unwrap();
+    let scoped = lab.admin.scoped();
+    assert!(scoped.attr(&v.join("a")).await.unwrap().is_some());
+    // Its own renames count at once.
+    scoped.rename(&v, &w).await.unwrap();
+    assert!(scoped.attr(&v.join("a")).await.unwrap().is_none());
+    assert!(scoped.attr(&w.join("a")).await.unwrap().is_some());
+    // What others removed is looked up anew.
+    lab.admin.remove_tree(&w, &|| true).await.unwrap();
+    assert!(scoped.attr(&w.join("a")).await.unwrap().is_none());
+    lab.admin.mkdir(&w, 0o755).await.unwrap();
+    lab.admin.write(&w.join("a"), b"2").await.unwrap();
+    let contents = scoped.read(&w.join("a"), 100).await.unwrap();
+    assert_eq!(contents.as_deref(), Some(&b"2"[..]));
 }
 
 #[tokio::test]
