@@ -32,7 +32,7 @@ pub use self::adopt::Adopted;
 pub use self::create::Creation;
 pub use self::error::CatalogError;
 pub(crate) use self::layout::{frame, rfc3339};
-use self::local::{Copy, LocalCopy};
+use self::local::{Copy, LocalCopy, Stamp};
 pub use self::sync::Changes;
 pub use self::trash::{TrashEntry, Trashed};
 use crate::files::write_durably;
@@ -192,7 +192,36 @@ impl Catalog {
             // Not there, if this is the share that the copy is of.
             self.verify(home).await?;
         }
-        self.note(name, record).await
+        self.note(name, record, None).await
+    }
+
+    /// As [`fetch`](Self::fetch), but reads the record only if the volume's directory has changed
+    /// since that was done last.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub async fn revalidate(
+        &self,
+        home: &Admin,
+        name: &VolumeName,
+    ) -> Result<Option<Arc<Record>>, CatalogError> {
+        if self.is_only_here(name) {
+            return Ok(self.get(name));
+        }
+        // Seen before the record is read, so never newer than it.
+        let Some(attr) = home.attr(&layout::volume(name)).await? else {
+            return self.fetch(home, name).await;
+        };
+        let stamp = Some(Stamp::from(&attr));
+        match self.copies.get(name).filter(|copy| copy.stamp == stamp) {
+            Some(copy) => Ok(Some(copy.record)),
+            None => {
+                let Some(record) = share::read(home, name).await? else {
+                    return self.fetch(home, name).await;
+                };
+                self.note(name, Some(record), stamp).await
+            }
+        }
     }
 
     /// Puts into the local copy what a share that was just recognised holds under a name.
@@ -200,25 +229,24 @@ impl Catalog {
         &self,
         name: &VolumeName,
         record: Option<Record>,
+        stamp: Option<Stamp>,
     ) -> Result<Option<Arc<Record>>, CatalogError> {
         let record = record.map(Arc::new);
         match &record {
-            Some(record) => self.keep(record.clone()).await?,
+            Some(record) => self.keep(record.clone(), stamp).await?,
             None => self.forget(name).await?,
         }
         Ok(record)
     }
 
     /// Puts a record of the home share into the local copy.
-    async fn keep(&self, record: Arc<Record>) -> Result<(), CatalogError> {
+    async fn keep(&self, record: Arc<Record>, stamp: Option<Stamp>) -> Result<(), CatalogError> {
         let known = self.copies.get(&record.name);
-        if known.as_ref().is_some_and(|copy| copy.record == record) {
+        let same = |copy: &Copy| copy.record == record && (stamp.is_none() || copy.stamp == stamp);
+        if known.as_ref().is_some_and(same) {
             return Ok(());
         }
-        let copy = Copy {
-            record,
-            stamp: None,
-        };
+        let copy = Copy { record, stamp };
         tokio::task::block_in_place(|| self.copies.put(copy))
             .map_err(CatalogError::state("writing a record"))
     }
@@ -245,22 +273,12 @@ impl Catalog {
         Ok(())
     }
 
-    /// Finds out whether a removal would succeed, before anything has changed.
+    /// Finds out whether a share would take a removed volume, before anything has changed.
     ///
     /// # Errors
     /// What a share answered that is away, read-only or full.
-    pub async fn try_removal(
-        home: Option<&Admin>,
-        on: &Admin,
-        record: &Record,
-    ) -> Result<(), CatalogError> {
-        if let Some(home) = home {
-            if on.share() != home.share() {
-                trash::try_out(on, record).await?;
-            }
-            trash::try_out(home, record).await?;
-        }
-        Ok(())
+    pub async fn try_removal(on: &Admin, record: &Record) -> Result<(), CatalogError> {
+        trash::try_out(on, record).await
     }
 
     /// Removes a volume; its data goes where `on_remove` says. Returns the trash entry to purge at
@@ -291,7 +309,10 @@ impl Catalog {
                 let entry = match share::removal(home, &record).await? {
                     Some(entry) => entry,
                     None => {
-                        Self::try_removal(Some(home), on, &record).await?;
+                        if on.share() != home.share() {
+                            trash::try_out(on, &record).await?;
+                        }
+                        trash::try_out(home, &record).await?;
                         share::begin_removal(home, &self.host, &record).await?
                     }
                 };
@@ -372,7 +393,7 @@ impl Catalog {
         if self.home.is_some() {
             trash::restore_record(home, entry, &record).await?;
             fail::fail_point!("restore.record", |_| crate::failpoint::die());
-            self.keep(record.clone()).await?;
+            self.keep(record.clone(), None).await?;
         } else {
             let copy = Copy {
                 record: record.clone(),

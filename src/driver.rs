@@ -47,7 +47,7 @@ use self::shares::{Contact, Shares};
 use crate::catalog::{Catalog, CatalogError, Creation, Known};
 use crate::config::Config;
 use crate::fuse::{Fence, FuseOptions};
-use crate::mount::MountOptions;
+use crate::mount::{MountError, MountOptions};
 use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::Admin;
 use crate::plugin::Calls;
@@ -153,6 +153,24 @@ impl Driver {
         }
     }
 
+    /// The admin path to the home share for one call.
+    async fn scoped_home(&self) -> Result<Option<Admin>, DriverError> {
+        Ok(self.home().await?.map(|home| home.scoped()))
+    }
+
+    /// The admin path to the share of a volume's data for the same call.
+    async fn scoped_data(
+        &self,
+        home: Option<&Admin>,
+        options: &VolumeOptions,
+    ) -> Result<Admin, DriverError> {
+        let on = self.data_admin(options).await?;
+        Ok(match home.filter(|home| home.is_same_way(&on)) {
+            Some(home) => home.clone(),
+            None => on.scoped(),
+        })
+    }
+
     /// The admin path to the share of a volume's data.
     async fn data_admin(&self, options: &VolumeOptions) -> Result<Admin, DriverError> {
         let share = self.catalog.share_of(options)?;
@@ -215,8 +233,8 @@ impl Driver {
     ) -> Result<Creation, DriverError> {
         self.check_options(name, &options)?;
         let _lock = self.locks.lock(name).await;
-        let home = self.home().await?;
-        let on = self.data_admin(&options).await?;
+        let home = self.scoped_home().await?;
+        let on = self.scoped_data(home.as_ref(), &options).await?;
         let default = self.config.on_remove;
         let creation = self
             .catalog
@@ -333,13 +351,24 @@ impl Driver {
         let contact = self.contact(share, &record.options);
         let reached = contact.reach().await?;
         let on = self.admin(&contact).await?;
-        Catalog::ready(&on, record).await?;
+        // The kernel looks for the data directory anyway, and says whether it is there.
+        if self.paths.choose_for(record)?.path == DataPath::Fuse {
+            Catalog::ready(&on, record).await?;
+        }
         fail::fail_point!("mount.ready", |_| crate::failpoint::die());
         let options = self.mount_options(&record.options);
-        let attached = self
-            .paths
-            .attach(record, share, &reached, options, fence, deadline)
-            .await;
+        let attach = || {
+            let options = options.clone();
+            self.paths
+                .attach(record, share, &reached, options, fence, deadline)
+        };
+        let attached = match attach().await {
+            Err(DriverError::Mount(MountError::DataDirMissing { .. })) => {
+                Catalog::ready(&on, record).await?;
+                attach().await
+            }
+            attached => attached,
+        };
         let how = attached.inspect_err(|_| contact.doubt())?;
         fail::fail_point!("mount.attached", |_| crate::failpoint::die());
         let mountpoint = how.mountpoint.clone();
@@ -368,8 +397,8 @@ impl Driver {
         };
         let name = record.name.clone();
         let fetch = async {
-            let home = self.admin(&contact).await?;
-            Ok::<_, DriverError>((self.catalog.fetch(&home, &name).await?, home))
+            let home = self.admin(&contact).await?.scoped();
+            Ok::<_, DriverError>((self.catalog.revalidate(&home, &name).await?, home))
         };
         let fetched = if *share == contact.share {
             fetch.await
@@ -414,8 +443,9 @@ impl Driver {
 
     async fn remove_volume(&self, name: &VolumeName) -> Result<(), DriverError> {
         let _lock = self.locks.lock(name).await;
-        let home = self.home().await?;
+        let home = self.scoped_home().await?;
         let known = match &home {
+            // What may be deleted is asked of the share, whatever the local copy says.
             Some(home) => self.catalog.fetch(home, name).await?,
             None => self.catalog.get(name),
         };
@@ -425,12 +455,13 @@ impl Driver {
             .remove(name);
         let Some(record) = known else { return Ok(()) };
         self.check_free(&record).await?;
-        let on = self.data_admin(&record.options).await?;
+        let on = self.scoped_data(home.as_ref(), &record.options).await?;
         // Also without an attachment: a Mount that a crash interrupted may have left a mount.
         self.paths.detach(name, self.config.flush_wait).await?;
         self.attachments.retain(name, |_| false);
         fail::fail_point!("remove.detached", |_| crate::failpoint::die());
         self.let_go(name).await;
+        self.cluster.changed.notify_one();
         self.begin_removal(home.as_ref(), &on, &record).await?;
         let entry = self.catalog.remove(home.as_ref(), &on, &record).await?;
         fail::fail_point!("remove.forgotten", |_| crate::failpoint::die());

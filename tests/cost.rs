@@ -46,6 +46,11 @@ fn main() -> ExitCode {
             ),
             trial("calls_cost_a_bounded_number", needs, each_call),
             trial(
+                "a_mount_costs_a_bounded_number",
+                &[Part::Ganesha, Part::Guest],
+                mounts,
+            ),
+            trial(
                 "a_minute_at_rest_costs_30_calls_with_3_and_300_hosts",
                 needs,
                 a_minute,
@@ -74,7 +79,11 @@ impl Host {
         poll: Duration,
     ) -> Result<Self> {
         let proxy = Proxy::start(lab, &format!("{name}-way"), &server.ip(), &PORTS)?;
-        let node: &'static Node = Box::leak(Box::new(Node::machine(lab, name)?));
+        Self::on(Node::machine(lab, name)?, proxy, export, poll)
+    }
+
+    fn on(node: Node, proxy: Proxy, export: &str, poll: Duration) -> Result<Self> {
+        let node: &'static Node = Box::leak(Box::new(node));
         let share = format!("{}:{export}", proxy.ip());
         // A host that never looks renews its session as rarely.
         let session = if poll > POLL * 100 { "1h" } else { "30s" };
@@ -309,10 +318,10 @@ fn each_call(lab: &'static Lab) -> Result {
         Ok(())
     })?;
     for (what, calls, most) in [
-        ("Create", &create, 14),
-        ("Create of what exists", &again, 8),
-        ("Remove", &remove, 31),
-        ("Get of what is absent", &absent, 4),
+        ("Create", &create, 11),
+        ("Create of what exists", &again, 6),
+        ("Remove", &remove, 13),
+        ("Get of what is absent", &absent, 3),
     ] {
         println!("{what}: {} RPCs {calls:?}", sum(calls));
         ensure!(sum(calls) <= most, "{what}: more than {most}: {calls:?}");
@@ -323,4 +332,45 @@ fn each_call(lab: &'static Lab) -> Result {
     }
     host.nfsvol.process().stop().context("stopping")?;
     Ok(())
+}
+
+/// On an attached share, through the kernel's client, whose own calls are counted as well.
+fn mounts(lab: &'static Lab) -> Result {
+    const VOLUMES: u64 = 10;
+    let _alone = alone()?;
+    let nas = server(lab, "mounts-nas", "/srv/mounts")?;
+    let proxy = Proxy::start(lab, "mounts-way", &nas.ip(), &PORTS)?;
+    let hour = Duration::from_secs(3600);
+    let host = Host::on(Node::guest(lab, "mounts")?, proxy, "/srv/mounts", hour)?;
+    let all = |calls: &[Call]| -> Result {
+        for answer in calls::all(host.node, calls)? {
+            answer.ok()?;
+        }
+        Ok(())
+    };
+    let numbers = || 0..VOLUMES;
+    let named = |make: fn(&str) -> Call| -> Vec<Call> {
+        numbers().map(|n| make(&format!("v{n}"))).collect()
+    };
+    all(&named(|name| Call::create(name, &[])))?;
+    host.ok(Call::create("holder", &[]))?;
+    host.ok(Call::mount("holder", "x"))?;
+    thread::sleep(2 * SETTLED);
+    let mounted = host.counted(|| all(&named(|name| Call::mount(name, "x"))))?;
+    // What holds them is told the other hosts some seconds later.
+    thread::sleep(3 * SETTLED);
+    let unmounted = host.counted(|| {
+        all(&named(|name| Call::unmount(name, "x")))?;
+        thread::sleep(SETTLED);
+        Ok(())
+    })?;
+    println!("of {VOLUMES}: Mount {mounted:?}, Unmount {unmounted:?}");
+    ensure!(sum(&mounted) <= 12 * VOLUMES, "Mount: {mounted:?}");
+    // At most one document for each, and fewer when they come within a moment.
+    ensure!(sum(&unmounted) <= 5 * VOLUMES + 5, "Unmount: {unmounted:?}");
+    // The server is probed once for all that come within five seconds.
+    let probes = mounted.get(&(MOUNT, 1)).copied().unwrap_or(0);
+    ensure!(probes <= 1 + VOLUMES / 3, "Mount: {mounted:?}");
+    host.nfsvol.process().stop().context("stopping")?;
+    host.node.power_off()
 }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::share::{self, Published};
-use super::{Catalog, CatalogError, Copy, data, layout, trash};
+use super::{Catalog, CatalogError, Copy, Stamp, data, layout, trash};
 use crate::nfs::admin::Admin;
 use crate::volume::record::FORMAT;
 use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
@@ -74,7 +74,8 @@ impl Catalog {
         for _ in 0..CREATE_TRIES {
             let existing = match home {
                 Some(home) if !self.is_only_here(name) => {
-                    self.note(name, share::read(home, name).await?).await?
+                    self.note(name, share::read(home, name).await?, None)
+                        .await?
                 }
                 _ => self.get(name),
             };
@@ -198,14 +199,27 @@ impl Catalog {
         record: &mut Record,
         prepared: bool,
     ) -> Result<(), CatalogError> {
-        if prepared {
-            let made = match data::place(on, record).await? {
+        // How the volume's directory looks now, so that nobody has to read the record again.
+        let stamp = async {
+            let attr = home?.attr(&layout::volume(&record.name)).await;
+            attr.ok()?.as_ref().map(Stamp::from)
+        };
+        let place = async {
+            match prepared {
+                true => data::place(on, record).await.map(Some),
+                false => Ok(None),
+            }
+        };
+        let (mut stamp, placed) = tokio::join!(stamp, place);
+        if let Some(placed) = placed? {
+            let made = match placed {
                 data::Placed::There => record.made,
                 data::Placed::Remade(fileid) => Some(fileid),
                 data::Placed::Found => None,
             };
             if made != record.made {
                 record.made = made;
+                stamp = None;
                 if let Some(home) = home {
                     share::rewrite(home, record).await?;
                 }
@@ -214,7 +228,7 @@ impl Catalog {
         fail::fail_point!("create.placed", |_| crate::failpoint::die());
         let copy = Copy {
             record: Arc::new(record.clone()),
-            stamp: None,
+            stamp,
         };
         let copies = if home.is_some() {
             &self.copies

@@ -228,10 +228,14 @@ pub(super) async fn move_away(
     let Some(made) = record.made else {
         return Ok(false);
     };
-    // Left over from a crash before the directory was put in place.
-    discard_prepared(admin, &record.id).await;
-    match admin.attr(&record.data_dir).await? {
-        Some(attr) if attr.fileid == made && attr.kind == Kind::Dir => {}
+    let there = admin.attr(&record.data_dir).await?;
+    let is_made = |attr: Attr| attr.fileid == made && attr.kind == Kind::Dir;
+    if !there.is_some_and(is_made) {
+        // Left over from a crash before the directory was put in place.
+        discard_prepared(admin, &record.id).await;
+    }
+    match there {
+        Some(attr) if is_made(attr) => {}
         Some(_) => {
             tracing::warn!(volume = %record.name, path = %record.data_dir,
                 "the data directory is not the one that was made for the volume: left in place");

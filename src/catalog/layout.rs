@@ -67,9 +67,9 @@ pub(super) fn as_own_aside(name: &str) -> Option<SharePath> {
     is_id.then(|| own_aside(id))
 }
 
-/// The directories that are made once and that nobody renames or replaces.
-pub(crate) fn frame() -> [SharePath; 4] {
-    [own(), volumes(), trash(), tmp()]
+/// What is made once and what nobody renames or replaces.
+pub(crate) fn frame() -> [SharePath; 5] {
+    [own(), format_file(), volumes(), trash(), tmp()]
 }
 
 pub(super) fn format_file() -> SharePath {

@@ -1,8 +1,9 @@
 //! The durable local copy: one file a record in a directory of the state directory, and all of
 //! them in memory.
 //!
-//! Invariants: memory never shows what the disk does not hold, a file is replaced whole (temporary
-//! file, fsync, rename), and a file that cannot be read keeps its volume from being called absent.
+//! Invariants: memory never shows a record that the disk does not hold, a file is replaced whole
+//! (temporary file, fsync, rename), and a file that cannot be read keeps its volume from being
+//! called absent. A stamp on disk may be an older one; then the record is read once more.
 
 use std::collections::HashMap;
 use std::fs;
@@ -123,17 +124,17 @@ impl LocalCopy {
             .len()
     }
 
-    /// Writes a record; it is durable when this returns. Blocks: call it off the async threads.
+    /// Writes a record, if it is a new one; it is durable when this returns. Blocks: call it off the async threads.
     ///
     /// # Errors
     /// Any error of the file system (a full disk: ENOSPC); the old record then still stands.
     pub(super) fn put(&self, copy: Copy) -> io::Result<()> {
         let name = copy.record.name.clone();
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.get(&name).is_some_and(|old| old == copy) {
-            return Ok(());
+        let same_record = |old: Copy| old.record == copy.record;
+        if !self.get(&name).is_some_and(same_record) {
+            write_durably(&self.file(&name), &serde_json::to_vec_pretty(&copy)?)?;
         }
-        write_durably(&self.file(&name), &serde_json::to_vec_pretty(&copy)?)?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.unreadable.remove(&name);
         known.copies.insert(name, copy);

@@ -124,9 +124,7 @@ pub(super) async fn publish(admin: &Admin, record: &Record) -> Result<Published,
     let new = layout::tmp().join(&record.id);
     admin.mkdir(&new, DIR_MODE).await?;
     fail::fail_point!("create.drafted", |_| crate::failpoint::die());
-    admin
-        .create_new(&new.join(RECORD), &record.to_json())
-        .await?;
+    admin.draft(&new.join(RECORD), &record.to_json()).await?;
     fail::fail_point!("create.prepared", |_| crate::failpoint::die());
     let renamed = admin.rename(&new, &layout::volume(&record.name)).await;
     match renamed {

@@ -7,6 +7,7 @@
 //! - every document has a higher number than all before it, also after a restart.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -125,6 +126,31 @@ pub enum Claimed {
     Held(Holding),
 }
 
+/// A volume that a call is about to hold, for as long as it is.
+struct Waiting<'a> {
+    all: &'a std::sync::Mutex<BTreeMap<VolumeName, Access>>,
+    volume: &'a VolumeName,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(
+        all: &'a std::sync::Mutex<BTreeMap<VolumeName, Access>>,
+        volume: &'a VolumeName,
+        access: Access,
+    ) -> Self {
+        let mut waiting = all.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.insert(volume.clone(), access);
+        Self { all, volume }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.remove(self.volume);
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Session {
     id: String,
@@ -168,6 +194,8 @@ pub struct Member<E> {
     /// Nanoseconds of [`Env::now`]; 0 without a right. Read without waiting for the share.
     right_until: AtomicU64,
     state: Mutex<State>,
+    /// What calls that wait for the state are about to hold: the next document tells of all.
+    waiting: std::sync::Mutex<BTreeMap<VolumeName, Access>>,
 }
 
 impl<E: Env> Member<E> {
@@ -206,6 +234,7 @@ impl<E: Env> Member<E> {
             times,
             right_until: AtomicU64::new(0),
             state: state.into(),
+            waiting: std::sync::Mutex::default(),
             env,
         }
     }
@@ -256,6 +285,8 @@ impl<E: Env> Member<E> {
         if state.dirty {
             self.publish(store, &mut state).await?;
         }
+        drop(state);
+        self.tidy(store).await;
         Ok(beat)
     }
 
@@ -498,23 +529,31 @@ impl<E: Env> Member<E> {
             .put(&layout::document(&self.host.name, number), &json)
             .await?;
         state.dirty = false;
-        // The one before stays, so that whoever lists meanwhile finds one of them.
         state.old.push(number);
-        while state.old.len() > 2 {
-            let oldest = state.old.remove(0);
-            if store
-                .remove(&layout::document(&self.host.name, oldest))
-                .await
-                .is_err()
-            {
-                state.old.insert(0, oldest);
-                break;
-            }
-        }
         Ok(())
     }
 
-    /// Tells the others that this host holds a volume. On the share when this returns.
+    /// Removes this host's earlier documents. The last two stay, so that whoever lists meanwhile
+    /// finds one of them.
+    async fn tidy(&self, store: &impl Store) {
+        let old: Vec<u64> = {
+            let mut state = self.lock().await;
+            let last = state.old.len().saturating_sub(2);
+            state.old.drain(..last).collect()
+        };
+        for (done, number) in old.iter().enumerate() {
+            let file = layout::document(&self.host.name, *number);
+            if store.unlink(&file).await.is_err() {
+                let mut state = self.lock().await;
+                state.old.extend(&old[done..]);
+                state.old.sort_unstable();
+                return;
+            }
+        }
+    }
+
+    /// Tells the others that this host holds a volume. On the share when this returns. Calls that
+    /// come together share one document.
     ///
     /// # Errors
     /// What the share answered; the hold is taken back then, at the next renewal at the latest.
@@ -524,9 +563,19 @@ impl<E: Env> Member<E> {
         volume: &VolumeName,
         access: Access,
     ) -> Result<(), MemberError> {
+        let _waiting = Waiting::new(&self.waiting, volume, access);
         let mut state = self.lock().await;
         self.ensure(store, &mut state).await?;
-        self.add(store, &mut state, volume, access).await
+        let mut together = BTreeMap::from([(volume.clone(), access)]);
+        {
+            let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            together.extend(waiting.iter().map(|(name, access)| (name.clone(), *access)));
+        }
+        together.retain(|name, _| !state.holds.contains_key(name));
+        for (name, access) in &together {
+            self.note(&mut state, name, *access);
+        }
+        self.tell(store, &mut state, together.keys()).await
     }
 
     pub(super) async fn add(
@@ -536,6 +585,11 @@ impl<E: Env> Member<E> {
         volume: &VolumeName,
         access: Access,
     ) -> Result<(), MemberError> {
+        self.note(state, volume, access);
+        self.tell(store, state, [volume]).await
+    }
+
+    fn note(&self, state: &mut State, volume: &VolumeName, access: Access) {
         if !state.holds.contains_key(volume) {
             let hold = Hold {
                 nonce: self.env.nonce(),
@@ -546,24 +600,40 @@ impl<E: Env> Member<E> {
             state.holds.insert(volume.clone(), hold);
             state.dirty = true;
         }
+    }
+
+    /// Writes the document if it has changed; without success, these volumes are not held.
+    async fn tell<'a>(
+        &self,
+        store: &impl Store,
+        state: &mut State,
+        added: impl IntoIterator<Item = &'a VolumeName>,
+    ) -> Result<(), MemberError> {
         if state.dirty
             && let Err(error) = self.publish(store, state).await
         {
-            state.holds.remove(volume);
+            for volume in added {
+                state.holds.remove(volume);
+            }
             return Err(error);
         }
         Ok(())
     }
 
-    /// Lets go of a volume. What cannot be told now is told at the next renewal.
-    pub async fn release(&self, store: &impl Store, volume: &VolumeName) {
+    /// Lets go of volumes. What cannot be told now is told at the next renewal.
+    pub async fn release(&self, store: &impl Store, volumes: &[VolumeName]) {
         let mut state = self.lock().await;
-        if state.holds.remove(volume).is_some() {
-            state.dirty = true;
-            if let Err(error) = self.publish(store, &mut state).await {
-                tracing::warn!(%volume, %error, "the other hosts are told later");
-            }
+        let before = state.holds.len();
+        state.holds.retain(|name, _| !volumes.contains(name));
+        if state.holds.len() == before {
+            return;
         }
+        state.dirty = true;
+        if let Err(error) = self.publish(store, &mut state).await {
+            tracing::warn!(?volumes, %error, "the other hosts are told later");
+        }
+        drop(state);
+        self.tidy(store).await;
     }
 
     /// The volumes that this host holds.
@@ -592,6 +662,8 @@ impl<E: Env> Member<E> {
         if state.dirty && state.session.is_some() {
             self.publish(store, &mut state).await?;
         }
+        drop(state);
+        self.tidy(store).await;
         Ok(())
     }
 

@@ -38,7 +38,9 @@ pub async fn announce(
     let dir = intent(volume, nonce);
     store.make_dir(&dir).await?;
     // Not empty, so that no other intent can take its place once it is binding.
-    store.put(&dir.join("by"), host.as_bytes()).await
+    store
+        .make_dir(&dir.join(&format!("by.{}", layout::host_name(host))))
+        .await
 }
 
 /// Takes an own announcement back.

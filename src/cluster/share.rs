@@ -46,6 +46,10 @@ pub trait Store: Send + Sync {
     ) -> impl Future<Output = Answer<Stamp>> + Send;
     /// Removes a file, or a directory with all that is in it.
     fn remove(&self, path: &SharePath) -> impl Future<Output = Answer<()>> + Send;
+    /// Removes what is known to be a file; also when it is gone already.
+    fn unlink(&self, file: &SharePath) -> impl Future<Output = Answer<()>> + Send {
+        self.remove(file)
+    }
 }
 
 /// The host's clock and its random numbers.
@@ -100,5 +104,9 @@ impl Store for Admin {
 
     async fn remove(&self, path: &SharePath) -> Answer<()> {
         self.remove_tree(path, &|| true).await.map(drop)
+    }
+
+    async fn unlink(&self, file: &SharePath) -> Answer<()> {
+        Self::unlink(self, file).await.map(drop)
     }
 }

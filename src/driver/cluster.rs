@@ -5,7 +5,7 @@
 //! let go of there only when no process of this host has it any more.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -30,10 +30,20 @@ const ID_FILE: &str = "host-id";
 pub(super) const STARTED: Duration = Duration::from_secs(3);
 /// How long `ls` and `inspect` wait for what the other hosts hold now.
 const LOOK_WAIT: Duration = Duration::from_millis(250);
-/// How long Unmount waits for the last process: a worker ends within milliseconds.
+/// How long after the last Unmount it is looked for the end of the volume's last process: a
+/// worker ends within milliseconds.
 const FREE_WAIT: Duration = Duration::from_millis(500);
+/// Volumes that are unmounted within this time are let go of by one document. In it a Remove on
+/// another host waits ([`HELD_PAUSE`]) rather than being refused.
+pub(super) const LEAVE_TOGETHER: Duration = Duration::from_millis(50);
+/// A Remove that finds the volume held looks again so many times, after this pause each time: the
+/// last container may have ended just now.
+const HELD_LOOKS: usize = 3;
+const HELD_PAUSE: Duration = Duration::from_millis(200);
 /// How often a Mount that waits for an exclusive volume looks whether it is free.
 const CLAIM_PAUSE: Duration = Duration::from_millis(200);
+/// How long a daemon that ends waits for the home share to take what was unmounted last.
+const LAST_WORD: Duration = Duration::from_secs(2);
 const FREE_LOOK: Duration = Duration::from_millis(20);
 
 /// The host's clock that goes on while it is suspended, and its random numbers.
@@ -69,6 +79,10 @@ pub(super) struct Cluster {
     holds: Mutex<BTreeMap<VolumeName, crate::cluster::Hold>>,
     /// The last words on other hosts' holds.
     view: Mutex<Vec<(String, crate::cluster::HostDoc)>>,
+    /// Volumes that were unmounted, and since when: the others are told together.
+    leaving: Mutex<BTreeMap<VolumeName, Instant>>,
+    /// Something is in `leaving`.
+    pub(super) left: tokio::sync::Notify,
 }
 
 impl Cluster {
@@ -106,12 +120,18 @@ impl Cluster {
             changed: tokio::sync::Notify::new(),
             holds: Mutex::default(),
             view: Mutex::default(),
+            leaving: Mutex::default(),
+            left: tokio::sync::Notify::new(),
         })
     }
 
     /// The directories that a host asks for at every turn.
     pub(super) fn frame(&self) -> [SharePath; 2] {
         [layout::hosts(), layout::host_dir(&self.member.host().name)]
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, BTreeMap<VolumeName, Instant>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn view(&self) -> Vec<(String, crate::cluster::HostDoc)> {
@@ -225,7 +245,8 @@ impl Driver {
         let mut fence = None;
         let there = if exclusive {
             fence = Some(self.claim(home, name, deadline).await?);
-            self.forestall(home, name).await
+            // The claim may have been waited for: the volume is looked up anew.
+            self.forestall(&home.scoped(), name).await
         } else {
             self.announce_hold(home, record).await
         };
@@ -260,7 +281,7 @@ impl Driver {
             self.paths.abort(name).await?;
         }
         loop {
-            match member.claim(home, name).await? {
+            match member.claim(&home.scoped(), name).await? {
                 // Not the right of now: the claim may be lost by now, and a new session begun.
                 Claimed::Mine(until) => {
                     let under_way = member.times().under_way().as_millis();
@@ -313,16 +334,103 @@ impl Driver {
         Ok(removal::forestall(home, name, || HostEnv.nonce()).await?)
     }
 
-    /// Tells the others that this host does not hold a volume, if that is so.
+    /// Tells the others that this host does not hold a volume, if that is so. Of an exclusive one
+    /// when this returns, so that the next host has it at once; of others in a moment.
     pub(super) async fn let_go(&self, name: &VolumeName) {
         if self.attachments.get(name).is_some() {
+            return;
+        }
+        let exclusive = |record: Arc<Record>| record.options.access == Access::Exclusive;
+        if !self.catalog.get(name).is_some_and(exclusive) {
+            self.leave(name.clone(), Instant::now());
             return;
         }
         let Ok(Some(home)) = self.home().await else {
             return; // `settle` does it when the share is back
         };
         if self.shared_home(Some(&home), name).is_some() && self.is_free_soon(name).await {
-            self.cluster.member.release(&home, name).await;
+            let member = &self.cluster.member;
+            member.release(&home, std::slice::from_ref(name)).await;
+        }
+    }
+
+    /// As [`let_go_together`](Self::let_go_together), before the daemon ends.
+    pub(super) async fn let_go_at_last(&self) {
+        let told = tokio::time::timeout(LAST_WORD, self.let_go_together()).await;
+        if !matches!(told, Ok(Ok(()))) {
+            tracing::info!("the next start tells the other hosts what was unmounted last");
+        }
+    }
+
+    fn leave(&self, name: VolumeName, since: Instant) {
+        self.cluster.leaving().insert(name, since);
+        self.cluster.left.notify_one();
+    }
+
+    /// Tells the others of the volumes that were unmounted a moment ago.
+    pub(super) async fn let_go_together(&self) -> Result<(), DriverError> {
+        let mut leaving = std::mem::take(&mut *self.cluster.leaving());
+        if leaving.is_empty() || self.cluster.aside {
+            return Ok(());
+        }
+        let held = self.cluster.member.held().await;
+        leaving.retain(|name, _| held.contains_key(name));
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        let Some(home) = self.home().await? else {
+            return Ok(());
+        };
+        // Held until the others are told, so that none of them is mounted again meanwhile.
+        let mut locks = Vec::new();
+        let mut gone = Vec::new();
+        let mut records = Vec::new();
+        for name in leaving.keys() {
+            // A call for the volume is under way, and may mount it again.
+            let Some(lock) = self.locks.try_lock(name) else {
+                self.leave_later(name, &leaving);
+                continue;
+            };
+            if self.attachments.get(name).is_some() || self.catalog.is_only_here(name) {
+                continue;
+            }
+            locks.push(lock);
+            if self.paths.is_left_to_containers(name).await || self.paths.has_worker(name) {
+                self.leave_later(name, &leaving);
+                continue;
+            }
+            match self.catalog.get(name) {
+                Some(record) => records.push(record),
+                None => gone.push(name.clone()),
+            }
+        }
+        let holders = match self.holders_of_all(&records) {
+            Ok(holders) => holders,
+            Err(error) => {
+                tracing::warn!(%error, "the other hosts are told later what was unmounted");
+                return Ok(()); // `settle` looks again
+            }
+        };
+        for (record, holders) in records.iter().zip(holders) {
+            if holders.is_empty() {
+                gone.push(record.name.clone());
+            } else {
+                self.leave_later(&record.name, &leaving);
+            }
+        }
+        if !gone.is_empty() {
+            self.cluster.member.release(&home, &gone).await;
+        }
+        Ok(())
+    }
+
+    /// A process has the volume still; for a while it may be one that is ending.
+    fn leave_later(&self, name: &VolumeName, leaving: &BTreeMap<VolumeName, Instant>) {
+        if let Some(since) = leaving
+            .get(name)
+            .filter(|since| since.elapsed() < FREE_WAIT)
+        {
+            self.leave(name.clone(), *since);
         }
     }
 
@@ -346,7 +454,7 @@ impl Driver {
         }
         match self.catalog.get(name) {
             Some(record) => {
-                matches!(self.holders(name, &self.marks(&record)), Ok(found) if found.is_empty())
+                matches!(self.holders(name, self.marks(&record)), Ok(found) if found.is_empty())
             }
             None => true,
         }
@@ -359,14 +467,13 @@ impl Driver {
         };
         let member = &self.cluster.member;
         let attached = self.attachments.all();
-        let mut holders = BTreeMap::new();
-        for (name, _) in &attached {
-            let Some(record) = self.catalog.get(name) else {
-                continue;
-            };
-            if self.catalog.is_only_here(name) {
-                continue;
-            }
+        let records: Vec<Arc<Record>> = attached
+            .iter()
+            .filter(|(name, _)| !self.catalog.is_only_here(name))
+            .filter_map(|(name, _)| self.catalog.get(name))
+            .collect();
+        for record in &records {
+            let name = &record.name;
             // An exclusive volume is held by its claim alone.
             if record.options.access != Access::Exclusive {
                 member.hold(&home, name, record.options.access).await?;
@@ -377,20 +484,26 @@ impl Driver {
             {
                 self.give_up(name).await;
             }
-            let mut found: Vec<String> =
-                self.recent_holders(&record).iter().map(describe).collect();
+        }
+        let found = self.holders_of_all(&records);
+        let found = found.map_err(|source| DriverError::State {
+            what: "reading /proc",
+            source,
+        })?;
+        let holders = records.iter().zip(found).map(|(record, found)| {
+            let mut found: Vec<String> = found.iter().map(describe).collect();
             found.sort();
             found.dedup();
-            holders.insert(name.clone(), found);
-        }
-        member.describe(&home, &holders).await?;
+            (record.name.clone(), found)
+        });
+        member.describe(&home, &holders.collect()).await?;
         for name in member.held().await.into_keys() {
             // A call for the volume is under way: it knows better.
             let Some(_lock) = self.locks.try_lock(&name) else {
                 continue;
             };
             if self.attachments.get(&name).is_none() && self.is_free(&name).await {
-                member.release(&home, &name).await;
+                member.release(&home, &[name]).await;
             }
         }
         Ok(())
@@ -474,11 +587,39 @@ impl Driver {
         let Some(home) = self.shared_home(home, name) else {
             return Ok(());
         };
-        self.check_elsewhere(home, name).await?;
-        Catalog::try_removal(Some(home), on, record).await?;
+        if on.share() != home.share() {
+            Catalog::try_removal(on, record).await?;
+        }
+        let mut begun = self.try_to_begin_removal(home, name).await;
+        for _ in 0..HELD_LOOKS {
+            if !matches!(begun, Err(DriverError::HeldElsewhere { .. })) {
+                break;
+            }
+            tokio::time::sleep(HELD_PAUSE).await;
+            begun = match self.check_elsewhere(home, name).await {
+                Ok(()) => self.try_to_begin_removal(home, name).await,
+                held => held,
+            };
+        }
+        begun
+    }
+
+    async fn try_to_begin_removal(
+        &self,
+        home: &Admin,
+        name: &VolumeName,
+    ) -> Result<(), DriverError> {
+        // What is held, as far as is known, gets no intent before that has been asked.
+        if !self.cluster.elsewhere(name).is_empty() {
+            self.check_elsewhere(home, name).await?;
+        }
         let nonce = HostEnv.nonce();
         let host = &self.cluster.member.host().name;
-        removal::announce(home, name, &nonce, host).await?;
+        // Shows as well that the share takes changes: an intent by itself changes nothing.
+        if let Err(error) = removal::announce(home, name, &nonce, host).await {
+            removal::withdraw(home, name, &nonce).await;
+            return Err(error.into());
+        }
         fail::fail_point!("remove.announced", |_| crate::failpoint::die());
         if let Err(error) = self.check_elsewhere(home, name).await {
             removal::withdraw(home, name, &nonce).await;

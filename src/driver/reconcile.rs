@@ -10,11 +10,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Driver, DriverError, age};
-use crate::mount::holders::{self, Holder};
+use crate::mount::holders::{self, Holder, Wanted};
 use crate::mount::{Held, MountedVolume};
 use crate::volume::{Record, VolumeName};
 
@@ -50,17 +50,25 @@ impl Driver {
     }
 
     /// The processes that hold a volume now.
-    pub(super) fn holders(&self, name: &VolumeName, marks: &[Held]) -> io::Result<Vec<Holder>> {
-        let own = self.paths.mountpoint(name);
-        let mut found = Vec::new();
-        for mark in marks {
-            for holder in tokio::task::block_in_place(|| holders::find(mark, &own))? {
-                if !found.contains(&holder) {
-                    found.push(holder);
-                }
-            }
-        }
-        Ok(found)
+    pub(super) fn holders(&self, name: &VolumeName, marks: Vec<Held>) -> io::Result<Vec<Holder>> {
+        let wanted = Wanted {
+            marks,
+            own: self.paths.mountpoint(name),
+        };
+        let found = tokio::task::block_in_place(|| holders::find_all(&[wanted]))?;
+        Ok(found.into_iter().next().unwrap_or_default())
+    }
+
+    /// The processes that hold each of these volumes now, by one look at all of /proc.
+    pub(super) fn holders_of_all(&self, records: &[Arc<Record>]) -> io::Result<Vec<Vec<Holder>>> {
+        let wanted: Vec<Wanted> = records
+            .iter()
+            .map(|record| Wanted {
+                marks: self.marks(record),
+                own: self.paths.mountpoint(&record.name),
+            })
+            .collect();
+        tokio::task::block_in_place(|| holders::find_all(&wanted))
     }
 
     /// The processes that hold a volume, as of at most a moment ago.
@@ -78,7 +86,7 @@ impl Driver {
             }
         }
         let found = self
-            .holders(&record.name, &self.marks(record))
+            .holders(&record.name, self.marks(record))
             .unwrap_or_default();
         let mut cache = self
             .holders
@@ -95,7 +103,7 @@ impl Driver {
     pub(super) async fn check_free(&self, record: &Record) -> Result<(), DriverError> {
         let name = &record.name;
         let holders =
-            self.holders(name, &self.marks(record))
+            self.holders(name, self.marks(record))
                 .map_err(|source| DriverError::State {
                     what: "reading /proc",
                     source,
@@ -141,7 +149,7 @@ impl Driver {
             let Some(_lock) = self.locks.try_lock(&name) else {
                 continue;
             };
-            if !matches!(self.holders(&name, &[held.how.held]), Ok(found) if found.is_empty()) {
+            if !matches!(self.holders(&name, vec![held.how.held]), Ok(found) if found.is_empty()) {
                 continue;
             }
             let left = self.attachments.retain(&name, |a| !stale(a.since, a.epoch));

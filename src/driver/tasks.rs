@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::cluster::STARTED;
+use super::cluster::{LEAVE_TOGETHER, STARTED};
 use super::{Driver, DriverError};
 use crate::catalog::{Catalog, Changes};
 use crate::cluster::Times;
@@ -70,6 +70,16 @@ impl Driver {
                     driver.settle().await
                 },
             );
+            self.every(
+                stop,
+                "telling the other hosts what this one has unmounted",
+                Duration::ZERO,
+                |driver| async move {
+                    driver.cluster.left.notified().await;
+                    tokio::time::sleep(LEAVE_TOGETHER).await;
+                    driver.let_go_together().await
+                },
+            );
         }
         let driver = self.clone();
         let reconciling = async move {
@@ -87,8 +97,9 @@ impl Driver {
             .spawn(stop.clone().run_until_cancelled_owned(reconciling));
     }
 
-    /// Ends the background tasks, whose token is cancelled, and unmounts the shares that no volume
-    /// uses; mounted volumes stay for their containers.
+    /// Ends the background tasks, whose token is cancelled, tells the other hosts what was
+    /// unmounted, and unmounts the shares that no volume uses; mounted volumes stay for their
+    /// containers.
     pub async fn stop(&self) {
         self.tasks.close();
         if tokio::time::timeout(TASKS_END, self.tasks.wait())
@@ -97,6 +108,7 @@ impl Driver {
         {
             tracing::warn!("some background work goes on while this daemon ends");
         }
+        self.let_go_at_last().await;
         self.paths.shutdown().await;
     }
 

@@ -71,46 +71,75 @@ pub struct Holder {
     pub mountpoint: PathBuf,
 }
 
-/// Finds who holds a volume, leaving out what is mounted on `own`, the volume's own mount point:
-/// in this namespace, in those that began as a copy of it, and behind other paths to it.
+/// A volume whose holders are looked for.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// By what it may be known.
+    pub marks: Vec<Held>,
+    /// Its own mount point.
+    pub own: PathBuf,
+}
+
+/// Finds who holds one volume: [`find_all`].
+///
+/// # Errors
+/// When /proc cannot be listed.
+pub fn find(held: &Held, own: &Path) -> io::Result<Vec<Holder>> {
+    let wanted = Wanted {
+        marks: vec![held.clone()],
+        own: own.to_owned(),
+    };
+    Ok(find_all(&[wanted])?.pop().unwrap_or_default())
+}
+
+/// Finds who holds each volume, by one look at all namespaces. What is mounted on a volume's own
+/// mount point is left out: in this namespace, in those that began as a copy of it, and behind
+/// other paths to it.
 ///
 /// Reads a few files of /proc per process and namespace: about 10 µs per process. Blocking, but
 /// never for long.
 ///
 /// # Errors
 /// When /proc cannot be listed. Processes that end meanwhile are passed over.
-pub fn find(held: &Held, own: &Path) -> io::Result<Vec<Holder>> {
-    let needle = held.needle();
+pub fn find_all(wanted: &[Wanted]) -> io::Result<Vec<Vec<Holder>>> {
+    let mut found = vec![Vec::new(); wanted.len()];
+    if wanted.is_empty() {
+        return Ok(found);
+    }
     let here = MountInfo::parse(&String::from_utf8_lossy(&std::fs::read(
         "/proc/self/mountinfo",
     )?));
-    let own = here.place_of(own);
-    let mut holders = Vec::new();
+    let known: Vec<_> = wanted
+        .iter()
+        .map(|volume| {
+            let needles: Vec<String> = volume.marks.iter().map(Held::needle).collect();
+            (here.place_of(&volume.own), needles)
+        })
+        .collect();
     for pid in namespaces()?.into_values() {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let Ok(text) = std::fs::read(proc.join("mountinfo")) else {
             continue;
         };
         let text = String::from_utf8_lossy(&text);
-        if !text.contains(&needle) {
-            continue;
-        }
         let read = |name: &str| std::fs::read_to_string(proc.join(name)).unwrap_or_default();
         let container =
             || container_of_cgroup(&read("cgroup")).or_else(|| container_of_mounts(&text));
-        holders.extend(
-            mounts_of(held, &text, own.as_ref())
-                .into_iter()
-                .map(|entry| Holder {
-                    pid,
-                    container_id: container(),
-                    comm: read("comm").trim_end().to_owned(),
-                    device: entry.device,
-                    mountpoint: entry.mountpoint,
-                }),
-        );
+        for ((volume, (own, needles)), holders) in wanted.iter().zip(&known).zip(&mut found) {
+            if !needles.iter().any(|needle| text.contains(needle)) {
+                continue;
+            }
+            let mounts = mounts_of(&volume.marks, &text, own.as_ref());
+            holders.extend(mounts.into_iter().map(|entry| Holder {
+                pid,
+                container_id: container(),
+                comm: read("comm").trim_end().to_owned(),
+                device: entry.device,
+                mountpoint: entry.mountpoint,
+            }));
+        }
     }
-    Ok(holders)
+    Ok(found)
 }
 
 /// The first process of each mount namespace, by namespace.
@@ -141,13 +170,13 @@ fn namespaces() -> io::Result<BTreeMap<PathBuf, u32>> {
 }
 
 /// The mounts in which one mountinfo shows the volume, apart from what is mounted on its own place.
-fn mounts_of(held: &Held, mountinfo: &str, own: Option<&Place>) -> Vec<MountEntry> {
+fn mounts_of(marks: &[Held], mountinfo: &str, own: Option<&Place>) -> Vec<MountEntry> {
     let info = MountInfo::parse(mountinfo);
     let is_own = |entry: &MountEntry| own.is_some() && info.covered(entry).as_ref() == own;
     let mounts = info
         .entries
         .iter()
-        .filter(|entry| held.is(entry) && !is_own(entry));
+        .filter(|entry| marks.iter().any(|held| held.is(entry)) && !is_own(entry));
     mounts.cloned().collect()
 }
 
@@ -203,7 +232,7 @@ mod tests {
 
     fn places(held: &Held, own: &str) -> Vec<String> {
         let own = MountInfo::parse(&container()).place_of(Path::new(own));
-        let places = mounts_of(held, &container(), own.as_ref());
+        let places = mounts_of(std::slice::from_ref(held), &container(), own.as_ref());
         places
             .iter()
             .map(|entry| entry.mountpoint.display().to_string())
@@ -229,7 +258,8 @@ mod tests {
     fn sources_that_are_printed_escaped_are_found() {
         let line = "1 0 0:5 / /d rw - nfs4 nas:/my\\040db rw";
         let held = Held::Source("nas:/my db".to_owned());
-        assert_eq!(mounts_of(&held, line, None)[0].mountpoint, Path::new("/d"));
+        let places = mounts_of(&[held], line, None);
+        assert_eq!(places[0].mountpoint, Path::new("/d"));
     }
 
     #[test]
@@ -262,17 +292,15 @@ mod tests {
         // Every process sees /proc, which is mounted somewhere in this namespace.
         let info = MountInfo::read_below(Path::new("/proc")).unwrap();
         let proc = info.at(Path::new("/proc")).unwrap();
-        let holders = find(&Held::Device(proc.device), Path::new("/nowhere")).unwrap();
-        assert!(
-            holders
-                .iter()
-                .any(|holder| holder.mountpoint == Path::new("/proc"))
-        );
-        let others = find(&Held::Device(proc.device), Path::new("/proc")).unwrap();
-        assert!(
-            others
-                .iter()
-                .all(|holder| holder.mountpoint != Path::new("/proc"))
-        );
+        let wanted = |own: &str| Wanted {
+            marks: vec![Held::Device(proc.device)],
+            own: own.into(),
+        };
+        let found = find_all(&[wanted("/nowhere"), wanted("/proc")]).unwrap();
+        let has_proc = |holders: &[Holder]| {
+            let mut places = holders.iter().map(|holder| &holder.mountpoint);
+            places.any(|place| place == Path::new("/proc"))
+        };
+        assert!(has_proc(&found[0]) && !has_proc(&found[1]));
     }
 }

@@ -227,7 +227,7 @@ impl Host {
                 && (self.switches.forestall || disk.names(&marked).is_empty())
         };
         if !good {
-            member.release(&self.link, &volume_name).await;
+            member.release(&self.link, &[volume_name]).await;
             return Some(false);
         }
         let exclusive = access(volume) == Access::Exclusive;
@@ -292,7 +292,7 @@ impl Host {
             debug_assert!(worker.grant > 0);
         }
         self.link.model.lock().unwrap().unmount(&self.name, volume);
-        member.release(&self.link, &name(volume)).await;
+        member.release(&self.link, &[name(volume)]).await;
     }
 
     async fn remove(&self, member: &Member<SimEnv>, volume: &str) -> Option<()> {
@@ -390,7 +390,7 @@ impl Host {
             self.unmount(&member, volume).await;
         }
         for volume in member.held().await.into_keys() {
-            member.release(&self.link, &volume).await;
+            member.release(&self.link, &[volume]).await;
         }
         member
     }
