@@ -455,8 +455,11 @@ fn describe_by_name(
 }
 
 fn set_times(to: &OwnedFd, name: &CStr, source: &Stat, place: &Place) -> Result<(), CopyError> {
-    fs::utimensat(to, name, &times(source), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(place.failed("cannot set the times of the copy of"))
+    match fs::utimensat(to, name, &times(source), AtFlags::SYMLINK_NOFOLLOW) {
+        // Not every server has times of links.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
+        Err(errno) => Err(place.failed("cannot set the times of the copy of")(errno)),
+    }
 }
 
 fn times(source: &Stat) -> Timestamps {
