@@ -82,6 +82,8 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(15);
 const LOG_LINES: usize = 40;
 /// Where labs keep their files: on a disk, because servers need file handles.
 const LABS: &str = "/var/tmp";
+/// The root file system of Docker Engine 26.1, which tests/lab/setup makes.
+pub const NEWER_ENGINE: &str = "/var/cache/nfsvol-lab/trixie";
 const PREFIX: &str = "nfsvol-lab-";
 
 /// Runs the trials in a lab of their own and answers as a test harness does.
@@ -131,8 +133,10 @@ pub enum Part {
     Ganesha,
     Guest,
     Knfsd,
+    NewerEngine,
     Fuse,
     Podman,
+    Compose,
     Services,
     Systemd,
     Browser,
@@ -216,6 +220,9 @@ pub fn missing(parts: &[Part]) -> Option<String> {
             .or_else(|| absent("/usr/lib/postgresql", "postgresql")),
         Part::Browser => absent("/usr/bin/chromium", "chromium"),
         Part::Prometheus => absent("/usr/bin/prometheus", "prometheus"),
+        Part::NewerEngine => (!Path::new(NEWER_ENGINE).exists())
+            .then(|| format!("{NEWER_ENGINE} is absent (tests/lab/setup makes it)")),
+        Part::Compose => absent("/usr/bin/docker-compose", "docker-compose"),
         Part::Podman => absent("/usr/bin/podman", "podman crun"),
         Part::Fuse => absent("/dev/fuse", "a kernel with fuse")
             .or_else(|| absent("/usr/bin/fusermount3", "fuse3")),

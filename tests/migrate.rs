@@ -1,0 +1,315 @@
+//! Moving in: directories that are on the share already, volumes of Docker's `local` driver, and
+//! Compose files that were written for it.
+
+mod lab;
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use lab::process::Task;
+use lab::{DataPath, Export, Ganesha, Host, Lab, Nfsvol, Output, Part, Result, Shared, trial};
+use serde_json::Value;
+
+const PARTS: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse];
+const COMPOSE: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse, Part::Compose];
+const EXPORT: &str = "/srv/export";
+
+fn main() -> ExitCode {
+    lab::main(|| {
+        vec![
+            trial("adopt_directories", PARTS, adopt),
+            trial("migrate_nfs_volumes", PARTS, migrate),
+            trial("compose_files", COMPOSE, compose),
+        ]
+    })
+}
+
+/// One server and one host for all trials.
+struct Site {
+    nas: Ganesha,
+    host: Host,
+}
+
+fn site(lab: &'static Lab) -> Result<&'static Site> {
+    static SITE: Shared<Site> = Shared::new();
+    SITE.get(|| {
+        let nas = Ganesha::start(lab, "nas", &[Export::new(EXPORT)])?;
+        let host = Host::start(lab, "host", DataPath::Fuse, &nas.share(EXPORT))?;
+        Ok(Site { nas, host })
+    })
+}
+
+impl Site {
+    /// Makes a directory on the server with a file in it.
+    fn directory(&self, path: &str, contents: &str) -> Result {
+        self.nas.node().sh(&format!(
+            "cd {EXPORT}; mkdir -p {path}; chmod 0700 {path}; echo {contents} >{path}/file"
+        ))?;
+        Ok(())
+    }
+
+    fn nfsvol(&self, line: &str) -> Result<Output> {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        self.host.nfsvol().command(&args)
+    }
+
+    /// What `nfsvol LINE --json` says, whether it succeeds or not.
+    fn json(&self, line: &str) -> Result<(i32, Value)> {
+        let output = self.nfsvol(&format!("{line} --json"))?;
+        let said = serde_json::from_str(&output.stdout).with_context(|| output.to_string())?;
+        Ok((output.code, said))
+    }
+
+    /// A command of the docker command line as nfsvol shows it.
+    fn follow(&self, command: &str) -> Result<String> {
+        let line = command
+            .strip_prefix("docker ")
+            .context("no docker command")?;
+        self.host.ok(line)
+    }
+}
+
+fn adopt(lab: &'static Lab) -> Result {
+    let site = site(lab)?;
+    site.directory("adopted/rows", "kept")?;
+    site.directory("adopted/shop/rows", "sold")?;
+
+    let (code, said) = site.json("adopt --dry-run adopted/rows adopted/absent")?;
+    ensure!(code == 1 && said[0]["outcome"] == "possible", "{said}");
+    let reason = said[1]["reason"].as_str().unwrap_or_default();
+    ensure!(
+        reason.contains("there is no directory adopted/absent"),
+        "{said}"
+    );
+    ensure!(site.host.volume("rows")?.is_none());
+
+    let said = site
+        .nfsvol("adopt adopted/rows shop-rows=adopted/shop/rows")?
+        .ok()?;
+    ensure!(said.matches("is a volume now").count() == 2, "{said}");
+    let read = site.host.run(
+        "-v rows:/rows -v shop-rows:/shop",
+        "cat /rows/file /shop/file",
+    )?;
+    ensure!(read == "kept\nsold", "{read}");
+    let (code, said) = site.json("adopt adopted/rows")?;
+    ensure!(code == 0 && said[0]["outcome"] == "exists", "{said}");
+
+    // Each refusal is told, and what is right beside it is done.
+    site.directory("adopted/late", "late")?;
+    let output = site.nfsvol("adopt adopted inner=adopted/shop/rows adopted/late")?;
+    ensure!(
+        output.code == 1 && output.stdout.contains("overlaps with"),
+        "{output}"
+    );
+    ensure!(
+        output.stderr.contains("2 directories were refused"),
+        "{output}"
+    );
+    ensure!(output.stdout.contains("late"), "{output}");
+
+    // Removing never touches what was found.
+    site.host.ok("volume rm rows shop-rows")?;
+    let left = fs::read_to_string(site.nas.local(EXPORT).join("adopted/rows/file"))?;
+    ensure!(left == "kept\n", "{left}");
+
+    // Also where no daemon runs.
+    let share = site.nas.share(EXPORT);
+    let again = [Nfsvol::BINARY, "adopt", "--share", &share, "adopted/rows"];
+    site.nas.node().ok(&again)?;
+    let read = site.host.run("-v rows:/rows", "cat /rows/file")?;
+    ensure!(read == "kept", "{read}");
+    Ok(())
+}
+
+fn migrate(lab: &'static Lab) -> Result {
+    let site = site(lab)?;
+    let host = &site.host;
+    site.directory("local/web", "page")?;
+    let ip = site.nas.ip();
+    let local = |name: &str, server: &str, dir: &str| {
+        host.ok(&format!(
+            "volume create -o type=nfs -o o=addr={server},rw,nfsvers=3 \
+             -o device=:{EXPORT}/local/{dir} {name}"
+        ))
+    };
+    local("web", &ip, "web")?;
+    local("again", &ip, "web")?;
+    local("broken", &ip, "absent")?;
+    host.ok("volume create plain")?;
+    host.ok("create --name=user -v web:/web busybox")?;
+
+    // Shows, and changes nothing.
+    let (code, said) = site.json("migrate")?;
+    ensure!(code == 1, "{said}");
+    let of = |said: &Value, name: &str| -> Result<Value> {
+        let all = said.as_array().context("no list")?;
+        let line = all.iter().find(|line| line["local"] == name);
+        Ok(line
+            .with_context(|| format!("no {name} in {said}"))?
+            .clone())
+    };
+    ensure!(of(&said, "web")?["outcome"] == "possible", "{said}");
+    ensure!(of(&said, "web")?["used_by"][0] == "user", "{said}");
+    ensure!(of(&said, "broken")?["outcome"] == "refused", "{said}");
+    ensure!(of(&said, "plain").is_err(), "{said}");
+    let listed = site.nfsvol("ls")?.ok()?;
+    ensure!(!listed.contains("local/web"), "{listed}");
+    let shown = site.nfsvol("migrate web")?.ok()?;
+    ensure!(shown.contains("Nothing was changed"), "{shown}");
+
+    let (code, said) = site.json("migrate --yes web again")?;
+    ensure!(
+        code == 0 && of(&said, "web")?["outcome"] == "made",
+        "{said}"
+    );
+    // Until the local volume has gone, Docker's name is that one's.
+    ensure!(host.inspect("web")?["Driver"] == "local");
+    for name in ["web", "again"] {
+        for command in of(&said, name)?["next"].as_array().context("next")? {
+            site.follow(command.as_str().unwrap_or_default())?;
+        }
+        ensure!(host.inspect(name)?["Driver"] == "nfsvol");
+    }
+    let read = host.run(
+        "-v web:/web -v again:/again",
+        "cat /web/file; echo new >/again/file",
+    )?;
+    ensure!(read == "page", "{read}");
+    host.ok("volume rm again web")?;
+    let left = fs::read_to_string(site.nas.local(EXPORT).join("local/web/file"))?;
+    ensure!(left == "new\n", "{left}");
+
+    // Under another name, beside the local volume.
+    local("web", &ip, "web")?;
+    site.nfsvol("migrate --yes web --as site")?.ok()?;
+    ensure!(host.inspect("site")?["Driver"] == "nfsvol");
+    ensure!(host.inspect("web")?["Driver"] == "local");
+    let (code, said) = site.json("migrate web --as site")?;
+    ensure!(
+        code == 0 && of(&said, "web")?["outcome"] == "exists",
+        "{said}"
+    );
+
+    for (line, reason) in [
+        ("migrate nothing", "has no volume nothing"),
+        ("migrate plain", "a directory of this host"),
+        ("migrate web again --as other", "--as names one new volume"),
+    ] {
+        let refused = site.nfsvol(line)?.fails()?;
+        ensure!(refused.contains(reason), "{refused}");
+    }
+    host.ok("volume rm site web broken plain")?;
+    Ok(())
+}
+
+/// `docker-compose LINE` on a file of docs/examples, with what it names put in for the lab's.
+struct Compose<'a> {
+    site: &'a Site,
+    dir: tempfile::TempDir,
+    service: &'static str,
+}
+
+impl<'a> Compose<'a> {
+    fn new(site: &'a Site, file: &str, service: &'static str, image: &str) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        fs::write(dir.path().join("compose.yaml"), file)?;
+        // No networks on the lab's engines; and busybox stands for the services' programs.
+        let lab = format!(
+            "services: {{ {service}: {{ network_mode: host, image: {image}, \
+             command: [sleep, '1000'] }} }}\n"
+        );
+        fs::write(dir.path().join("lab.yaml"), lab)?;
+        Ok(Self { site, dir, service })
+    }
+
+    fn run(&self, line: &str) -> Result<Output> {
+        let at = |name: &str| self.dir.path().join(name).display().to_string();
+        let (file, lab) = (at("compose.yaml"), at("lab.yaml"));
+        let mut args = vec!["docker-compose", "-p", "moving", "-f", &file, "-f", &lab];
+        args.extend(line.split_whitespace());
+        if line.starts_with("down") {
+            // `sleep` does not end when it is asked to.
+            args.extend(["-t", "0"]);
+        }
+        let mut task = Task::new(&args);
+        let url = self.site.host.engine().url().to_owned();
+        task.env.insert("DOCKER_HOST".to_owned(), url);
+        task.run()
+    }
+
+    fn ok(&self, line: &str) -> Result<String> {
+        self.run(line)?.ok()
+    }
+
+    fn sh(&self, script: &str) -> Result<String> {
+        let id = self.ok(&format!("ps -q {}", self.service))?;
+        self.site
+            .host
+            .engine()
+            .ok(&["exec", &id, "sh", "-euc", script])
+    }
+}
+
+fn compose(lab: &'static Lab) -> Result {
+    let site = site(lab)?;
+    let host = &site.host;
+
+    // A file that makes its volume, twice: the data is there again.
+    let database = Compose::new(
+        site,
+        include_str!("../docs/examples/compose.yaml"),
+        "db",
+        lab::docker::IMAGE,
+    )?;
+    database.ok("up -d")?;
+    let owner = database.sh("cd /var/lib/postgresql/data; echo rows >table; stat -c %u:%g:%a .")?;
+    ensure!(owner == "999:999:700", "{owner}");
+    database.ok("down")?;
+    database.ok("up -d")?;
+    let read = database.sh("cat /var/lib/postgresql/data/table")?;
+    ensure!(read == "rows", "{read}");
+    database.ok("down -v")?;
+    ensure!(
+        host.volume("db")?
+            .is_none_or(|volume| volume["Driver"] != "nfsvol")
+    );
+
+    // A file for the local driver moves by its `driver:` line.
+    site.directory("files", "old")?;
+    let ours = include_str!("../docs/examples/from-local.yaml")
+        .replace("addr=nas", &format!("addr={}", site.nas.ip()))
+        // The lab's machines have no NFSv4 client.
+        .replace("nfsvers=4.1", "nfsvers=3")
+        .replace(":/export/", &format!(":{EXPORT}/"));
+    let local = ours.replace("driver: nfsvol ", "driver: local  ");
+    ensure!(local != ours, "the example has another driver line");
+    let before = Compose::new(site, &local, "app", lab::docker::IMAGE)?;
+    before.ok("up --no-start")?;
+    ensure!(host.inspect("files")?["Driver"] == "local");
+    before.ok("down -v")?;
+    let after = Compose::new(site, &ours, "app", lab::docker::IMAGE)?;
+    after.ok("up -d")?;
+    ensure!(host.inspect("files")?["Driver"] == "nfsvol");
+    let read = after.sh("cat /files/file; echo new >/files/file")?;
+    ensure!(read == "old", "{read}");
+    after.ok("down -v")?;
+    let left = fs::read_to_string(site.nas.local(EXPORT).join("files/file"))?;
+    ensure!(left == "new\n", "{left}");
+
+    // And after `nfsvol migrate`, by the commands that it shows.
+    before.ok("up --no-start")?;
+    before.ok("down")?;
+    let (_, said) = site.json("migrate --yes files")?;
+    for command in said[0]["next"].as_array().context("next")? {
+        site.follow(command.as_str().unwrap_or_default())?;
+    }
+    after.ok("up -d")?;
+    let read = after.sh("cat /files/file")?;
+    ensure!(read == "new", "{read}");
+    after.ok("down -v")?;
+    ensure!(Path::new(&site.nas.local(EXPORT).join("files/file")).exists());
+    Ok(())
+}
