@@ -9,8 +9,10 @@
 //! |---|---|
 //! | `socket` | round trips on the socket, a catalog of 10,000 volumes |
 //! | `kernel` | volumes by an engine's API, throughput through the kernel's NFS client |
+//! | `cluster` | moves between hosts, what a host at rest costs its home share |
 //! | `fuse` | the FUSE data path beside sshfs, nfs-cp and the export directory itself |
 
+mod cluster;
 mod docker;
 mod fuse;
 mod kernel;
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         let mut trials = socket::trials();
         trials.extend(kernel::trials());
         trials.extend(fuse::trials());
+        trials.extend(cluster::trials());
         trials
     });
     if outside && let Err(error) = report::show() {
