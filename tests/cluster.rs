@@ -1,6 +1,8 @@
 //! Several hosts on one home share: what they see of each other, and what happens to the others
 //! when one dies, stops or is cut off. Namespaced machines on the FUSE data path, with Ganesha.
 
+#[path = "cluster/away.rs"]
+mod away;
 mod lab;
 
 use std::process::ExitCode;
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
                 late_wake,
             ),
             trial("a_host_that_was_cut_off_writes_nothing", FUSE, cut_off),
+            trial("a_host_that_was_away_catches_up", FUSE, away::away),
         ]
     })
 }
