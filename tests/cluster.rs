@@ -4,6 +4,8 @@
 #[path = "cluster/away.rs"]
 mod away;
 mod lab;
+#[path = "cluster/races.rs"]
+mod races;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
             ),
             trial("a_host_that_was_cut_off_writes_nothing", FUSE, cut_off),
             trial("a_host_that_was_away_catches_up", FUSE, away::away),
+            trial("of_each_race_the_losers_hear_the_truth", FUSE, races::races),
         ]
     })
 }
