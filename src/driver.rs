@@ -462,14 +462,34 @@ impl Driver {
         fail::fail_point!("remove.detached", |_| crate::failpoint::die());
         self.let_go(name).await;
         self.cluster.changed.notify_one();
-        self.begin_removal(home.as_ref(), &on, &record).await?;
-        let entry = self.catalog.remove(home.as_ref(), &on, &record).await?;
+        let removed = async {
+            self.begin_removal(home.as_ref(), &on, &record).await?;
+            let entry = self.catalog.remove(home.as_ref(), &on, &record).await?;
+            Ok::<_, DriverError>(entry)
+        };
+        let entry = match removed.await {
+            // Another host was faster.
+            Err(_) if self.is_gone(&record).await => None,
+            removed => removed?,
+        };
         fail::fail_point!("remove.forgotten", |_| crate::failpoint::die());
         self.watch.trash_changed();
         if let Some(entry) = entry {
             self.purge_later(home, on, entry);
         }
         Ok(())
+    }
+
+    /// Whether the home share, asked anew, says that a volume is no more.
+    async fn is_gone(&self, record: &Record) -> bool {
+        if self.catalog.is_only_here(&record.name) {
+            return false;
+        }
+        let Ok(Some(home)) = self.home().await else {
+            return false;
+        };
+        let found = self.catalog.fetch(&home, &record.name).await;
+        found.is_ok_and(|found| found.is_none_or(|found| found.id != record.id))
     }
 
     /// Deletes a trash entry without making the caller wait; a sweep finishes what fails.
