@@ -142,6 +142,144 @@ pub fn find_all(wanted: &[Wanted]) -> io::Result<Vec<Vec<Holder>>> {
     Ok(found)
 }
 
+/// A process that uses a file system, and the container that it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    pub pid: u32,
+    pub container_id: Option<String>,
+    /// Tells it from a later process with the same id.
+    started: String,
+}
+
+impl User {
+    /// Whether the process with this id still is this one.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        start_of(self.pid) == self.started
+    }
+}
+
+/// When a process was started, in ticks since the boot (proc_pid_stat(5), field 22); empty when
+/// there is none.
+fn start_of(pid: u32) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before the last parenthesis may hold anything.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    fields
+        .split_whitespace()
+        .nth(19)
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Finds every process that can use a file system: those whose mount namespace shows it elsewhere
+/// than on `own`, the host's mount points of it, and those that have a file of it open or work in
+/// it. A namespace that only began as a copy of the host's, as a service's does, or that follows
+/// it, makes nobody a user, nor does this namespace, nor the first process's. Processes of this
+/// program are left out.
+///
+/// Blocking, but it never waits for a server.
+///
+/// # Errors
+/// When /proc cannot be listed. Processes that end meanwhile are passed over.
+pub fn users(device: DeviceId, own: &[&Path]) -> io::Result<Vec<User>> {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let program = std::fs::read_link("/proc/self/exe").ok();
+    let hosts = [namespace("self"), namespace("1")];
+    let here = std::fs::read("/proc/self/mountinfo")?;
+    let here = MountInfo::parse(&String::from_utf8_lossy(&here));
+    let own: Vec<Place> = own.iter().filter_map(|at| here.place_of(at)).collect();
+    let mut shows: BTreeMap<PathBuf, Shown> = BTreeMap::new();
+    let mut users = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some((text, pid)) = name
+            .to_str()
+            .and_then(|t| Some((t, t.parse::<u32>().ok()?)))
+        else {
+            continue;
+        };
+        let Some(its) = namespace(text) else { continue };
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let shown = shows
+            .entry(its.clone())
+            .or_insert_with(|| Shown::read(&proc, device, &own));
+        if shown.mounts.is_empty() || std::fs::read_link(proc.join("exe")).ok() == program {
+            continue;
+        }
+        let is_copy = shown.is_copy || hosts.contains(&Some(its));
+        if is_copy && !shown.is_used_by(&proc) {
+            continue;
+        }
+        let cgroup = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+        users.push(User {
+            pid,
+            started: start_of(pid),
+            container_id: container_of_cgroup(&cgroup).or_else(|| shown.container_id.clone()),
+        });
+    }
+    Ok(users)
+}
+
+/// What a mount namespace shows of a file system.
+#[derive(Debug)]
+struct Shown {
+    device: DeviceId,
+    /// All of the namespace; none when the file system is not among them.
+    mounts: Vec<MountEntry>,
+    /// The file system is on the host's mount points only.
+    is_copy: bool,
+    container_id: Option<String>,
+}
+
+impl Shown {
+    fn read(proc: &Path, device: DeviceId, own: &[Place]) -> Self {
+        let text = std::fs::read(proc.join("mountinfo")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let mut info = MountInfo::default();
+        // Most namespaces do not show it: a cheap look before the full parse.
+        if text.contains(&format!(" {device} ")) {
+            info = MountInfo::parse(&text);
+        }
+        let is_own = |entry: &MountEntry| info.covered(entry).is_some_and(|at| own.contains(&at));
+        let mut ours = info
+            .entries
+            .iter()
+            .filter(|entry| entry.device == device)
+            .peekable();
+        let shows = ours.peek().is_some();
+        let is_copy = ours.all(is_own);
+        Self {
+            device,
+            is_copy,
+            mounts: if shows { info.entries } else { Vec::new() },
+            container_id: container_of_mounts(&text),
+        }
+    }
+
+    /// Whether a process of the namespace has a file of it open, or works in it.
+    fn is_used_by(&self, proc: &Path) -> bool {
+        let works_in = std::fs::read_link(proc.join("cwd")).is_ok_and(|at| {
+            let below = self.mounts.iter().filter(|e| at.starts_with(&e.mountpoint));
+            // Of stacked mounts the last one is seen.
+            let on = below.max_by_key(|e| e.mountpoint.as_os_str().len());
+            on.is_some_and(|entry| entry.device == self.device)
+        });
+        let is_of_it = |info: &str| {
+            let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+            let id = id.and_then(|id| id.trim().parse::<u64>().ok());
+            let mut ours = self.mounts.iter().filter(|e| e.device == self.device);
+            ours.any(|entry| Some(entry.id) == id)
+        };
+        works_in
+            || std::fs::read_dir(proc.join("fdinfo")).is_ok_and(|files| {
+                files.flatten().any(|file| {
+                    std::fs::read_to_string(file.path()).is_ok_and(|info| is_of_it(&info))
+                })
+            })
+    }
+}
+
 /// The first process of each mount namespace, by namespace.
 fn namespaces() -> io::Result<BTreeMap<PathBuf, u32>> {
     let mut first: BTreeMap<PathBuf, u32> = BTreeMap::new();
@@ -285,6 +423,72 @@ mod tests {
     #[test]
     fn containers_without_a_control_group_are_known_by_their_host_name_file() {
         assert_eq!(container_of_mounts(&container()).as_deref(), Some(ID));
+    }
+
+    #[test]
+    fn who_has_a_file_open_uses_its_file_system_and_who_has_not_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().canonicalize().unwrap();
+        let info = MountInfo::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap());
+        let below = info
+            .entries
+            .iter()
+            .filter(|e| place.starts_with(&e.mountpoint));
+        let on = below
+            .max_by_key(|e| e.mountpoint.as_os_str().len())
+            .unwrap();
+        let device = on.device;
+        let start = |redirect: &str| {
+            let script = format!("cd /proc; exec sleep 1000 {redirect}");
+            let mut command = std::process::Command::new("/bin/sh");
+            command
+                .args(["-c", &script])
+                .stdin(std::process::Stdio::null());
+            command
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null());
+            command.spawn().unwrap()
+        };
+        let file = place.join("file");
+        let mut one = start(&format!("3>{}", file.display()));
+        let mut other = start("");
+        let sees = |child: &std::process::Child| {
+            let found = users(device, &[]).unwrap();
+            found.iter().any(|user| user.pid == child.id())
+        };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !sees(&one) && std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let seen = (sees(&one), sees(&other));
+        for child in [&mut one, &mut other] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(seen, (true, false));
+    }
+
+    #[test]
+    fn a_namespace_that_only_copies_the_hosts_mounts_does_not_hold_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = DeviceId {
+            major: 0,
+            minor: 53,
+        };
+        let root = "22 1 8:1 / / rw - ext4 /dev/a rw\n";
+        let at = |id: u32, place: &str| format!("{id} 22 0:53 / {place} rw - nfs4 nas:/db rw\n");
+        let own = MountInfo::parse(root)
+            .place_of(Path::new("/mnt/db"))
+            .unwrap();
+        let shown = |text: &str| {
+            std::fs::write(dir.path().join("mountinfo"), text).unwrap();
+            Shown::read(dir.path(), device, std::slice::from_ref(&own))
+        };
+        let copy = shown(&format!("{root}{}", at(30, "/mnt/db")));
+        assert!(copy.is_copy && copy.mounts.len() == 2);
+        assert!(!shown(&format!("{root}{}{}", at(30, "/mnt/db"), at(31, "/data"))).is_copy);
+        assert!(!shown(&format!("{root}{}", at(31, "/data"))).is_copy);
+        assert!(shown(root).mounts.is_empty());
     }
 
     #[test]
