@@ -126,6 +126,9 @@ nfsvol migrate --yes shop_db --as db\n  nfsvol migrate --copy uploads -o mode=07
     /// The process that serves one volume on the FUSE data path; the daemon starts it
     #[command(name = crate::fuse::worker::SUBCOMMAND, hide = true)]
     FuseWorker,
+    /// The process that fences one exclusive volume on the kernel data path; the daemon starts it
+    #[command(name = crate::guard::SUBCOMMAND, hide = true)]
+    KernelGuard,
     /// Tell Docker of nfsvol, and start containers whose volumes could not be mounted at the boot
     #[command(hide = true)]
     Announce(announce::AnnounceArgs),
@@ -225,6 +228,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::ManagedPlugin => return runtime()?.block_on(managed::run()),
         Command::FuseWorker => return Ok(crate::fuse::worker::run()?),
+        Command::KernelGuard => return Ok(crate::guard::process::run()?),
         Command::Abort { name, common } => (
             common,
             "/Nfsvol.Abort",

@@ -102,6 +102,10 @@ pub struct ServeArgs {
     /// How long a host that is dead or cut off keeps its volumes from the others
     #[arg(long, env = "NFSVOL_SESSION", default_value = "30s", value_parser = session_time, value_name = "TIME")]
     session: Duration,
+    /// Socket of Docker's engine: an exclusive volume's containers are stopped through it when this
+    /// host is cut off (kernel data path)
+    #[arg(long, env = "NFSVOL_DOCKER_SOCKET", default_value = crate::engine::DEFAULT_SOCKET, value_name = "PATH")]
+    docker_socket: PathBuf,
     /// How long a share without volumes stays mounted
     #[arg(long, env = "NFSVOL_IDLE_UNMOUNT", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
     idle_unmount: Duration,
@@ -192,6 +196,8 @@ pub struct Config {
     pub poll: Duration,
     /// The session time of a member of the cluster; `None` for who only asks.
     pub session: Option<Duration>,
+    /// Where Docker's engine listens.
+    pub docker_socket: PathBuf,
     pub idle_unmount: Duration,
     pub op_deadline: Duration,
     /// How long letting go of a volume waits for written data to reach the server.
@@ -218,6 +224,7 @@ impl Config {
             trash_time: args.trash_time,
             poll: args.poll,
             session: args.share.as_ref().map(|_| args.session),
+            docker_socket: args.docker_socket.clone(),
             idle_unmount: args.idle_unmount,
             op_deadline: args.op_deadline,
             flush_wait: args.deadline * 3 / 5,
@@ -239,6 +246,7 @@ impl Config {
             trash_time: Duration::MAX,
             poll: Duration::MAX,
             session: None,
+            docker_socket: crate::engine::DEFAULT_SOCKET.into(),
             idle_unmount: Duration::ZERO,
             op_deadline: ASIDE_DEADLINE,
             flush_wait: ASIDE_DEADLINE,

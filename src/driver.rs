@@ -219,7 +219,9 @@ impl Driver {
         if options.access == Access::Exclusive && self.config.share.is_none() {
             return Err(CatalogError::NoHome("access=exclusive").into());
         }
-        if options.data_path == DataPath::Fuse || options.access == Access::Exclusive {
+        let by_fuse = options.access == Access::Exclusive
+            && self.paths.asked(options.data_path) != DataPath::Kernel;
+        if options.data_path == DataPath::Fuse || by_fuse {
             let words = self.mount_options(options).to_string();
             FuseOptions::from_words(words.split(',')).map_err(DriverError::FuseOptions)?;
         }
@@ -352,7 +354,7 @@ impl Driver {
         let reached = contact.reach().await?;
         let on = self.admin(&contact).await?;
         // The kernel looks for the data directory anyway, and says whether it is there.
-        if self.paths.choose_for(record)?.path == DataPath::Fuse {
+        if self.paths.choose_for(&record.options)?.path == DataPath::Fuse {
             Catalog::ready(&on, record).await?;
         }
         fail::fail_point!("mount.ready", |_| crate::failpoint::die());
@@ -370,6 +372,12 @@ impl Driver {
             attached => attached,
         };
         let how = attached.inspect_err(|_| contact.doubt())?;
+        if let Some(fence) = fence.filter(|_| how.data_path == DataPath::Kernel)
+            && let Err(error) = self.guard(name, fence).await
+        {
+            self.paths.detach(name, Duration::ZERO).await?;
+            return Err(error);
+        }
         fail::fail_point!("mount.attached", |_| crate::failpoint::die());
         let mountpoint = how.mountpoint.clone();
         if let Err(source) = self.attachments.add(name, how.clone(), id) {
@@ -429,7 +437,13 @@ impl Driver {
             && held.attachments.len() == 1;
         // Unmounted first: after a crash in between, the attachment is still there to be let go.
         if last {
-            self.paths.detach(name, self.config.flush_wait).await?;
+            let detached = self.paths.detach(name, self.config.flush_wait).await;
+            if matches!(detached, Err(DriverError::Kept { .. })) {
+                // Docker does not ask again; `settle` does.
+                self.attachments.remove(name, id);
+                self.cluster.changed.notify_one();
+            }
+            detached?;
             fail::fail_point!("unmount.detached", |_| crate::failpoint::die());
         }
         self.attachments.remove(name, id);

@@ -44,3 +44,28 @@ pub(crate) async fn ask(socket: &Path, method: Method, path: &str) -> anyhow::Re
     }
     Ok(answer)
 }
+
+/// Starts a container that was killed, if its restart policy wants it to run.
+///
+/// # Errors
+/// What the engine answered, such as that its volume cannot be mounted.
+pub(crate) async fn start_again(socket: &Path, container: &str) -> anyhow::Result<()> {
+    let details = ask(
+        socket,
+        Method::GET,
+        &format!("/containers/{container}/json"),
+    )
+    .await?;
+    let policy = details["HostConfig"]["RestartPolicy"]["Name"].as_str();
+    let wanted = matches!(policy, Some("always" | "unless-stopped" | "on-failure"));
+    if wanted && details["State"]["Running"] != true {
+        tracing::info!(container, "started again after the fence");
+        ask(
+            socket,
+            Method::POST,
+            &format!("/containers/{container}/start"),
+        )
+        .await?;
+    }
+    Ok(())
+}

@@ -14,6 +14,7 @@
 //! | [`watch`] | metrics for Prometheus and the status page |
 //! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them |
 //! | `engine` | Docker's engine, asked over its own socket |
+//! | [`guard`] | the fence of exclusive volumes on the kernel data path |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback |
 //!
@@ -32,6 +33,7 @@ mod engine;
 mod failpoint;
 mod files;
 pub mod fuse;
+pub mod guard;
 mod migrate;
 pub mod mount;
 pub mod nfs;

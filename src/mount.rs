@@ -5,6 +5,7 @@
 //! | [`kernel`] | attach, detach, health, idle shares: what the driver calls |
 //! | [`options`] | mount options, checked against nfs(5): values, no I/O |
 //! | [`mountinfo`] | the kernel's list of mounts, parsed |
+//! | `own` | a mount of an exclusive volume's own |
 //! | [`holders`] | which processes and containers hold a volume |
 //! | [`stats`] | what the kernel's NFS client has carried, parsed |
 //! | `shares` | the share mounts below the mount root, and the calls on them |
@@ -20,6 +21,7 @@ pub mod kernel;
 mod lane;
 pub mod mountinfo;
 pub mod options;
+mod own;
 mod share;
 mod shares;
 pub mod stats;
@@ -34,3 +36,4 @@ pub use kernel::{
 pub(crate) use mountinfo::FUSE_FSTYPE;
 pub use mountinfo::{DeviceId, MountEntry, MountInfo, Place};
 pub use options::{MountOptions, NfsVersion, OptionsError};
+pub use own::OwnMount;

@@ -114,6 +114,7 @@ async fn command(path: &KernelPath, words: &[String]) -> Result<Value> {
                 options: options.trim_start_matches('-').parse::<MountOptions>()?,
                 dir: SharePath::parse(dir)?,
                 readonly: false,
+                own: false,
             };
             let deadline = Instant::now() + Duration::from_millis(milliseconds.parse()?);
             let attached = path.attach(request, deadline).await?;

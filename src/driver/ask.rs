@@ -55,7 +55,8 @@ impl Driver {
     /// Frees everybody who waits for a volume whose server is away.
     async fn abort(&self, name: &VolumeName) -> Result<Value, DriverError> {
         let held = self.attachments.get(name);
-        if held.is_some_and(|held| held.how.data_path == DataPath::Kernel) {
+        let by_kernel = held.is_some_and(|held| held.how.data_path == DataPath::Kernel);
+        if by_kernel && !self.paths.is_own(name) {
             return Err(DriverError::AbortByKernel(name.clone()));
         }
         self.paths.abort(name).await?;

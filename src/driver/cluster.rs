@@ -17,6 +17,7 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::cluster::removal::{self, Bound};
 use crate::cluster::{Beat, Claimed, Env, Holding, Host, Member, MemberError, Times, layout};
 use crate::config::Config;
+use crate::engine;
 use crate::files::write_durably;
 use crate::fuse::Fence;
 use crate::mount::Holder;
@@ -44,6 +45,8 @@ const HELD_PAUSE: Duration = Duration::from_millis(200);
 const CLAIM_PAUSE: Duration = Duration::from_millis(200);
 /// How long a daemon that ends waits for the home share to take what was unmounted last.
 const LAST_WORD: Duration = Duration::from_secs(2);
+/// How long a volume may take, at each later try, whose data did not reach the server in time.
+const LATE_FLUSH: Duration = Duration::from_secs(5);
 const FREE_LOOK: Duration = Duration::from_millis(20);
 
 /// The host's clock that goes on while it is suspended, and its random numbers.
@@ -276,19 +279,15 @@ impl Driver {
         deadline: Instant,
     ) -> Result<Fence, DriverError> {
         let member = &self.cluster.member;
-        // A worker of a time when this host had the volume before holds what others do not know.
-        if self.paths.has_worker(name) && !member.held().await.contains_key(name) {
+        // What serves it since a time when this host had it before holds what others do not know.
+        if self.paths.is_served(name) && !member.held().await.contains_key(name) {
             self.paths.abort(name).await?;
         }
         loop {
             match member.claim(&home.scoped(), name).await? {
                 // Not the right of now: the claim may be lost by now, and a new session begun.
                 Claimed::Mine(until) => {
-                    let under_way = member.times().under_way().as_millis();
-                    return Ok(Fence {
-                        until: nanos(until),
-                        under_way: u32::try_from(under_way).unwrap_or(u32::MAX),
-                    });
+                    return Ok(self.fence(nanos(until)));
                 }
                 Claimed::Held(holding) if Instant::now() + CLAIM_PAUSE >= deadline => {
                     return Err(DriverError::Taken {
@@ -309,8 +308,72 @@ impl Driver {
             if hold.access == Access::Exclusive {
                 let driver = Arc::clone(self);
                 // One that does not answer delays no other.
-                tokio::spawn(async move { driver.paths.prolong(&name, until).await });
+                tokio::spawn(async move {
+                    if !driver.paths.prolong(&name, until).await {
+                        driver.guard_again(&name, until).await;
+                    }
+                });
             }
+        }
+    }
+
+    /// The fence of an exclusive volume whose guard has gone.
+    async fn guard_again(&self, name: &VolumeName, until: u64) {
+        // A call for the volume is under way: it knows better, and this comes again.
+        let Some(_lock) = self.locks.try_lock(name) else {
+            return;
+        };
+        tracing::warn!(volume = %name, "without a guard; a new one is started");
+        if self.paths.is_own(name)
+            && let Err(error) = self.paths.guard(name, self.fence(until)).await
+        {
+            tracing::error!(volume = %name, %error, "nobody would fence it");
+        }
+    }
+
+    fn fence(&self, until: u64) -> Fence {
+        let under_way = self.cluster.member.times().under_way().as_millis();
+        Fence {
+            until,
+            under_way: u32::try_from(under_way).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Has an exclusive volume watched that has just been mounted by the kernel's client.
+    pub(super) async fn guard(&self, name: &VolumeName, fence: Fence) -> Result<(), DriverError> {
+        // Mounting may have taken longer than the right lasted that the claim was made in. Read
+        // before the holds: a right of a session that begins now is not for those of the last.
+        let until = nanos(self.cluster.member.right_until());
+        let held = self.cluster.member.held().await.contains_key(name);
+        let until = if held { until } else { fence.until };
+        self.paths.guard(name, Fence { until, ..fence }).await
+    }
+
+    /// Goes on with volumes that were fenced, now that this host has a right again: what Docker
+    /// did not let go of is let go of, and containers are started as their restart policy says.
+    async fn recover(self: &Arc<Self>) {
+        for (name, fenced) in self.paths.guards().unsettled() {
+            let Some(_lock) = self.locks.try_lock(&name) else {
+                continue;
+            };
+            if self.paths.is_served(&name) {
+                continue;
+            }
+            tracing::warn!(volume = %name, containers = ?fenced.containers, "was fenced; going on");
+            self.attachments.retain(&name, |_| false);
+            self.let_go(&name).await;
+            if let Err(error) = self.paths.guards().settle(&name, &fenced) {
+                tracing::warn!(volume = %name, %error, "asked again at the next renewal");
+                continue;
+            }
+            let docker = self.config.docker_socket.clone();
+            tokio::spawn(async move {
+                for container in fenced.containers {
+                    if let Err(error) = engine::start_again(&docker, &container).await {
+                        tracing::warn!(container, %error, "not started again; start it by hand");
+                    }
+                }
+            });
         }
     }
 
@@ -395,7 +458,7 @@ impl Driver {
                 continue;
             }
             locks.push(lock);
-            if self.paths.is_left_to_containers(name).await || self.paths.has_worker(name) {
+            if self.paths.is_left_to_containers(name).await || self.paths.is_served(name) {
                 self.leave_later(name, &leaving);
                 continue;
             }
@@ -449,7 +512,7 @@ impl Driver {
     }
 
     async fn is_free(&self, name: &VolumeName) -> bool {
-        if self.paths.is_left_to_containers(name).await || self.paths.has_worker(name) {
+        if self.paths.is_left_to_containers(name).await || self.paths.is_served(name) {
             return false;
         }
         match self.catalog.get(name) {
@@ -478,7 +541,7 @@ impl Driver {
             if record.options.access != Access::Exclusive {
                 member.hold(&home, name, record.options.access).await?;
             } else if let Some(_lock) = self.locks.try_lock(name)
-                && self.paths.has_worker(name)
+                && self.paths.is_served(name)
                 && member.has_right()
                 && !member.held().await.contains_key(name)
             {
@@ -502,7 +565,16 @@ impl Driver {
             let Some(_lock) = self.locks.try_lock(&name) else {
                 continue;
             };
-            if self.attachments.get(&name).is_none() && self.is_free(&name).await {
+            if self.attachments.get(&name).is_some() {
+                continue;
+            }
+            // What an Unmount could not finish.
+            if self.paths.is_own(&name)
+                && let Err(error) = self.paths.detach(&name, LATE_FLUSH).await
+            {
+                tracing::warn!(volume = %name, %error, "not let go of yet");
+            }
+            if self.is_free(&name).await {
                 member.release(&home, &[name]).await;
             }
         }
@@ -533,13 +605,16 @@ impl Driver {
                 );
                 let held = self.cluster.member.held().await;
                 // One that was taken anew meanwhile has a new worker.
-                for name in lost.iter().filter(|name| !held.contains_key(*name)) {
-                    self.give_up(name).await;
+                for name in lost.into_iter().filter(|name| !held.contains_key(name)) {
+                    let driver = Arc::clone(self);
+                    // It takes a moment, in which this session is to be renewed.
+                    tokio::spawn(async move { driver.give_up(&name).await });
                 }
                 self.cluster.changed.notify_one();
             }
         }
         self.prolong().await;
+        self.recover().await;
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use crate::catalog::CatalogError;
 use crate::cluster::{Holding, MemberError};
 use crate::embedded::EmbeddedError;
 use crate::fuse::{self, FuseError};
+use crate::guard::GuardError;
 use crate::mount::{Holder, MountError, OptionsError};
 use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::AdminError;
@@ -88,6 +89,17 @@ pub enum DriverError {
     },
     #[error(transparent)]
     Fuse(#[from] FuseError),
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    #[error(
+        "volume {name}: no other host gets it yet, because not all that was written is known to be \
+         on the server, or something still uses it here. It is let go of as soon as that ends: {source}"
+    )]
+    Kept {
+        name: VolumeName,
+        #[source]
+        source: Box<MountError>,
+    },
     #[error("{0}; leave it out, or set data_path=kernel")]
     FuseOptions(fuse::OptionError),
     #[error(
@@ -170,7 +182,7 @@ impl DriverError {
                 .iter()
                 .chain(&[Errno::TIMEDOUT])
                 .any(|e| e.raw_os_error() == error.errno()),
-            Self::Vanished(_) => true,
+            Self::Vanished(_) | Self::Guard(GuardError::Fencing(_)) => true,
             Self::Cluster(error) => error.is_transient(),
             Self::Mount(error) => {
                 error.is_unresponsive()

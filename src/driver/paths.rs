@@ -7,16 +7,22 @@ use super::DriverError;
 use super::attachments::How;
 use crate::config::Config;
 use crate::fuse::{self, Fence, FuseOptions, FusePath};
+use crate::guard::{Fenced, GuardError, Guards, State, Task};
 use crate::mount::{
     self, Endpoint, Held, KernelPath, KernelSettings, MountError, MountOptions, MountedVolume,
+    OwnMount, holders,
 };
 use crate::nfs::address::Share;
 use crate::nfs::admin::MOUNT_OPTIONS;
 use crate::nfs::probe::Reached;
-use crate::volume::{Access, DataPath, Record, VolumeName};
+use crate::volume::{Access, DataPath, Record, VolumeName, VolumeOptions};
 
 /// How long making the admin mount of an NFSv4-only share may take.
 const ADMIN_MOUNT_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long the last processes of a container may take to end after its engine has let go of it.
+const USERS_END: Duration = Duration::from_millis(500);
+const USERS_LOOK: Duration = Duration::from_millis(20);
 
 /// The data path that carries a volume, and why that one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +37,7 @@ pub(super) struct Choice {
 pub(super) struct Paths {
     kernel: KernelPath,
     fuse: FusePath,
+    guards: Guards,
     default: DataPath,
 }
 
@@ -48,6 +55,7 @@ impl Paths {
         Ok(Self {
             kernel,
             fuse: FusePath::new(&config.mount_root, &config.state_dir, &program),
+            guards: Guards::new(&config.state_dir, &program, &config.docker_socket),
             default: config.data_path,
         })
     }
@@ -97,18 +105,33 @@ impl Paths {
         }
     }
 
-    /// The data path of a volume: only FUSE can be fenced.
+    /// Which data path is asked for, by a volume or else by the daemon.
+    pub(super) fn asked(&self, wanted: DataPath) -> DataPath {
+        match wanted {
+            DataPath::Auto => self.default,
+            named => named,
+        }
+    }
+
+    /// The data path of a volume. Where there is a choice, an exclusive one goes by FUSE.
     ///
     /// # Errors
     /// As [`choose`](Self::choose).
-    pub(super) fn choose_for(&self, record: &Record) -> Result<Choice, DriverError> {
-        if record.options.access != Access::Exclusive {
-            return self.choose(record.options.data_path);
+    pub(super) fn choose_for(&self, options: &VolumeOptions) -> Result<Choice, DriverError> {
+        let wanted = options.data_path;
+        let is_free = self.asked(wanted) == DataPath::Auto;
+        if options.access != Access::Exclusive || !is_free {
+            return self.choose(wanted);
         }
-        FusePath::available()?;
-        Ok(Choice {
-            path: DataPath::Fuse,
-            reason: "access=exclusive: only FUSE can be fenced",
+        Ok(match FusePath::available() {
+            Ok(()) => Choice {
+                path: DataPath::Fuse,
+                reason: "auto: access=exclusive, and FUSE fences exactly",
+            },
+            Err(_) => Choice {
+                reason: "auto: this host has no /dev/fuse",
+                ..self.choose(wanted)?
+            },
         })
     }
 
@@ -122,13 +145,23 @@ impl Paths {
         fence: Option<Fence>,
         deadline: Instant,
     ) -> Result<How, DriverError> {
-        match self.choose_for(record)?.path {
+        match self.choose_for(&record.options)?.path {
             DataPath::Fuse => {
                 self.attach_by_fuse(record, share, reached, &options, fence, deadline)
                     .await
             }
             DataPath::Auto | DataPath::Kernel => {
+                let own = fence.is_some();
+                let options = match own {
+                    true if options.is_rdma() => return Err(GuardError::NotTcp.into()),
+                    true => options.unshared(),
+                    false => options,
+                };
+                if own {
+                    self.guards.settled(&record.name, deadline).await?;
+                }
                 let attach = mount::Attach {
+                    own,
                     volume: record.name.clone(),
                     share: share.clone(),
                     endpoint: endpoint(reached),
@@ -136,7 +169,10 @@ impl Paths {
                     dir: record.data_dir.clone(),
                     readonly: record.options.access == Access::Readonly,
                 };
-                let attached = self.kernel.attach(attach, deadline).await?;
+                let mut attached = self.kernel.attach(attach, deadline).await?;
+                if own {
+                    attached.warnings.extend(self.guards.warnings().await);
+                }
                 Ok(How {
                     share: share.clone(),
                     data_path: DataPath::Kernel,
@@ -197,6 +233,33 @@ impl Paths {
         })
     }
 
+    /// Has an exclusive volume watched that the kernel's client has mounted.
+    ///
+    /// # Errors
+    /// When it cannot be; it must not be given to a container then.
+    pub(super) async fn guard(&self, name: &VolumeName, fence: Fence) -> Result<(), DriverError> {
+        let own = self.kernel.own_mount(name)?;
+        let own = own.ok_or_else(|| DriverError::Vanished(name.clone()))?;
+        Ok(self.guards.watch(&self.task(name, own, fence)).await?)
+    }
+
+    fn task(&self, name: &VolumeName, own: OwnMount, fence: Fence) -> Task {
+        Task {
+            volume: name.clone(),
+            place: own.place,
+            share_place: own.share_place,
+            device: own.device,
+            server: own.server,
+            docker: self.guards.docker().to_owned(),
+            run_dir: self.guards.run_dir(name),
+            fence,
+        }
+    }
+
+    fn own_mount(&self, name: &VolumeName) -> Option<OwnMount> {
+        self.kernel.own_mount(name).ok().flatten()
+    }
+
     /// Unmounts a volume from this host, having flushed it for at most `flush`; containers that
     /// still hold it keep their own mounts.
     pub(super) async fn detach(
@@ -208,8 +271,40 @@ impl Paths {
         if self.fuse.mounted().contains(name) {
             self.fuse.detach(name, flush).await?;
         }
-        self.kernel.detach(name, flush).await?;
-        Ok(())
+        match self.own_mount(name) {
+            Some(own) => self.detach_own(name, own, flush).await,
+            None => {
+                self.kernel.detach(name, flush).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// What has not reached the server keeps an exclusive volume mounted, and with that held.
+    async fn detach_own(
+        &self,
+        name: &VolumeName,
+        own: OwnMount,
+        flush: Duration,
+    ) -> Result<(), DriverError> {
+        let kept = |source: MountError| DriverError::Kept {
+            name: name.clone(),
+            source: Box::new(source),
+        };
+        self.kernel.withdraw_own(name, flush).await.map_err(kept)?;
+        let deadline = Instant::now() + USERS_END;
+        let places = [own.place.as_path(), own.share_place.as_path()];
+        while !tokio::task::block_in_place(|| holders::users(own.device, &places))
+            .is_ok_and(|users| users.is_empty())
+        {
+            if Instant::now() > deadline {
+                // A container that outlived its engine's record of it: its guard goes on.
+                return Ok(());
+            }
+            tokio::time::sleep(USERS_LOOK).await;
+        }
+        self.guards.leave(name).await?;
+        self.kernel.unmount_own(name).await.map_err(kept)
     }
 
     /// Whether containers hold a FUSE mount of the volume that this host has let go of.
@@ -217,14 +312,37 @@ impl Paths {
         self.fuse.is_left_to_containers(name).await
     }
 
-    /// Tells an exclusive volume's workers until when they may use it.
-    pub(super) async fn prolong(&self, name: &VolumeName, until: u64) {
+    /// Tells an exclusive volume's workers and guards until when it may be used; whether one
+    /// listens, if the volume needs one.
+    pub(super) async fn prolong(&self, name: &VolumeName, until: u64) -> bool {
         self.fuse.prolong(name, until).await;
+        let watched = self.guards.prolong(name, until).await;
+        watched || self.guards.has(name) || self.own_mount(name).is_none()
     }
 
-    /// Whether a process serves the volume by FUSE, answering or not.
-    pub(super) fn has_worker(&self, name: &VolumeName) -> bool {
-        self.fuse.has_worker(name)
+    /// Whether a process serves the volume by FUSE, answering or not, or this host still has an
+    /// exclusive volume by the kernel's client.
+    pub(super) fn is_served(&self, name: &VolumeName) -> bool {
+        self.fuse.has_worker(name) || self.guards.has(name) || self.is_own(name)
+    }
+
+    /// Whether the volume is mounted as an exclusive one, by the kernel's client.
+    pub(super) fn is_own(&self, name: &VolumeName) -> bool {
+        self.own_mount(name).is_some()
+    }
+
+    /// What the last fence of a volume did, unless it was mounted since.
+    pub(super) fn fenced(&self, name: &VolumeName) -> Option<Fenced> {
+        self.guards.fenced(name)
+    }
+
+    /// How the guard of a volume is.
+    pub(super) async fn guard_state(&self, name: &VolumeName) -> Option<State> {
+        self.guards.state(name).await
+    }
+
+    pub(super) fn guards(&self) -> &Guards {
+        &self.guards
     }
 
     /// Volumes that FUSE workers have written logs of.
@@ -261,9 +379,16 @@ impl Paths {
         }
     }
 
-    /// Frees every process that waits for a volume's FUSE worker, by ending the worker.
+    /// Frees every process that waits for a volume's FUSE worker, by ending the worker; an
+    /// exclusive volume of the kernel's client is taken away from this host.
     pub(super) async fn abort(&self, name: &VolumeName) -> Result<(), DriverError> {
-        Ok(self.fuse.abort(name).await?)
+        self.fuse.abort(name).await?;
+        let now = Fence {
+            until: 0,
+            under_way: 0,
+        };
+        let mounted = self.own_mount(name).map(|own| self.task(name, own, now));
+        Ok(self.guards.fence(name, mounted).await?)
     }
 
     /// Mounts an NFSv4-only share for the admin path.
@@ -304,5 +429,44 @@ fn endpoint(reached: &Reached) -> Endpoint {
         mount_port: reached.mount_port,
         v3: reached.v3,
         v4: reached.v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choice(default: DataPath, options: &[(&str, &str)]) -> Result<Choice, DriverError> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::aside("nas:/export".parse().unwrap(), dir.path());
+        config.data_path = default;
+        let options = options
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let options = VolumeOptions::parse(&options).unwrap();
+        Paths::open(&config).unwrap().choose_for(&options)
+    }
+
+    #[test]
+    fn an_exclusive_volume_goes_by_fuse_unless_somebody_says_kernel() {
+        let exclusive = ("access", "exclusive");
+        let auto = choice(DataPath::Auto, &[exclusive]);
+        if FusePath::available().is_ok() {
+            assert_eq!(auto.unwrap().path, DataPath::Fuse);
+        } else if KernelPath::kernel_has_nfs().is_ok() {
+            assert_eq!(auto.unwrap().path, DataPath::Kernel);
+        } else {
+            assert!(matches!(auto, Err(DriverError::NoDataPath { .. })));
+        }
+        for said in [
+            choice(DataPath::Auto, &[exclusive, ("data_path", "kernel")]),
+            choice(DataPath::Kernel, &[exclusive]),
+        ] {
+            match KernelPath::kernel_has_nfs() {
+                Ok(()) => assert_eq!(said.unwrap().path, DataPath::Kernel),
+                Err(_) => assert!(matches!(said, Err(DriverError::Mount(_)))),
+            }
+        }
     }
 }

@@ -171,7 +171,7 @@ impl Driver {
             let Some(_lock) = self.locks.try_lock(&name) else {
                 continue;
             };
-            let used = self.attachments.get(&name).is_some() || self.paths.has_worker(&name);
+            let used = self.attachments.get(&name).is_some() || self.paths.is_served(&name);
             if used || self.catalog.get(&name).is_some() {
                 continue;
             }

@@ -87,6 +87,17 @@ impl Driver {
                 );
             }
         }
+        if let Some(fenced) = self.paths.fenced(&record.name) {
+            put("fenced", json!(fenced));
+        }
+        if self.paths.is_own(&record.name) {
+            let asked = tokio::time::timeout(WORKER_WAIT, self.paths.guard_state(&record.name));
+            let guard = asked.await.ok().flatten();
+            put(
+                "guard",
+                guard.map_or_else(|| json!("does not answer"), |state| json!(state)),
+            );
+        }
         let mut warnings = held.map(|h| h.how.warnings).unwrap_or_default();
         if record.squashed {
             warnings.push(
@@ -133,7 +144,7 @@ impl Driver {
                 put("nfs_version", json!(how.nfs_version));
                 put("address", json!(how.address));
             }
-            None => match self.paths.choose_for(record) {
+            None => match self.paths.choose_for(&record.options) {
                 Ok(choice) => {
                     put("data_path", json!(choice.path));
                     put("data_path_reason", json!(choice.reason));

@@ -163,7 +163,7 @@ pub enum Report {
 }
 
 /// Reads one line of JSON.
-pub(super) async fn receive<T: serde::de::DeserializeOwned>(
+pub(crate) async fn receive<T: serde::de::DeserializeOwned>(
     stream: &mut (impl tokio::io::AsyncRead + Unpin),
 ) -> io::Result<T> {
     let mut line = Vec::new();
@@ -175,7 +175,7 @@ pub(super) async fn receive<T: serde::de::DeserializeOwned>(
 }
 
 /// Writes one line of JSON.
-pub(super) async fn send<T: Serialize>(
+pub(crate) async fn send<T: Serialize>(
     stream: &mut (impl tokio::io::AsyncWrite + Unpin),
     value: &T,
 ) -> io::Result<()> {
@@ -187,7 +187,7 @@ pub(super) async fn send<T: Serialize>(
 
 /// A path for a socket in a directory whose own path may be too long for one (107 bytes), and
 /// what keeps it good.
-pub(super) fn socket_path(dir: &Path, name: &str) -> io::Result<(rustix::fd::OwnedFd, PathBuf)> {
+pub(crate) fn socket_path(dir: &Path, name: &str) -> io::Result<(rustix::fd::OwnedFd, PathBuf)> {
     use rustix::fs::{Mode, OFlags};
     use std::os::fd::AsRawFd;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -203,10 +203,20 @@ pub(super) async fn ask(
     command: Command,
     patience: Duration,
 ) -> io::Result<Report> {
+    exchange(dir, socket, &command, patience).await
+}
+
+/// Says one thing to a process behind a socket in a directory, and hears one.
+pub(crate) async fn exchange<A: Serialize, B: serde::de::DeserializeOwned>(
+    dir: &Path,
+    socket: &str,
+    said: &A,
+    patience: Duration,
+) -> io::Result<B> {
     let exchange = async {
         let (_dir, path) = socket_path(dir, socket)?;
         let mut stream = UnixStream::connect(path).await?;
-        send(&mut stream, &command).await?;
+        send(&mut stream, said).await?;
         receive(&mut stream).await
     };
     tokio::time::timeout(patience, exchange)

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <root>/shares/<hash of share and options>    the share, mounted when first needed
+//! <root>/shares/own.<name>                     the same, of an exclusive volume alone
 //! <root>/volumes/<name>                        a bind of the volume's data directory
 //! ```
 //!
@@ -32,6 +33,7 @@ use super::holders::Held;
 use super::lane::Ticket;
 use super::mountinfo::{DeviceId, MountEntry};
 use super::options::MountOptions;
+use super::own::own_key;
 use super::share::{self, ShareMount};
 use super::shares::{Round, ShareState, Shares, UNMOUNT_WAIT, local, share_key, until};
 use super::stats::{self, MountStats};
@@ -86,6 +88,9 @@ pub struct Attach {
     /// The data directory below the share.
     pub dir: SharePath,
     pub readonly: bool,
+    /// For an exclusive volume: by a superblock of its own, whose writes can be thrown away
+    /// without touching those of other volumes.
+    pub own: bool,
 }
 
 /// An attached volume.
@@ -155,7 +160,7 @@ pub enum Health {
 
 /// The kernel data path below one mount root. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct KernelPath(Arc<Shares>);
+pub struct KernelPath(pub(super) Arc<Shares>);
 
 impl KernelPath {
     /// Prepares the directories below a mount root; mounts nothing.
@@ -270,7 +275,11 @@ impl KernelPath {
     /// See [`MountError`]; [`MountError::DataDirMissing`] when the directory is not there.
     pub async fn attach(&self, request: Attach, deadline: Instant) -> Result<Attached, MountError> {
         let _volume = self.0.lock_volume(&request.volume, deadline).await?;
-        let key = share_key(&request.share, &request.options);
+        let key = if request.own {
+            own_key(&request.volume)
+        } else {
+            share_key(&request.share, &request.options)
+        };
         let request = Arc::new(request);
         let mut warnings = Vec::new();
         for _ in 0..ROUNDS {
@@ -505,7 +514,7 @@ impl KernelPath {
         })
     }
 
-    async fn flush(
+    pub(super) async fn flush(
         &self,
         state: &ShareState,
         volume: &VolumeName,

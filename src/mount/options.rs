@@ -129,6 +129,18 @@ impl MountOptions {
         self.value(GROUP_VERS)
     }
 
+    /// The same for a superblock of the volume's own, which shares no cache with other mounts.
+    #[must_use]
+    pub fn unshared(mut self) -> Self {
+        let word = Word {
+            name: "nosharecache",
+            value: None,
+            attribute: false,
+        };
+        self.words.insert("sharecache", word);
+        self
+    }
+
     /// The versions to try, best first: one if the user named one, all of NFSv4 for
     /// `nfsvers=4`, and all otherwise.
     #[must_use]

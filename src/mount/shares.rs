@@ -19,6 +19,7 @@ use super::kernel::{Attach, KernelSettings};
 use super::lane::{Lane, Ticket};
 use super::mountinfo::{MountEntry, MountInfo};
 use super::options::MountOptions;
+use super::own::is_own_key;
 use super::share::{self, ShareMount};
 use crate::nfs::address::{Share, SharePath};
 use crate::volume::VolumeName;
@@ -326,6 +327,10 @@ impl Shares {
     ) -> Result<bool, MountError> {
         let place = self.shares.join(key);
         let state = self.state(key, key);
+        // An exclusive volume's goes with the volume.
+        if is_own_key(key) {
+            return Ok(false);
+        }
         // Whoever has the lock is using the share.
         let Ok(_alone) = state.lock.try_write() else {
             return Ok(true);

@@ -246,14 +246,6 @@ impl VolumeOptions {
             on_remove: get("on_remove").map(str::parse).transpose()?,
             ..Self::default()
         };
-        if options.access == Access::Exclusive && options.data_path == DataPath::Kernel {
-            let reason = "access=exclusive on the kernel data path comes with a later release; \
-                          leave data_path out, or set it to fuse";
-            return Err(OptionError::NotYet {
-                key: "access",
-                reason,
-            });
-        }
         if local_form::is_used(given) {
             local_form::apply(given, &mut options)?;
             return Ok(options);
@@ -457,13 +449,6 @@ mod tests {
     #[test]
     fn what_comes_later_says_so() {
         assert!(refusal("from", "other").contains("not available yet"));
-        let exclusive = [("access", "exclusive"), ("data_path", "kernel")];
-        assert!(
-            parse(&exclusive)
-                .unwrap_err()
-                .to_string()
-                .contains("not available yet")
-        );
     }
 
     #[test]

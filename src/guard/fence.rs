@@ -1,0 +1,289 @@
+//! Taking an exclusive volume away from this host.
+//!
+//! 1. The containers that hold it are killed through Docker's engine, which then does not start
+//!    them again by itself; what does not end in time, or has no engine, is killed by its process
+//!    id.
+//! 2. While `syncfs` sends what they wrote, `umount -f` ends each such call of the kernel's NFS
+//!    client (EIO), so that the pages count as failed and are thrown away.
+//! 3. The connections to the server are cut, with what TCP has not delivered yet ([`super::cut`]).
+//! 4. The mount goes, and with it the superblock.
+//!
+//! Limit: with pNFS, calls to data servers are not ended by `umount -f`.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hyper::Method;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::cut::{self, Barrier};
+use super::{Fenced, Task, now};
+use crate::engine;
+use crate::mount::MountInfo;
+use crate::mount::holders::{self, User};
+
+/// Between two rounds of killing, and of ending calls.
+const ROUND: Duration = Duration::from_millis(20);
+/// After this the rest is left as it is, and said.
+const LIMIT: Duration = Duration::from_secs(15);
+/// How long one unmount may take: it waits for no data any more.
+const UNMOUNT: Duration = Duration::from_secs(2);
+
+/// Takes the volume away; `until` is when the right ended. The barrier is what is still to be
+/// lowered.
+pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fenced, Barrier) {
+    let (began, began_at) = (Instant::now(), now());
+    let under_way = Duration::from_millis(task.fence.under_way.into());
+    // A quarter: what the engine does not do is done here, and that takes a moment too.
+    let containers = kill_containers(task, under_way / 4).await;
+    tracing::info!(?containers, after = ?began.elapsed(), "the engine was asked to kill");
+    let work = Work {
+        task: task.clone(),
+        root: root.map(Arc::new),
+        began,
+        killed: BTreeSet::new(),
+        barrier: Barrier::default(),
+        troubles: Vec::new(),
+        done: None,
+    };
+    let done = tokio::task::spawn_blocking(move || work.take_away()).await;
+    let work = done.unwrap_or_else(|error| Work {
+        task: task.clone(),
+        root: None,
+        began,
+        killed: BTreeSet::new(),
+        barrier: Barrier::default(),
+        troubles: vec![format!("a step of the fence failed: {error}")],
+        done: None,
+    });
+    let done = work.done.unwrap_or_else(now);
+    let fenced = Fenced {
+        at: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+        containers,
+        killed: work.killed.len(),
+        took_ms: u64::try_from((done.saturating_sub(began_at)).as_millis()).unwrap_or(u64::MAX),
+        settled: false,
+        in_time: done <= Duration::from_nanos(until) + under_way,
+        troubles: work.troubles,
+    };
+    tracing::warn!(volume = %task.volume, ?fenced, "taken away from this host");
+    (fenced, work.barrier)
+}
+
+/// Asks the engine to kill the containers that hold the volume, for so long; their ids.
+async fn kill_containers(task: &Task, patience: Duration) -> Vec<String> {
+    let users = users(task).unwrap_or_default();
+    let ids: BTreeSet<String> = users.into_iter().filter_map(|u| u.container_id).collect();
+    let kills = ids.iter().map(|id| {
+        let (docker, path) = (task.docker.clone(), format!("/containers/{id}/kill"));
+        // It goes on when nobody waits any more: an engine that is slow only comes later.
+        tokio::spawn(async move {
+            if let Err(error) = engine::ask(&docker, Method::POST, &path).await {
+                tracing::warn!(%error, path, "the engine does not kill a container");
+            }
+        })
+    });
+    let kills: Vec<_> = kills.collect();
+    let all = async {
+        for kill in kills {
+            let _ = kill.await;
+        }
+    };
+    let _ = tokio::time::timeout(patience, all).await;
+    ids.into_iter().collect()
+}
+
+fn users(task: &Task) -> io::Result<Vec<User>> {
+    holders::users(task.device, &[&task.place, &task.share_place])
+}
+
+/// The steps that may wait for the kernel.
+struct Work {
+    task: Task,
+    root: Option<Arc<OwnedFd>>,
+    began: Instant,
+    killed: BTreeSet<u32>,
+    barrier: Barrier,
+    troubles: Vec<String>,
+    /// When nothing could be sent for the volume any more, by [`now`].
+    done: Option<Duration>,
+}
+
+impl Work {
+    fn take_away(mut self) -> Self {
+        loop {
+            self.kill_users();
+            tracing::info!(killed = ?self.killed, after = ?self.began.elapsed(), "no process has it");
+            self.throw_away();
+            tracing::info!(after = ?self.began.elapsed(), "what was written is thrown away");
+            // A container that was being started may have got it meanwhile: now nobody can.
+            self.unmount(&self.task.place.clone());
+            match self.users() {
+                users if users.is_empty() => break,
+                users if self.is_over() => {
+                    self.troubles.push(format!("processes live on: {users:?}"));
+                    break;
+                }
+                _ => std::thread::sleep(ROUND),
+            }
+        }
+        self.cut();
+        self.done = Some(now());
+        // The last unmount may wait for the server, with nothing of the volume's data.
+        self.root = None;
+        self.unmount(&self.task.share_place.clone());
+        self
+    }
+
+    fn is_over(&self) -> bool {
+        self.began.elapsed() > LIMIT
+    }
+
+    fn users(&mut self) -> Vec<User> {
+        users(&self.task).unwrap_or_else(|error| {
+            self.troubles.push(format!("reading /proc: {error}"));
+            Vec::new()
+        })
+    }
+
+    fn kill_users(&mut self) {
+        loop {
+            let users = self.users();
+            if users.is_empty() || self.is_over() {
+                return;
+            }
+            for user in &users {
+                if kill(user).is_ok() {
+                    self.killed.insert(user.pid);
+                }
+            }
+            // One that waits for the server in the kernel ends when its call does.
+            self.end_calls();
+            std::thread::sleep(ROUND);
+        }
+    }
+
+    /// Has the kernel's client send all it has, and ends every call that would.
+    fn throw_away(&mut self) {
+        self.end_calls();
+        self.cut();
+        let Some(root) = self.root.clone() else {
+            return;
+        };
+        let (tell, told) = mpsc::channel();
+        let synced = std::thread::Builder::new()
+            .name("guard-sync".to_owned())
+            .spawn(move || {
+                // The second has what was written again while the first one ran.
+                for _ in 0..2 {
+                    let _ = rustix::fs::syncfs(&root);
+                }
+                let _ = tell.send(());
+            });
+        if let Err(error) = synced {
+            self.troubles.push(format!("no thread for syncfs: {error}"));
+            return;
+        }
+        while let Err(mpsc::RecvTimeoutError::Timeout) = told.recv_timeout(ROUND) {
+            self.end_calls();
+            if self.is_over() {
+                self.troubles
+                    .push("what was written could not be thrown away".to_owned());
+                return;
+            }
+        }
+    }
+
+    /// Ends the calls under way, as `umount -f` does. The mount stays: a directory of it is open.
+    fn end_calls(&self) {
+        let place = &self.task.share_place;
+        if self.root.is_some() && self.is_ours(place) {
+            let flags = UnmountFlags::FORCE | UnmountFlags::NOFOLLOW;
+            let _ = unmount(place, flags);
+        }
+    }
+
+    fn is_ours(&self, place: &Path) -> bool {
+        let info = MountInfo::read_below(place).unwrap_or_default();
+        info.at(place)
+            .is_some_and(|entry| entry.device == self.task.device)
+    }
+
+    fn unmount(&mut self, place: &Path) {
+        if !self.is_ours(place) {
+            return;
+        }
+        for flags in [UnmountFlags::FORCE, UnmountFlags::DETACH] {
+            let (target, flags) = (place.to_owned(), flags | UnmountFlags::NOFOLLOW);
+            let _ = within(UNMOUNT, "guard-unmount", move || unmount(target, flags));
+            if !self.is_ours(place) {
+                break;
+            }
+        }
+        if self.is_ours(place) {
+            self.troubles
+                .push(format!("still mounted: {}", place.display()));
+            return;
+        }
+        let _ = std::fs::remove_dir(place);
+    }
+
+    fn cut(&mut self) {
+        let Some(server) = self.task.server else {
+            self.troubles
+                .push("the server's address is not known".to_owned());
+            return;
+        };
+        let found = match cut::connections(server) {
+            Ok(found) => found,
+            Err(error) => {
+                self.troubles
+                    .push(format!("connections not found: {error}"));
+                return;
+            }
+        };
+        for connection in found {
+            let cut = connection.destroy().or_else(|error| {
+                tracing::info!(%error, "a connection cannot be ended; its packets are kept here");
+                self.barrier.raise(&connection)
+            });
+            if let Err(error) = cut {
+                self.troubles
+                    .push(format!("a connection is not cut: {error}"));
+            }
+        }
+    }
+}
+
+fn kill(user: &User) -> io::Result<()> {
+    let pid = i32::try_from(user.pid).ok().and_then(Pid::from_raw);
+    let process = pidfd_open(pid.ok_or(io::ErrorKind::InvalidInput)?, PidfdFlags::empty())?;
+    // The id may have been given to another process before it was opened.
+    if !user.is_alive() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(pidfd_send_signal(process, Signal::KILL)?)
+}
+
+/// Runs what may wait for the kernel on a thread, for so long; `None` when it has not returned.
+pub(super) fn within<T: Send + 'static>(
+    limit: Duration,
+    name: &str,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (tell, told) = mpsc::channel();
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread
+        .spawn(move || {
+            let _ = tell.send(call());
+        })
+        .ok()?;
+    told.recv_timeout(limit).ok()
+}
