@@ -1,20 +1,36 @@
-//! Exclusive volumes on the kernel data path: what the guard of one does when this host's right to
-//! the volume has ended.
+//! Exclusive volumes on the kernel data path: two Docker hosts with the kernel's NFS client, of
+//! which one is cut off from the server while its container writes.
 
 mod lab;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
-use lab::{Lab, Node, Part, Result, trial};
+use anyhow::{anyhow, bail, ensure};
+use lab::ganesha::LONG_LEASE;
+use lab::{DataPath, Export, Ganesha, Host, Lab, Node, Part, Result, trial, wait_for};
+
+const EXPORT: &str = "/srv/fence";
+/// One volume for each protocol, each with a log that is synced line by line and a file that is not.
+const VOLUMES: [(&str, &str); 2] = [("three", "3"), ("four", "4.1")];
+const FILES: [&str; 2] = ["log", "lazy"];
+/// A fence has a sixth of it, and guests are slow.
+const SESSION: &str = "40s";
+/// A step in a guest that is not timed.
+const STEP: Duration = Duration::from_secs(60);
+/// How much later than as long as the cut lasted TCP would have sent what it had: it doubles its
+/// pauses.
+const SLACK: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     lab::main(|| {
-        vec![trial(
-            "a_guard_ends_who_has_the_volume",
-            &[Part::Root],
-            guard,
-        )]
+        let parts = &[Part::Docker, Part::Ganesha, Part::Guest];
+        vec![
+            trial("a_guard_ends_who_has_the_volume", &[Part::Root], guard),
+            trial("a_host_that_is_cut_off_writes_nothing", parts, cut_off),
+        ]
     })
 }
 
@@ -42,6 +58,55 @@ grep -c $d/ /proc/self/mountinfo || true
 kill $service
 "#;
 
+/// Appends to every file, until a write fails.
+const WRITER: &str = "n=0
+while :; do
+    n=$((n+1))
+    for v in /v/*; do
+        head -c 16384 /dev/zero >>$v/lazy || exit 1
+        echo line $n | dd of=$v/log oflag=append conv=notrunc,fsync 2>/dev/null || exit 1
+    done
+done";
+
+/// Copies what there is when it starts, and goes on.
+const TAKER: &str = "for v in /v/*; do cp $v/log $v/log.copy; cp $v/lazy $v/lazy.copy; done
+    echo copied; exec sleep 3600";
+
+struct World {
+    nas: Ganesha,
+    a: Host,
+    b: Host,
+}
+
+impl World {
+    fn path(&self, volume: &str, file: &str) -> PathBuf {
+        self.nas.local(EXPORT).join(volume).join(file)
+    }
+
+    fn lines(&self) -> usize {
+        let lines = |path| std::fs::read_to_string(path).map_or(0, |text| text.lines().count());
+        let of = VOLUMES
+            .iter()
+            .map(|(name, _)| lines(self.path(name, "log")));
+        of.min().unwrap_or(0)
+    }
+
+    /// Drops what comes from and goes to host a, or no longer.
+    fn cut(&self, how: &str) -> Result {
+        let a = self.a.node().ip();
+        let script =
+            format!("iptables {how} INPUT -s {a} -j DROP; iptables {how} OUTPUT -d {a} -j DROP");
+        self.nas.node().sh(&script)?;
+        Ok(())
+    }
+
+    fn is_running(&self, host: &Host, container: &str) -> bool {
+        // One that waits for its restart counts as running, without a process.
+        host.ok(&format!("inspect -f {{{{.State.Pid}}}} {container}"))
+            .is_ok_and(|said| said != "0")
+    }
+}
+
 fn guard(lab: &'static Lab) -> Result {
     let node = Node::machine(lab, "guard")?;
     let script = format!("NFSVOL={}\n{GUARD}", lab::Nfsvol::BINARY);
@@ -56,5 +121,101 @@ fn guard(lab: &'static Lab) -> Result {
         ensure!(report.contains(part), "{part}: {said}");
     }
     ensure!(*rest == ["ended", "ended", "ended", "lives", "0"], "{said}");
+    Ok(())
+}
+
+fn cut_off(lab: &'static Lab) -> Result {
+    let nas = Ganesha::start_leasing(lab, "fence-nas", &[Export::new(EXPORT)], LONG_LEASE)?;
+    let home = nas.share(EXPORT);
+    let start = |name: &str| {
+        let serve = ["--session", SESSION, "--mount-deadline", "110s"];
+        Host::start_with(lab, name, DataPath::Kernel, &home, &serve, &[])
+    };
+    let (b, a) = thread::scope(|scope| {
+        let a = scope.spawn(|| start("fence-a"));
+        (start("fence-b"), a.join())
+    });
+    let (a, b) = (a.map_err(|_| anyhow!("a start panicked"))??, b?);
+    let world = World { nas, a, b };
+    let World { a, b, .. } = &world;
+
+    let mut mounts = String::new();
+    for (name, version) in VOLUMES {
+        a.ok(&format!(
+            "volume create -d nfsvol -o access=exclusive -o options=nfsvers={version} {name}"
+        ))?;
+        mounts.push_str(&format!(" -v {name}:/v/{name}"));
+    }
+    let options = format!("-d --name=writer --restart=always {mounts}");
+    a.try_run(&options, WRITER)?.ok()?;
+    wait_for("the container to write", STEP, || world.lines() > 20)?;
+    for (name, version) in VOLUMES {
+        let status = &a.inspect(name)?["Status"];
+        ensure!(
+            status["data_path"] == "kernel" && status["nfs_version"] == version,
+            "{status}"
+        );
+        ensure!(status["guard"]["watching"]["until"].is_u64(), "{status}");
+    }
+
+    world.cut("-A")?;
+    let began = Instant::now();
+    b.try_run(&format!("-d --name=taker {mounts}"), TAKER)?
+        .ok()?;
+    wait_for("the other host to read", STEP, || {
+        b.ok("logs taker").is_ok_and(|said| said == "copied")
+    })?;
+    let lasted = began.elapsed();
+    println!("taken over {lasted:?} after the cut, by a container in a guest");
+
+    println!("{}", a.node().sh("cat /var/lib/nfsvol/guard/*/log")?);
+    // The first host has let go, before the other one could have the volume.
+    ensure!(!world.is_running(a, "writer"));
+    let mut stopped = 0;
+    for (name, _) in VOLUMES {
+        let status = &a.inspect(name)?["Status"];
+        let fenced = &status["fenced"];
+        println!("{name}: {fenced}");
+        ensure!(fenced["in_time"] == true, "{status}");
+        ensure!(fenced["troubles"] == serde_json::json!([]), "{status}");
+        stopped += fenced["containers"].as_array().map_or(0, Vec::len);
+        ensure!(status["guard"].is_null(), "{status}");
+    }
+    ensure!(stopped > 0, "no fence tells of the container");
+    let script = "grep -cF /shares/own. /proc/self/mountinfo || true";
+    let mounted = a.node().sh(script)?;
+    ensure!(mounted == "0", "{mounted} mounts are left");
+
+    // It comes back; nothing of what it had under way is ever written.
+    world.cut("-D")?;
+    thread::sleep(lasted + SLACK);
+    for (name, _) in VOLUMES {
+        for file in FILES {
+            let taken = std::fs::read(world.path(name, &format!("{file}.copy")))?;
+            let now = std::fs::read(world.path(name, file))?;
+            ensure!(
+                now == taken,
+                "{name}/{file} has {} bytes, the other host took over {}",
+                now.len(),
+                taken.len()
+            );
+        }
+        let refused = a.docker(&format!("volume rm {name}"))?.fails()?;
+        ensure!(!refused.is_empty());
+    }
+
+    // A clean stop hands over to the container that its restart policy has started again.
+    b.ok("stop -t 1 taker")?;
+    let lines = world.lines();
+    let mut tried = Instant::now();
+    wait_for("the first host to have it again", 2 * STEP, || {
+        // Its start was given up if the other host had the volume for long.
+        if tried.elapsed() > STEP / 2 && !world.is_running(a, "writer") {
+            tried = Instant::now();
+            let _ = a.docker("start writer");
+        }
+        world.lines() > lines + 2
+    })?;
+    a.ok("rm -f writer")?;
     Ok(())
 }
