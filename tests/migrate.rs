@@ -8,8 +8,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use lab::process::Task;
-use lab::{DataPath, Export, Ganesha, Host, Lab, Nfsvol, Output, Part, Result, Shared, trial};
+use lab::process::{self, Task};
+use lab::{
+    Call, DataPath, Export, Ganesha, Host, Lab, Nfsvol, Output, Part, Result, Shared, calls, trial,
+};
 use serde_json::Value;
 
 const PARTS: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse];
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
         vec![
             trial("adopt_directories", PARTS, adopt),
             trial("migrate_nfs_volumes", PARTS, migrate),
+            trial("copy_a_local_volume", PARTS, copy),
             trial("compose_files", COMPOSE, compose),
         ]
     })
@@ -202,6 +205,104 @@ fn migrate(lab: &'static Lab) -> Result {
         ensure!(refused.contains(reason), "{refused}");
     }
     host.ok("volume rm site web broken plain")?;
+    Ok(())
+}
+
+fn copy(lab: &'static Lab) -> Result {
+    let site = site(lab)?;
+    let host = &site.host;
+    host.ok("volume create uploads")?;
+    let source = host.inspect("uploads")?;
+    let source = source["Mountpoint"].as_str().context("no mount point")?;
+    host.node().sh(&format!(
+        "cd {source}; mkdir -p -m 2770 team; echo text >team/file; chown 1234:55 team team/file
+         ln team/file other-name; ln -s team/file link; mkfifo pipe
+         truncate -s 128M sparse; echo end >>sparse
+         dd if=/dev/urandom of=large bs=1M count=8 status=none
+         touch -d '2001-02-03 04:05:06' team/file team pipe"
+    ))?;
+    host.engine().ok(&[
+        "run",
+        "-d",
+        "--name=writer",
+        "--network=host",
+        "-v",
+        "uploads:/up",
+        "busybox",
+        "sleep",
+        "1000",
+    ])?;
+    let refused = site.nfsvol("migrate --copy uploads")?.fails()?;
+    ensure!(
+        refused.contains("running containers use it (writer)"),
+        "{refused}"
+    );
+    ensure!(
+        !site.nas.local(EXPORT).join("uploads").exists(),
+        "made all the same"
+    );
+    host.ok("stop -t 0 writer")?;
+
+    // As a run leaves it that was killed: the volume is there, and held.
+    host.ok("volume create -d nfsvol -o subdir=moved/uploads copy")?;
+    calls::one(host.node(), Call::mount("copy", "nfsvol-migrate"))?.ok()?;
+    let (_, said) = site.json("migrate --copy uploads --as copy -o subdir=moved/uploads")?;
+    ensure!(
+        said[0]["copied"] == 6 && said[0]["links_left_out"] == 0,
+        "{said}"
+    );
+    let copy = site.nas.local(EXPORT).join("moved/uploads");
+    // What both say of themselves; the size of a directory is its file system's.
+    let list = "stat -c '%n %F %a %u %g %h' large link other-name pipe sparse team team/file
+                stat -c '%n %Y' large other-name sparse team team/file
+                stat -c '%n %s' large sparse team/file";
+    let ours = host.node().sh(&format!("cd {source}; {list}"))?;
+    let copied = process::sh(&format!("cd {}; {list}", copy.display()))?.ok()?;
+    ensure!(ours == copied, "{ours}\n-- copied --\n{copied}");
+    process::sh(&format!(
+        "cd {}; test \"$(readlink link)\" = team/file; test $(du -k sparse | cut -f1) -lt 20000
+         cmp large {source_on_disk}/large; tail -c 4 sparse | grep -qx end",
+        copy.display(),
+        source_on_disk = host
+            .node()
+            .dir()
+            .join("disk/docker")
+            .join(
+                source
+                    .strip_prefix("/var/lib/docker/")
+                    .context("elsewhere")?
+            )
+            .display(),
+    ))?
+    .ok()?;
+    // Nobody holds it any more.
+    let shown = host.inspect("copy")?;
+    ensure!(shown["Status"]["attachments"].is_null(), "{shown}");
+    host.ok("volume rm copy")?;
+
+    // Under the name that it has, by the commands that are shown.
+    let (code, said) = site.json("migrate --copy uploads")?;
+    ensure!(code == 0 && said[0]["copied"] == 6, "{said}");
+    for command in said[0]["next"].as_array().context("next")? {
+        site.follow(command.as_str().unwrap_or_default())?;
+    }
+    let volume = host.inspect("uploads")?;
+    ensure!(volume["Driver"] == "nfsvol", "{volume}");
+    let read = host.run("-v uploads:/up", "cat /up/link; ls -A /up")?;
+    ensure!(
+        read == "text\nlarge\nlink\nother-name\npipe\nsparse\nteam",
+        "{read}"
+    );
+    host.ok("volume rm uploads")?;
+
+    // Neither over files that are there.
+    host.ok("volume create taken")?;
+    site.nas
+        .node()
+        .sh(&format!("cd {EXPORT}; mkdir taken; echo mine >taken/file"))?;
+    let refused = site.nfsvol("migrate --copy taken")?.fails()?;
+    ensure!(refused.contains("holds files already (file)"), "{refused}");
+    host.ok("volume rm taken")?;
     Ok(())
 }
 
