@@ -497,9 +497,11 @@ impl<E: Env> Member<E> {
         let Some(json) = store.read(&layout::document(host, number)).await? else {
             return Ok(None);
         };
-        let doc = serde_json::from_slice(&json);
-        doc.map(Some)
-            .map_err(|_| MemberError::Unclear(host.to_owned()))
+        let doc = serde_json::from_slice(&json).ok();
+        // Its host becomes a part of paths: that of its file's name, and nothing else.
+        doc.filter(|doc: &HostDoc| doc.host == host)
+            .map(Some)
+            .ok_or_else(|| MemberError::Unclear(host.to_owned()))
     }
 
     /// Writes the document.
@@ -871,3 +873,6 @@ impl<E: Env> Member<E> {
 pub(super) fn is_absent(error: &AdminError) -> bool {
     matches!(error.kind, AdminErrorKind::NotFound)
 }
+
+#[cfg(test)]
+mod tests;
