@@ -369,6 +369,11 @@ impl Driver {
                 Catalog::ready(&on, record).await?;
                 attach().await
             }
+            // The server has changed its mind since it was reached: asked again, it says why.
+            Err(refused @ DriverError::Mount(MountError::Refused { .. })) => {
+                Catalog::ready(&on, record).await?;
+                Err(refused)
+            }
             attached => attached,
         };
         let how = attached.inspect_err(|_| contact.doubt())?;

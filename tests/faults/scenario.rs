@@ -19,7 +19,7 @@ const SLACK: Duration = Duration::from_secs(1);
 /// What 99 of 100 of Get, List and Mount of healthy volumes may take.
 const QUICK: Duration = Duration::from_millis(50);
 /// Or, on a machine that is busy with other things: this many times what the slowest took before.
-const SLOWER: u32 = 3;
+const SLOWER: u32 = 5;
 /// What half of Get and List of the faulty server's volumes may take, for each server that failed
 /// just now: those who wait for one would wait longer.
 const KNOWN: Duration = Duration::from_millis(150);

@@ -288,10 +288,17 @@ async fn owners_and_times(admin: &Admin) {
     }
     let file = dir.join("session");
     let first = new(admin.create_new(&file, b"x").await.unwrap());
-    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-    let touched = admin.touch(&file).await.unwrap();
+    let mut touched = first;
+    // The clock of a server in a guest may stand still for a moment while the guest is idle.
+    for _ in 0..10 {
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        touched = admin.touch(&file).await.unwrap();
+        if touched.mtime != first.mtime {
+            break;
+        }
+    }
     let passed = touched.mtime.secs - first.mtime.secs;
-    assert!((1..10).contains(&passed), "{first:?} {touched:?}");
+    assert!((1..20).contains(&passed), "{first:?} {touched:?}");
     assert_eq!(
         admin.attr(&file).await.unwrap().unwrap().mtime,
         touched.mtime
