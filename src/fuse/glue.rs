@@ -516,9 +516,12 @@ impl Filesystem for Glue {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        // Nobody waits for it; what is left to do is done whoever dies.
+        // Nobody waits for it; what is left to do is done whoever dies. It begins here like the
+        // requests that follow, so that none of them finds the hidden name of a closed file.
         let fs = Arc::clone(&self.fs);
-        self.fs.runtime.spawn(async move { fs.release(fh.0).await });
+        task::begin(&self.fs.runtime, &self.fs.nfs, async move {
+            fs.release(fh.0).await;
+        });
         reply.ok();
     }
 
