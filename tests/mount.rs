@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ use serde_json::{Value, json};
 const ROOT: &str = "/var/lib/nfsvol/mnt";
 const GANESHA: &[Part] = &[Part::Ganesha, Part::Guest];
 const KNFSD: &[Part] = &[Part::Knfsd, Part::Guest];
+/// Held by trials with a silent server: the kernel's mounts of other servers may wait for it.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -148,7 +151,7 @@ async fn command(path: &KernelPath, words: &[String]) -> Result<Value> {
             json!({ "holders": found.iter().map(|h| json!([h.comm, h.mountpoint])).collect::<Vec<_>>() })
         }
         ["idle"] => {
-            path.shutdown().await;
+            path.unmount_idle().await;
             json!({})
         }
         ["sleep", milliseconds] => {
@@ -598,6 +601,7 @@ fn quick(lab: &'static Lab) -> Result {
 
 /// A server that falls silent under a mounted share.
 fn silent_server(lab: &'static Lab) -> Result {
+    let _alone = ALONE.lock();
     let (nas, client) = (nas(lab)?, Client::get(lab)?);
     let silent = Ganesha::start(lab, "silent", &[Export::new("/srv/export")])?;
     for name in ["s1", "s2", "s3", "s4", "late"] {
@@ -648,7 +652,7 @@ fn silent_server(lab: &'static Lab) -> Result {
     ];
     argv.extend(late.split_whitespace());
     let running = client.0.spawn("late", &argv)?;
-    std::thread::sleep(Duration::from_millis(2500));
+    running.wait_log("error", Duration::from_secs(20))?;
     silent.thaw()?;
     running.wait(Duration::from_secs(20))?;
     // At the volume's directory; or at the mount, if a trial beside this one has unmounted the share.
@@ -673,6 +677,7 @@ fn silent_server(lab: &'static Lab) -> Result {
 /// A server that falls silent between the probe and the mount: NFSv4 then holds a lock that all
 /// mounts of the host need, until the mount is broken off.
 fn silent_at_mount(lab: &'static Lab) -> Result {
+    let _alone = ALONE.lock();
     let (nas, client) = (nas(lab)?, Client::get(lab)?);
     let silent = Ganesha::start(lab, "mute", &[Export::new("/srv/export")])?;
     directory(nas, "h2")?;
@@ -718,6 +723,7 @@ fn silent_at_mount(lab: &'static Lab) -> Result {
 /// one to know its client, it holds a lock that every NFSv4 mount of the host needs: the mount is
 /// broken off at its deadline, and the others go on.
 fn deaf_server(lab: &'static Lab) -> Result {
+    let _alone = ALONE.lock();
     let (nas, client) = (nas(lab)?, Client::get(lab)?);
     directory(nas, "h3")?;
     client.ok("idle")?;
@@ -765,6 +771,7 @@ fn answer_null_calls(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 fn stale(lab: &'static Lab) -> Result {
+    let _alone = ALONE.lock();
     let client = Client::get(lab)?;
     let server = Ganesha::start(lab, "swap", &[Export::new("/srv/export")])?;
     let share = server.share("/srv/export");

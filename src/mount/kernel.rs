@@ -579,7 +579,7 @@ impl KernelPath {
 
     /// Unmounts, now, every share that no volume of this host uses; answers those that a call
     /// under way, or somebody else, keeps busy.
-    async fn unmount_idle(&self) -> Vec<String> {
+    pub async fn unmount_idle(&self) -> Vec<String> {
         let mut busy = Vec::new();
         let shares = self.0.mountinfo().map(|info| self.0.mounted_shares(&info));
         for key in shares.unwrap_or_default() {
