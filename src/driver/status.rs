@@ -9,7 +9,7 @@ use super::attachments::Held;
 use super::cluster::describe;
 use crate::fuse::WorkerStatus;
 use crate::mount::Holder;
-use crate::volume::{DataPath, Record, VolumeName};
+use crate::volume::{Access, DataPath, Record, VolumeName};
 
 /// How long a Get may wait for a volume's FUSE worker, which answers in microseconds.
 const WORKER_WAIT: Duration = Duration::from_millis(100);
@@ -87,10 +87,11 @@ impl Driver {
                 );
             }
         }
-        if let Some(fenced) = self.paths.fenced(&record.name) {
+        let exclusive = record.options.access == Access::Exclusive;
+        if exclusive && let Some(fenced) = self.paths.fenced(&record.name) {
             put("fenced", json!(fenced));
         }
-        if self.paths.is_own(&record.name) {
+        if exclusive && self.paths.is_own(&record.name) {
             let asked = tokio::time::timeout(WORKER_WAIT, self.paths.guard_state(&record.name));
             let guard = asked.await.ok().flatten();
             put(

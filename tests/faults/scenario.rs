@@ -30,7 +30,7 @@ const TRUSTED: Duration = Duration::from_secs(8);
 const RECOVERY: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(10);
 /// How many calls of each kind are timed.
-const TIMED: usize = 200;
+const TIMED: usize = 100;
 const VOLUMES: &str = "/var/lib/nfsvol/mnt/volumes";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
