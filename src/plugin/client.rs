@@ -116,6 +116,8 @@ impl Client {
             .map_err(|error| ClientError::Failed(format!("{call} is not a route: {error}")))?;
         *request.version_mut() = hyper::Version::HTTP_11;
         let exchange = async {
+            // The answer before this one was read before the connection had turned to the next.
+            self.sender.ready().await?;
             let response = self.sender.send_request(request).await?;
             let status = response.status();
             let body = response.into_body().collect().await?.to_bytes();
