@@ -39,4 +39,4 @@ mod times;
 pub use self::hold::{Hold, HostDoc};
 pub use self::member::{Beat, Claimed, Holding, Host, Member, MemberError, Other};
 pub use self::share::{Entry, Env, Stamp, Store};
-pub use self::times::Times;
+pub use self::times::{LONGEST_SESSION, SHORTEST_SESSION, Times};

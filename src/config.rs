@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::cluster::{LONGEST_SESSION, SHORTEST_SESSION};
 use crate::mount::options::MountOptions;
 use crate::nfs::address::Share;
 use crate::plugin::server::Settings;
@@ -19,11 +20,6 @@ pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/nfsvol";
 /// since dockerd sends no Unmount for a Mount that it gave up on (moby: volume/drivers/proxy.go).
 const DOCKER_MOUNT_PATIENCE: Duration = Duration::from_secs(120);
 const DOCKER_PATIENCE: Duration = Duration::from_secs(60);
-
-/// A session is renewed six times in its length: more often would only load the server; and
-/// nobody waits longer than the other for a dead host.
-const SHORTEST_SESSION: Duration = Duration::from_secs(3);
-const LONGEST_SESSION: Duration = Duration::from_secs(3600);
 
 /// The longest that one directory operation takes for a command that asks a share itself.
 const ASIDE_DEADLINE: Duration = Duration::from_secs(5);

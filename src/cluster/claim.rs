@@ -110,6 +110,7 @@ impl<E: Env> Member<E> {
         }
         // After the claim: its hold was published before it.
         self.refresh(store, state).await?;
+        self.check_known(state, &claim.host)?;
         let Some((_, doc)) = state.others.get(&claim.host).cloned() else {
             return Ok(Holder::Nobody);
         };

@@ -6,7 +6,7 @@
 //! - a nonce that has left the document never comes back;
 //! - every document has a higher number than all before it, also after a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::elapsed::Elapsed;
 use super::hold::{FORMAT, Hold, HostDoc};
 use super::layout::{self, Token};
 use super::share::{Env, Stamp, Store};
-use super::times::Times;
+use super::times::{LONGEST_SESSION, Times};
 use crate::nfs::admin::{AdminError, AdminErrorKind};
 use crate::volume::{Access, VolumeName};
 
@@ -41,10 +41,14 @@ pub enum MemberError {
          of reach for too long; try again"
     )]
     Ended,
-    #[error(
-        "what host {0} holds keeps changing, or its file on the home share is unreadable; try again"
-    )]
+    #[error("what host {0} holds keeps changing; try again")]
     Unclear(String),
+    #[error(
+        "what host {0} holds is not known: its file on the home share is damaged, or is not its \
+         own. If there is no such host, remove what begins with .nfsvol/hosts/{0} on the share; \
+         otherwise start nfsvol again on it"
+    )]
+    Unreadable(String),
 }
 
 impl From<AdminError> for MemberError {
@@ -59,7 +63,7 @@ impl MemberError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Share(error) => error.is_transient(),
-            Self::SameName(_) => false,
+            Self::SameName(_) | Self::Unreadable(_) => false,
             Self::Ended | Self::Unclear(_) => true,
         }
     }
@@ -176,6 +180,8 @@ pub(super) struct State {
     elapsed: Elapsed,
     now: Option<Stamp>,
     pub(super) others: BTreeMap<String, (u64, HostDoc)>,
+    /// Hosts whose last document cannot be read: what they hold is not known.
+    unreadable: BTreeSet<String>,
     stamps: BTreeMap<String, Stamp>,
 }
 
@@ -227,6 +233,7 @@ impl<E: Env> Member<E> {
             elapsed: Elapsed::new(times.renew() * 2),
             now: None,
             others: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
             stamps: BTreeMap::new(),
         };
         Self {
@@ -501,7 +508,7 @@ impl<E: Env> Member<E> {
         // Its host becomes a part of paths: that of its file's name, and nothing else.
         doc.filter(|doc: &HostDoc| doc.host == host)
             .map(Some)
-            .ok_or_else(|| MemberError::Unclear(host.to_owned()))
+            .ok_or_else(|| MemberError::Unreadable(host.to_owned()))
     }
 
     /// Writes the document.
@@ -672,10 +679,14 @@ impl<E: Env> Member<E> {
     /// Looks at what the other hosts hold.
     ///
     /// # Errors
-    /// What the share answered.
+    /// What the share answered. With [`MemberError::Unreadable`] all other hosts were looked at.
     pub async fn look(&self, store: &impl Store) -> Result<(), MemberError> {
         let mut state = self.lock().await;
-        self.refresh(store, &mut state).await
+        self.refresh(store, &mut state).await?;
+        match state.unreadable.first() {
+            None => Ok(()),
+            Some(host) => Err(MemberError::Unreadable(host.clone())),
+        }
     }
 
     pub(super) async fn refresh(
@@ -707,6 +718,7 @@ impl<E: Env> Member<E> {
                 .elapsed
                 .keep_hosts(|host| hosts.iter().any(|e| e.name == host));
             unclear.clear();
+            state.unreadable.clear();
             for entry in hosts {
                 let host = entry.name.as_str();
                 if let Some(stamp) = entry.mtime {
@@ -724,11 +736,16 @@ impl<E: Env> Member<E> {
                 {
                     continue;
                 }
-                match self.document(store, host, number).await? {
-                    Some(doc) => {
+                match self.document(store, host, number).await {
+                    Ok(Some(doc)) => {
                         state.others.insert(host.to_owned(), (number, doc));
                     }
-                    None => host.clone_into(&mut unclear),
+                    Ok(None) => host.clone_into(&mut unclear),
+                    Err(MemberError::Unreadable(host)) => {
+                        state.others.remove(&host);
+                        state.unreadable.insert(host);
+                    }
+                    Err(error) => return Err(error),
                 }
             }
             if unclear.is_empty() {
@@ -736,6 +753,17 @@ impl<E: Env> Member<E> {
             }
         }
         Err(MemberError::Unclear(unclear))
+    }
+
+    /// Makes sure that what a host holds is known, or that no session of it can live.
+    pub(super) fn check_known(&self, state: &State, host: &str) -> Result<(), MemberError> {
+        let silent = state.stamps.get(host).map_or(Duration::ZERO, |stamp| {
+            state.elapsed.since(host, *stamp, self.env.now())
+        });
+        if state.unreadable.contains(host) && silent < LONGEST_SESSION {
+            return Err(MemberError::Unreadable(host.to_owned()));
+        }
+        Ok(())
     }
 
     /// The other hosts, as of the last look.
@@ -766,6 +794,9 @@ impl<E: Env> Member<E> {
         let mut state = self.lock().await;
         self.ensure(store, &mut state).await?;
         self.refresh(store, &mut state).await?;
+        for host in &state.unreadable {
+            self.check_known(&state, host)?;
+        }
         let holding: Vec<HostDoc> = state
             .others
             .values()

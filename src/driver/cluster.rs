@@ -620,7 +620,10 @@ impl Driver {
 
     /// Looks at what the other hosts hold.
     pub(super) async fn look(&self, home: &Admin) -> Result<(), DriverError> {
-        self.cluster.member.look(home).await?;
+        let looked = self.cluster.member.look(home).await;
+        if !matches!(looked, Ok(()) | Err(MemberError::Unreadable(_))) {
+            return Ok(looked?);
+        }
         let others = self.cluster.member.others().await;
         let view = others
             .into_iter()
@@ -635,7 +638,7 @@ impl Driver {
             .view
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = view;
-        Ok(())
+        Ok(looked?)
     }
 
     /// A look for somebody who waits for the answer.
