@@ -4,6 +4,8 @@
 #[path = "cluster/away.rs"]
 mod away;
 mod lab;
+#[path = "cluster/mixed.rs"]
+mod mixed;
 #[path = "cluster/races.rs"]
 mod races;
 
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
             ),
             trial("a_host_that_was_cut_off_writes_nothing", FUSE, cut_off),
             trial("a_host_that_was_away_catches_up", FUSE, away::away),
+            trial("writers_and_readers_of_one_directory", FUSE, mixed::mixed),
             trial("of_each_race_the_losers_hear_the_truth", FUSE, races::races),
         ]
     })
@@ -202,7 +205,9 @@ fn dead_host(lab: &'static Lab) -> Result {
     }
     a.node.power_off()?;
     let took = remove_when_free(&b, &volume, SESSION + SLACK)?;
-    println!("free {took:?} after its host died, with a session of {SESSION:?}");
+    lab::note(format!(
+        "free {took:?} after its host died, with a session of {SESSION:?}"
+    ));
     ensure!(took > SESSION / 2, "free after {took:?} already");
     Ok(())
 }
@@ -272,7 +277,7 @@ fn hand_over(lab: &'static Lab) -> Result {
         let (answer, at) = waiting.join().map_err(|_| anyhow::anyhow!("panicked"))??;
         Ok((answer, at.saturating_duration_since(let_go)))
     })?;
-    println!("handed over in {let_go:?}");
+    lab::note(format!("handed over in {let_go:?}"));
     ensure!(let_go < Duration::from_secs(3), "{let_go:?}");
     let place = mountpoint(&answer)?;
     let file = b.node.sh(&format!("cat {place}/file"))?;
@@ -296,7 +301,9 @@ fn take_over(lab: &'static Lab) -> Result {
     let died = Instant::now();
     let place = mountpoint(&b.ok(Call::mount(&volume, "b"))?)?;
     let took = died.elapsed();
-    println!("taken over {took:?} after its host died, with a session of {SESSION:?}");
+    lab::note(format!(
+        "taken over {took:?} after its host died, with a session of {SESSION:?}"
+    ));
     ensure!(took < SESSION + SLACK, "{took:?}");
     ensure!(b.node.sh(&format!("cat {place}/file"))? == "kept");
     Ok(())
@@ -333,7 +340,9 @@ fn fenced(
     let began = Instant::now();
     let place_b = mountpoint(&b.ok(Call::mount(&volume, "b"))?)?;
     let took = began.elapsed();
-    println!("{word}: taken over after {took:?}, with a session of {SESSION:?}");
+    lab::note(format!(
+        "{word}: taken over after {took:?}, with a session of {SESSION:?}"
+    ));
     ensure!(took > SESSION / 2 && took < SESSION + SLACK, "{took:?}");
     let taken = std::fs::read(&log)?;
     b.node.sh(&format!("cp {place_b}/log {place_b}/copy"))?;

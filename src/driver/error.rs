@@ -42,6 +42,11 @@ pub enum DriverError {
         name: VolumeName,
         holders: Vec<Holder>,
     },
+    #[error(
+        "volume {name} shows the same directory as volume {other}, which is mounted here; stop what \
+         uses that first"
+    )]
+    SameDirectory { name: VolumeName, other: String },
     #[error(transparent)]
     Cluster(#[from] MemberError),
     #[error(

@@ -108,6 +108,17 @@ impl Driver {
                     what: "reading /proc",
                     source,
                 })?;
+        let volumes = self.paths.mountpoint(name);
+        let other = holders.iter().find_map(|holder| {
+            let is_volume = holder.mountpoint.parent() == volumes.parent();
+            holder.mountpoint.file_name().filter(|_| is_volume)
+        });
+        if let Some(other) = other {
+            return Err(DriverError::SameDirectory {
+                name: name.clone(),
+                other: other.to_string_lossy().into_owned(),
+            });
+        }
         if !holders.is_empty() {
             return Err(DriverError::InUse {
                 name: name.clone(),
