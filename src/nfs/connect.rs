@@ -2,7 +2,7 @@
 //!
 //! [`Wire`] carries one call of nfs3_client at a time. It guards that crate against what servers
 //! do: the end of the stream is an error, a reply may come in fragments, no record grows beyond
-//! [`MAX_RECORD`], and memory is taken only for bytes that arrived. Any failed call makes the
+//! [`MAX_RECORD`], and memory beyond [`AHEAD`] is taken only for bytes that arrived. Any failed call makes the
 //! wire useless, so callers drop it; there is no other recovery.
 //!
 //! Known limit: lengths *inside* a record are trusted by nfs3_types, so a hostile server can make
@@ -31,6 +31,9 @@ use super::address::Server;
 const MAX_RECORD: usize = MAX_TRANSFER as usize + 64 * 1024;
 /// The most data in one call, in bytes, whatever the server would take.
 pub(crate) const MAX_TRANSFER: u32 = 1024 * 1024;
+/// How much room is made for a record that is announced and has not arrived: for most of them at
+/// once, so that they are read by one call.
+const AHEAD: usize = 64 * 1024;
 /// The most fragments of one record; servers use a handful, and empty ones must end somewhere.
 const MAX_FRAGMENTS: u32 = 1024;
 /// Source ports that an export with `secure` accepts, and that the kernel's own client takes
@@ -174,6 +177,7 @@ impl Wire {
             if end > MAX_RECORD {
                 return Err(invalid(format!("a reply of more than {MAX_RECORD} bytes")));
             }
+            self.record.reserve(length.min(AHEAD));
             (&mut self.stream)
                 .take(length as u64)
                 .read_to_end(&mut self.record)
