@@ -190,7 +190,8 @@ inside() {
     if [ -x /usr/bin/docker ]; then ln -s /usr/bin/docker $WORK/bin/docker; fi
     export PATH=$WORK/bin:$PATH:/usr/sbin:/sbin
     ip link set lo up
-    ip link add bridge type bridge
+    # With an address of its own: otherwise it changes as computers join.
+    ip link add bridge address 02:4e:46:53:00:01 type bridge
     ip addr add $BRIDGE/24 dev bridge
     ip link set bridge up
 

@@ -340,14 +340,14 @@ fn figures(lab: &'static Lab) -> Result {
                 .mkdir(&dir.join(&format!("volume-{n}")), 0o755)
                 .await?;
         }
-        println!("2,000 directories made in {:?}", begun.elapsed());
+        lab::note(format!("2,000 directories made in {:?}", begun.elapsed()));
         let (begun, before) = (Instant::now(), share.rpc_count());
         let listed = share.list(&dir).await?.context("absent")?;
-        println!(
+        lab::note(format!(
             "listed in {:?} with {} RPCs",
             begun.elapsed(),
             count(before)
-        );
+        ));
         ensure!(
             listed.len() == 2000 && count(before) <= 8,
             "{} RPCs",

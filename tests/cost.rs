@@ -158,7 +158,9 @@ fn at_rest(lab: &'static Lab) -> Result {
         answer.ok()?;
     }
     let more = host.at_rest()?;
-    println!("at rest for {WATCHED} polls: 1 volume {few:?}, 300 volumes {more:?}");
+    lab::note(format!(
+        "at rest for {WATCHED} polls: 1 volume {few:?}, 300 volumes {more:?}"
+    ));
     for calls in [&few, &more] {
         let polls = calls.get(&(NFS, LOOKUP)).copied().unwrap_or(0);
         // The directories of the catalog and of the session are looked up anew once a minute.
@@ -244,7 +246,9 @@ fn a_minute(lab: &'static Lab) -> Result {
             .map_err(|_| anyhow!("a thread panicked"))??;
         stayed.and(counted)
     })?;
-    println!("half a minute at rest: one of 3 hosts {of_few:?}, one of 300 {of_many:?}");
+    lab::note(format!(
+        "half a minute at rest: one of 3 hosts {of_few:?}, one of 300 {of_many:?}"
+    ));
     for calls in [&of_few, &of_many] {
         ensure!(sum(calls) <= 15, "{} RPCs: {calls:?}", sum(calls));
     }
@@ -275,7 +279,9 @@ fn change(lab: &'static Lab) -> Result {
         thread::sleep(SETTLED);
         Ok(())
     })?;
-    println!("one more volume costs another host {costs:?}, one less {removed:?}");
+    lab::note(format!(
+        "one more volume costs another host {costs:?}, one less {removed:?}"
+    ));
     for calls in &costs {
         let of = |procedure| calls.get(&(NFS, procedure)).copied().unwrap_or(0);
         // Listed when it changed, and once more to be sure of the server's clock; besides, every
@@ -323,7 +329,7 @@ fn each_call(lab: &'static Lab) -> Result {
         ("Remove", &remove, 13),
         ("Get of what is absent", &absent, 3),
     ] {
-        println!("{what}: {} RPCs {calls:?}", sum(calls));
+        lab::note(format!("{what}: {} RPCs {calls:?}", sum(calls)));
         ensure!(sum(calls) <= most, "{what}: more than {most}: {calls:?}");
         ensure!(
             calls.keys().all(|&(program, _)| program != MOUNT),
@@ -364,7 +370,9 @@ fn mounts(lab: &'static Lab) -> Result {
         thread::sleep(SETTLED);
         Ok(())
     })?;
-    println!("of {VOLUMES}: Mount {mounted:?}, Unmount {unmounted:?}");
+    lab::note(format!(
+        "of {VOLUMES}: Mount {mounted:?}, Unmount {unmounted:?}"
+    ));
     ensure!(sum(&mounted) <= 12 * VOLUMES, "Mount: {mounted:?}");
     // At most one document for each, and fewer when they come within a moment.
     ensure!(sum(&unmounted) <= 5 * VOLUMES + 5, "Unmount: {unmounted:?}");

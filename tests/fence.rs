@@ -166,16 +166,18 @@ fn cut_off(lab: &'static Lab) -> Result {
         b.ok("logs taker").is_ok_and(|said| said == "copied")
     })?;
     let lasted = began.elapsed();
-    println!("taken over {lasted:?} after the cut, by a container in a guest");
+    lab::note(format!(
+        "taken over {lasted:?} after the cut, by a container in a guest"
+    ));
 
-    println!("{}", a.node().sh("cat /var/lib/nfsvol/guard/*/log")?);
+    lab::note(a.node().sh("cat /var/lib/nfsvol/guard/*/log")?);
     // The first host has let go, before the other one could have the volume.
     ensure!(!world.is_running(a, "writer"));
     let mut stopped = 0;
     for (name, _) in VOLUMES {
         let status = &a.inspect(name)?["Status"];
         let fenced = &status["fenced"];
-        println!("{name}: {fenced}");
+        lab::note(format!("{name}: {fenced}"));
         ensure!(fenced["in_time"] == true, "{status}");
         ensure!(fenced["troubles"] == serde_json::json!([]), "{status}");
         stopped += fenced["containers"].as_array().map_or(0, Vec::len);

@@ -590,7 +590,9 @@ fn quick(lab: &'static Lab) -> Result {
     };
     let attaching: f64 = all(&attach)?;
     let detaching: f64 = all(&detach)?;
-    eprintln!("median of 50: attach {attaching:.2} ms, detach {detaching:.2} ms");
+    lab::note(format!(
+        "median of 50: attach {attaching:.2} ms, detach {detaching:.2} ms"
+    ));
     // A guest's system calls cost ten times those of a machine, and others use its processors.
     ensure!(
         attaching < 200.0 && detaching < 200.0,
@@ -708,10 +710,10 @@ fn silent_at_mount(lab: &'static Lab) -> Result {
             .find(|a| a["mountpoint"].is_string())
             .context(text.clone())?;
         ensure!(milliseconds(healthy) < 5000.0, "{text}");
-        eprintln!(
+        lab::note(format!(
             "{version}: beside a mount that hangs, a healthy one took {:.0} ms",
             milliseconds(healthy)
-        );
+        ));
         // No process is left over from what was broken off.
         ensure!(!client.sh("ps ax -o comm,args")?.contains(&dead), "{text}");
     }
@@ -746,7 +748,9 @@ fn deaf_server(lab: &'static Lab) -> Result {
         ensure!(milliseconds(failed) < 4000.0, "{answers:?}");
         let healthy = answers.iter().find(|a| a["mountpoint"].is_string());
         let healthy = milliseconds(healthy.with_context(|| format!("{answers:?}"))?);
-        eprintln!("{version}: beside a deaf server, a healthy one took {healthy:.0} ms");
+        lab::note(format!(
+            "{version}: beside a deaf server, a healthy one took {healthy:.0} ms"
+        ));
         ensure!(healthy < 6000.0, "{answers:?}");
     }
     Ok(())

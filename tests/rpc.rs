@@ -294,11 +294,11 @@ fn outlast(
         let byte = block_byte(u32::try_from(n)?);
         ensure!(block.iter().all(|b| *b == byte), "block {n} is lost");
     }
-    println!(
+    lab::note(format!(
         "{name}: {:.1} s, {} connections, {repeated} rounds written again",
         start.elapsed().as_secs_f64(),
         proxy.accepted()
-    );
+    ));
     Ok(())
 }
 

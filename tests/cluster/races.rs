@@ -85,7 +85,7 @@ pub(crate) fn races(lab: &'static Lab) -> Result {
         mount_or_remove(&cluster)?;
         winners.insert(exclusive(&cluster)?);
     }
-    println!("won by {winners:?}");
+    crate::lab::note(format!("won by {winners:?}"));
     Ok(())
 }
 

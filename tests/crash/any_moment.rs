@@ -78,7 +78,9 @@ fn storm(world: World) -> Result {
             .collect();
         let clients = clients?;
         let files: usize = clients.iter().map(|client| client.files.len()).sum();
-        println!("killed {killed} times while {files} files were written");
+        crate::lab::note(format!(
+            "killed {killed} times while {files} files were written"
+        ));
         storm.map(|()| clients)
     })?;
 

@@ -66,7 +66,7 @@ pub(crate) fn works(lab: &'static Lab) -> Result {
         Call::get("db"),
     ] {
         let answer = calls::one(node, call)?;
-        println!("silent: {answer}");
+        crate::lab::note(format!("silent: {answer}"));
         ensure!(answer.took < ANSWERED, "{answer}");
         if answer.call.contains(".Get") {
             answer.ok()?;
@@ -111,7 +111,7 @@ fn comes_back(node: &Node, volume: &str) -> Result {
         answer.status == 200
     })
     .with_context(|| last.clone())?;
-    println!("{volume}: {:?}", began.elapsed());
+    crate::lab::note(format!("{volume}: {:?}", began.elapsed()));
     Ok(())
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn needs_the_kernel(lab: &'static Lab) -> Result {
     }
     let _nfsvol = serve(node, server)?;
     let text = calls::one(node, Call::create("db", &[]))?.fails()?;
-    println!("without the kernel's client: {text}");
+    crate::lab::note(format!("without the kernel's client: {text}"));
     for word in [
         server.share(EXPORT).as_str(),
         "only NFSv4",

@@ -39,6 +39,7 @@ pub mod proxy;
 pub mod systemd;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -76,9 +77,9 @@ const TRIAL_LIMIT: Duration = Duration::from_secs(480);
 const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
 /// Trials that run at a time unless `--test-threads` says otherwise: most of what they do is wait.
 const SIDE_BY_SIDE: usize = 4;
-/// How long the processes of a lab that was killed may take to go; a guest of some hundred
-/// megabytes takes a moment.
-const LEAVE_LIMIT: Duration = Duration::from_secs(15);
+/// How long the processes of a lab may take to go: a guest of some hundred megabytes takes a moment,
+/// and more on a busy machine.
+const LEAVE_LIMIT: Duration = Duration::from_secs(60);
 /// Lines of each daemon's log shown with a failed trial.
 const LOG_LINES: usize = 40;
 /// Where labs keep their files: on a disk, because servers need file handles.
@@ -255,6 +256,7 @@ pub struct Lab {
     next_address: AtomicU8,
     logs: Mutex<Vec<(String, PathBuf)>>,
     hosts: Mutex<File>,
+    notes: Mutex<Vec<String>>,
 }
 
 static LAB: OnceLock<Lab> = OnceLock::new();
@@ -270,7 +272,9 @@ impl Lab {
             "mount -t tmpfs -o mode=0755 tmpfs /run",
             "mkdir -p /run/netns /run/lock /run/uml",
             "ip link set lo up",
-            "ip link add br0 type bridge forward_delay 0",
+            // With a hardware address of its own: otherwise it takes the lowest of its ports', and
+            // each node that boots may change it under those who talk to the test process.
+            "ip link add br0 address 02:4e:46:53:00:01 type bridge forward_delay 0",
             "ip addr add 10.77.0.1/24 dev br0",
             "ip -6 addr add fd77::1/64 dev br0 nodad",
             "ip link set br0 up",
@@ -289,6 +293,7 @@ impl Lab {
             next_address: AtomicU8::new(10),
             logs: Mutex::default(),
             hosts: Mutex::new(hosts),
+            notes: Mutex::default(),
         })
     }
 
@@ -363,6 +368,15 @@ impl Lab {
     }
 }
 
+/// Keeps what a trial has to tell besides its outcome, such as a figure, to be shown after the last
+/// one: printed at once, it could end up in the middle of an outcome's line.
+pub fn note(text: impl fmt::Display) {
+    let notes = LAB.get().map(|lab| lab.notes.lock());
+    if let Some(Ok(mut notes)) = notes {
+        notes.push(text.to_string());
+    }
+}
+
 /// A node's address on the lab's bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address(u8);
@@ -374,6 +388,11 @@ impl Address {
 
     pub fn v6(self) -> String {
         format!("fd77::{}", self.0)
+    }
+
+    /// The hardware address: the same after each boot, so that nobody sends to an old one.
+    pub fn hardware(self) -> String {
+        format!("02:4e:46:53:00:{:02x}", self.0)
     }
 }
 
@@ -392,13 +411,7 @@ pub fn wait_for(what: &str, limit: Duration, mut ready: impl FnMut() -> bool) ->
 /// The outer process: starts the lab in its namespaces, waits, removes what is left.
 fn outside(args: &[String]) -> Result<ExitCode> {
     sweep()?;
-    let dir = tempfile::Builder::new()
-        .prefix(PREFIX)
-        .tempdir_in(LABS)
-        .with_context(|| format!("making a directory in {LABS}"))?
-        .keep();
-    let lock = File::create(dir.join("lock"))?;
-    lock.lock()?;
+    let (dir, _lock) = own_dir().with_context(|| format!("making a directory in {LABS}"))?;
     let exe = std::env::current_exe()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -468,6 +481,22 @@ fn outside(args: &[String]) -> Result<ExitCode> {
     Ok(code)
 }
 
+/// A directory for a lab, and its lock. It has its name only when it is locked, so that a sweep of
+/// another lab, which may start at the same time, never takes it for one that was left.
+fn own_dir() -> Result<(PathBuf, File)> {
+    let new = tempfile::Builder::new()
+        .prefix(&format!(".{PREFIX}"))
+        .tempdir_in(LABS)?;
+    let lock = File::create(new.path().join("lock"))?;
+    lock.lock()?;
+    let name = new.path().file_name().context("no name")?;
+    let name = name.to_string_lossy().trim_start_matches('.').to_owned();
+    let dir = Path::new(LABS).join(name);
+    fs::rename(new.path(), &dir)?;
+    let _ = new.keep();
+    Ok((dir, lock))
+}
+
 /// Removes what earlier labs left whose owners are dead: a live one holds the lock.
 fn sweep() -> Result {
     for entry in fs::read_dir(LABS)? {
@@ -534,5 +563,14 @@ fn inside(args: &[String], trials: Vec<Trial>) -> Result<ExitCode> {
     let mut parsed =
         Arguments::from_iter(std::iter::once("lab".to_owned()).chain(rest.iter().cloned()));
     parsed.test_threads.get_or_insert(SIDE_BY_SIDE);
-    Ok(libtest_mimic::run(&parsed, trials).exit_code())
+    let conclusion = libtest_mimic::run(&parsed, trials);
+    for note in Lab::get()?
+        .notes
+        .lock()
+        .iter()
+        .flat_map(|notes| notes.iter())
+    {
+        println!("note: {note}");
+    }
+    Ok(conclusion.exit_code())
 }

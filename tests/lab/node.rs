@@ -227,7 +227,7 @@ impl Node {
         let (name, link) = (&self.name, self.link());
         process::sh(&format!(
             "ip netns add {name}
-             ip link add {link} type veth peer name eth0 netns {name}
+             ip link add {link} type veth peer name eth0 address {hardware} netns {name}
              ip link set {link} master br0 up
              ip -n {name} link set lo up
              ip -n {name} addr add {v4}/24 dev eth0
@@ -236,6 +236,7 @@ impl Node {
              ip -n {name} route add default via 10.77.0.1",
             v4 = self.ip(),
             v6 = self.ip6(),
+            hardware = self.address.hardware(),
         ))?
         .ok()?;
         let mut command = Command::new("nsenter");
@@ -391,11 +392,13 @@ impl Node {
                  modprobe -d /tmp/modules $module
              done
              ip link set lo up
+             ip link set vec0 address {hardware}
              ip addr add {v4}/24 dev vec0
              ip -6 addr add {v6}/64 dev vec0 nodad
              ip link set vec0 up",
             v4 = self.ip(),
             v6 = self.ip6(),
+            hardware = self.address.hardware(),
         )
     }
 
