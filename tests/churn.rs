@@ -35,8 +35,9 @@ const SHORT: (u64, Duration) = (60, Duration::from_secs(30));
 const LONG: (u64, Duration) = (600, Duration::from_secs(300));
 /// How much longer than that a user may take who waits for a server that was killed.
 const SLACK: Duration = Duration::from_secs(200);
-/// Within this time after a restart the server is found to be back.
-const BACK: Duration = Duration::from_secs(8);
+/// Within this time after a restart every host has found the server to be back: a share that gave no
+/// answer is asked again 15 s later at the latest.
+const BACK: Duration = Duration::from_secs(60);
 /// What the users may have been about when the server was killed. What such a call leaves in `tmp/`
 /// is swept an hour later.
 const UNFINISHED: usize = 24;
@@ -89,6 +90,12 @@ impl Host {
         let pid = self.nfsvol.process().pid()?;
         let listed = self.node.sh(&format!("ls /proc/{pid}/fd"))?;
         Ok(listed.lines().count())
+    }
+
+    /// Waits until the host's daemon is answered by its share again.
+    fn finds_its_share(&self) -> Result {
+        let ask = || self.ok(Call::new("Nfsvol.TrashLs", &json!({})));
+        wait_for("the server to be found", BACK, || ask().is_ok())
     }
 
     /// Has the host's users at work.
@@ -268,7 +275,9 @@ fn with_seed(lab: &'static Lab, seed: u64) -> Result {
             thread::sleep(time / 3);
             fs::write(&away, "")?;
             nas.restart(None)?;
-            thread::sleep(BACK);
+            for host in &hosts {
+                host.finds_its_share()?;
+            }
             fs::remove_file(&away)?;
         }
         let ended = users.into_iter().map(|user| {
@@ -281,7 +290,7 @@ fn with_seed(lab: &'static Lab, seed: u64) -> Result {
     for report in reports {
         all.add(report);
     }
-    println!("{all}");
+    lab::note(&all);
     ensure!(all.wrong.is_empty(), "{:#?}", all.wrong);
     let named = |count: u64| (0..count).map(user::volume).collect::<BTreeSet<_>>();
     let unused: Vec<_> = named(volumes).difference(&all.used).cloned().collect();
@@ -289,7 +298,7 @@ fn with_seed(lab: &'static Lab, seed: u64) -> Result {
 
     // What the server's end has cut off is finished by the next call; the rest settles by itself.
     let unfinished = share.unfinished()?;
-    println!("cut off: {unfinished:?}");
+    lab::note(format!("cut off: {unfinished:?}"));
     ensure!(unfinished.len() <= UNFINISHED, "{unfinished:?}");
     for name in &unfinished {
         let host = &hosts[0];
@@ -304,7 +313,7 @@ fn with_seed(lab: &'static Lab, seed: u64) -> Result {
 
     // All that is left goes away when it is asked to.
     let records = share.records()?;
-    println!("left: {} of {volumes} volumes", records.len());
+    lab::note(format!("left: {} of {volumes} volumes", records.len()));
     for (name, host) in records.iter().zip(hosts.iter().cycle()) {
         host.ok(Call::remove(name))?;
     }

@@ -190,14 +190,17 @@ fn screenshot(node: &Node, name: &str, size: &str, more: &[&str], url: &str) -> 
 /// Puts the document of a hostile host on the share, as one with write access to it can.
 fn plant(nas: &Ganesha) -> Result {
     let hosts = nas.local("/srv/export").join(".nfsvol/hosts");
-    std::fs::create_dir_all(hosts.join("evil"))?;
+    std::fs::create_dir_all(hosts.join(HOSTILE))?;
     let document = json!({
         "format": 1, "host": HOSTILE, "id": "x", "boot": "x", "session": "x",
         // Alive for longer than the trial takes.
         "session_ms": 3_600_000,
         "holds": { "db": { "nonce": "x", "access": "shared", "since": 0, "holders": [HOSTILE] } },
     });
-    std::fs::write(hosts.join("evil.1.json"), document.to_string())?;
+    std::fs::write(
+        hosts.join(format!("{HOSTILE}.1.json")),
+        document.to_string(),
+    )?;
     Ok(())
 }
 
@@ -352,23 +355,20 @@ fn queried(node: &Node) -> Result {
         query(node, "up{job=\"nfsvol\"} == 1").is_ok_and(|found| found == 1)
             && query(node, "rate(nfsvol_calls_total[1m])").is_ok_and(|found| found > 0)
     })?;
-    let mut without = Vec::new();
-    for expr in queries()? {
-        if query(node, &expr)? == 0 {
-            without.push(expr);
-        }
-    }
+    let mut without = queries()?;
     // This host has no kernel NFS client, so these tell nothing here.
     without.retain(|expr| !expr.contains("nfsvol_mount_"));
-    ensure!(without.is_empty(), "no answer to {without:?}");
-    Ok(())
+    wait_for("an answer to each query", SOON, || {
+        without.retain(|expr| query(node, expr).unwrap_or(0) == 0);
+        without.is_empty()
+    })
+    .with_context(|| format!("no answer to {without:?}"))
 }
 
 fn seen_in_a_browser(host: &Host) -> Result {
     let node = host.node();
     let url = format!("http://127.0.0.1:{PORT}/");
-    let dom = chromium(node, &["--dump-dom"], &url)?;
-    for text in [
+    let texts = [
         "<title>nfsvol on node1</title>",
         "live, as of ",
         "● up",
@@ -377,9 +377,13 @@ fn seen_in_a_browser(host: &Host) -> Result {
         "claimed by node1",
         "serving",
         "old.20",
-    ] {
-        ensure!(dom.contains(text), "{text} is not in\n{dom}");
-    }
+    ];
+    let mut dom = String::new();
+    wait_for("the page to show what is there", SOON, || {
+        dom = chromium(node, &["--dump-dom"], &url).unwrap_or_default();
+        texts.iter().all(|text| dom.contains(text))
+    })
+    .with_context(|| format!("one of {texts:?} is not in\n{dom}"))?;
     // The hostile texts are there, as texts, three times: a directory, a host and a holder.
     let escaped = "&lt;img src=x onerror=";
     ensure!(dom.matches(escaped).count() >= 3, "{dom}");
@@ -407,8 +411,12 @@ fn pictures(host: &Host, other: &Host) -> Result {
         let page = get(&node.ip(), PORT, "/status.json").map(|(_, page)| page);
         page.is_ok_and(|page| shown.iter().all(|name| page.contains(name)))
     })?;
-    let dom = chromium(node, &["--dump-dom"], &url)?;
-    ensure!(shown.iter().all(|name| dom.contains(name)), "{dom}");
+    let mut dom = String::new();
+    wait_for("the page to show them", SOON, || {
+        dom = chromium(node, &["--dump-dom"], &url).unwrap_or_default();
+        shown.iter().all(|name| dom.contains(name))
+    })
+    .with_context(|| dom.clone())?;
     screenshot(node, "status-page.png", "1280,1040", &[], &url)?;
     screenshot(node, "status-page-phone.png", "400,1500", &[], &url)?;
     let dark = ["--blink-settings=preferredColorScheme=0"];

@@ -14,8 +14,9 @@ use crate::lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, Shared, calls
 /// Short ones, so that what waits for a server does not wait for long.
 const DEADLINE: Duration = Duration::from_secs(15);
 const MOUNT_DEADLINE: Duration = Duration::from_secs(12);
-/// From the deadline to the answer in the test's hands.
-const SLACK: Duration = Duration::from_secs(1);
+/// From the deadline to the answer in the test's hands, on a machine that is busy with other things.
+/// What waits for a server without a deadline would wait for as long as the fault lasts.
+const SLACK: Duration = Duration::from_secs(5);
 /// What 99 of 100 of Get, List and Mount of healthy volumes may take.
 const QUICK: Duration = Duration::from_millis(50);
 /// Or, on a machine that is busy with other things: this many times what the slowest took before.
@@ -28,9 +29,14 @@ const TRUSTED: Duration = Duration::from_secs(8);
 /// From the end of a fault until everything works again: the longest rest of the breaker (15 s),
 /// and NFSv4's time to come back.
 const RECOVERY: Duration = Duration::from_secs(60);
+/// Between two looks at what is to change.
+const AGAIN: Duration = Duration::from_millis(200);
 const SOON: Duration = Duration::from_secs(10);
 /// How many calls of each kind are timed.
 const TIMED: usize = 100;
+/// How often, if they were not quick: what waits for a server does so each time, and what the machine
+/// is busy with does not.
+const ROUNDS: usize = 3;
 const VOLUMES: &str = "/var/lib/nfsvol/mnt/volumes";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,15 +215,21 @@ impl Scenario {
         for case in &self.cases {
             (case.fault.begin)(&case.faulty, self.node).context(case.fault.name)?;
         }
-        let during = self.during().context("during the fault")?;
-        println!(
+        let limit = before.iter().max().copied().unwrap_or_default() * SLOWER;
+        let limit = QUICK.max(limit);
+        let mut during = self.during().context("during the fault")?;
+        for _ in 1..ROUNDS {
+            if during.iter().any(|took| *took >= limit) {
+                during = self.once_more().context("during the fault")?;
+            }
+        }
+        crate::lab::note(format!(
             "{}: p99 before {before:?}, during {during:?}",
             self.node.name()
-        );
-        let limit = before.into_iter().max().unwrap_or_default() * SLOWER;
+        ));
         for (what, took) in TIMED_CALLS.iter().zip(during) {
             ensure!(
-                took < QUICK.max(limit),
+                took < limit,
                 "p99 of {what} of healthy volumes: {took:?} during the fault"
             );
         }
@@ -305,6 +317,16 @@ impl Scenario {
         p99
     }
 
+    /// Times the calls on healthy volumes again, beside one for each faulty server that can be made
+    /// many times.
+    fn once_more(&self) -> Result<Vec<Duration>> {
+        let series: Vec<_> = self.cases.iter().map(|c| vec![c.create("new")]).collect();
+        thread::scope(|scope| {
+            scope.spawn(|| calls::side_by_side(self.node, &series));
+            p99(&calls::all(self.node, &self.timed())?)
+        })
+    }
+
     /// Volumes of the faulty servers are known on, at once.
     fn known(&self) -> Result {
         let volumes = self.cases.iter().map(|case| case.volume("idle"));
@@ -345,7 +367,7 @@ impl Scenario {
                 DEADLINE
             };
             ensure!(answer.took < deadline + SLACK, "too late: {answer}");
-            println!("{}: {answer}", case.prefix);
+            crate::lab::note(format!("{}: {answer}", case.prefix));
             let words = match expected {
                 // The server may have been started anew for the fault.
                 Answer::Works
@@ -367,10 +389,17 @@ impl Scenario {
                 continue;
             }
             let text = answer.fails()?;
-            for word in words.iter().chain([&case.share.as_str()]) {
-                ensure!(text.contains(word), "{word:?} is not in: {text}");
-            }
-            return Ok(());
+            let mut parts = words.iter().copied().chain([case.share.as_str()]);
+            let Some(part) = parts.find(|part| !text.contains(part)) else {
+                return Ok(());
+            };
+            // Refused while the server was started anew for the fault.
+            ensure!(
+                text.contains("from an earlier attempt") && looked.elapsed() < RECOVERY,
+                "{part:?} is not in: {text}"
+            );
+            thread::sleep(AGAIN);
+            answer = self.call(call.clone())?;
         }
     }
 
@@ -395,11 +424,11 @@ impl Scenario {
             while answer.status != 200 && began.elapsed() < RECOVERY {
                 answer = self.call(call.clone())?;
             }
-            println!(
+            crate::lab::note(format!(
                 "{}, {:?} after the fault: {answer}",
                 case.prefix,
                 began.elapsed()
-            );
+            ));
             answer.ok()?;
         }
         for name in ["idle", "mounted", "held"] {
