@@ -1,10 +1,12 @@
 //! Stateful services in a Swarm of three Docker hosts, from the stack files of docs/examples, whose
 //! node is drained, killed and cut off in turns: after each move every write that was acknowledged
-//! is there, and the service's own check of its files is clean.
+//! is there, and the service's own check of its files is clean. Before that, a stack of web servers.
 //!
 //! Once each in `make test`, [`LONG`] times in `make test-long`.
 
 mod lab;
+#[path = "services/web.rs"]
+mod web;
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -395,11 +397,11 @@ impl Swarm {
         })
         .with_context(|| format!("{:?}", host.nfsvol().command(&["ls"])))?;
         let counts = ledgers.iter().map(|ledger| ledger.acknowledged().len());
-        println!(
+        lab::note(format!(
             "{fault:?}, {name} to {}: {took:.1?}; acknowledged and there: {:?}",
             NODES[to],
             counts.collect::<Vec<_>>()
-        );
+        ));
         Ok(())
     }
 }
@@ -436,6 +438,8 @@ fn moves(lab: &'static Lab) -> Result {
                 .map_err(|_| anyhow!("making an image panicked"))?
         })
     })?;
+
+    web::is_seen_on_every_node(lab, &swarm)?;
 
     // All of them on the first node.
     swarm.set(0, 1, "drain")?;
