@@ -33,7 +33,24 @@ $(TOOLS)/bin/cargo-deny:
 .PHONY: test
 test: ## Test everything on real parts (as root; installs Debian packages that are absent)
 	tests/lab/setup
-	$(CARGO) test --locked --no-fail-fast --features failpoints
+	$(TEST) --no-run
+	+$(MAKE) --jobs=2 --keep-going --output-sync=target --no-print-directory $(TESTS:%=of-%)
+
+# Two at a time, because most of what they do is wait; each shows its output when it has ended. The
+# longest first.
+TEST := $(CARGO) test --locked --features failpoints
+LONGEST := faults services tutorial crash fence two_hosts fuse cost lab_selftest managed_plugin
+TESTS := $(LONGEST) $(filter-out $(LONGEST),$(basename $(notdir $(wildcard tests/*.rs)))) \
+	simulation cluster_simulation unit docs-of-the-code
+
+of-unit:
+	$(TEST) --lib --bins
+
+of-docs-of-the-code:
+	$(TEST) --doc
+
+of-%:
+	$(TEST) --test $*
 
 # More of what chance decides; the seeds that `make test` has tried are not tried again.
 .PHONY: test-long
