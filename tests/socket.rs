@@ -1085,6 +1085,8 @@ async fn the_command_line_says_why_nobody_answers() {
     let other = tokio::net::UnixListener::bind(&socket).unwrap();
     tokio::spawn(async move {
         let (mut stream, _) = other.accept().await.unwrap();
+        let asked = stream.read(&mut [0; 1024]).await.unwrap();
+        assert!(asked > 0);
         let answer = "HTTP/1.1 418 I'm a teapot\r\nContent-Length: 3\r\n\r\ntea";
         stream.write_all(answer.as_bytes()).await.unwrap();
         std::future::pending::<()>().await;
