@@ -1,5 +1,5 @@
 //! Exclusive volumes on the kernel data path: two Docker hosts with the kernel's NFS client, of
-//! which one is cut off from the server while its container writes.
+//! which one is cut off from the server while its container writes, with and without its daemon.
 
 mod lab;
 
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use lab::ganesha::LONG_LEASE;
 use lab::{DataPath, Export, Ganesha, Host, Lab, Node, Part, Result, trial, wait_for};
 
@@ -137,7 +137,7 @@ fn cut_off(lab: &'static Lab) -> Result {
     });
     let (a, b) = (a.map_err(|_| anyhow!("a start panicked"))??, b?);
     let world = World { nas, a, b };
-    let World { a, b, .. } = &world;
+    let World { a, .. } = &world;
 
     let mut mounts = String::new();
     for (name, version) in VOLUMES {
@@ -158,21 +158,77 @@ fn cut_off(lab: &'static Lab) -> Result {
         ensure!(status["guard"]["watching"]["until"].is_u64(), "{status}");
     }
 
+    a_dead_guard_is_replaced(&world)?;
+    cut_and_taken_over(&world, &mounts, "taker", Daemon::Lives)?;
+    goes_back(&world, "taker")?;
+    // Guards need no daemon.
+    cut_and_taken_over(&world, &mounts, "second-taker", Daemon::Dies)?;
+    world.a.ok("rm -f writer")?;
+    Ok(())
+}
+
+/// Whether the daemon of the host that is cut off sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Daemon {
+    Lives,
+    Dies,
+}
+
+/// Its volume has a new guard at the next renewals, while the container writes on.
+fn a_dead_guard_is_replaced(world: &World) -> Result {
+    let World { a, .. } = world;
+    let (name, _) = VOLUMES[0];
+    let guard = || {
+        let guards = a.node().sh("pgrep -f '[k]ernel-guard' || true")?;
+        Ok::<_, anyhow::Error>(guards.lines().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let before = guard()?;
+    ensure!(before.len() == VOLUMES.len(), "guards: {before:?}");
+    a.node().sh(&format!("kill -9 {}", before.join(" ")))?;
+    wait_for("new guards", STEP, || {
+        let watched = || {
+            a.inspect(name)
+                .is_ok_and(|v| v["Status"]["guard"]["watching"]["until"].is_u64())
+        };
+        guard().is_ok_and(|now| {
+            now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))
+        }) && watched()
+    })
+    .with_context(|| format!("{before:?}, {:?}", guard()))?;
+    let lines = world.lines();
+    wait_for("the container to write on", STEP, || {
+        world.lines() > lines + 2
+    })
+}
+
+/// The first host is cut off, the second one takes the volumes over, and when the first one is back
+/// nothing of what it had under way is written.
+fn cut_and_taken_over(world: &World, mounts: &str, taker: &str, daemon: Daemon) -> Result {
+    let World { a, b, .. } = world;
     world.cut("-A")?;
+    if daemon == Daemon::Dies {
+        a.nfsvol().kill()?;
+    }
     let began = Instant::now();
-    b.try_run(&format!("-d --name=taker {mounts}"), TAKER)?
+    b.try_run(&format!("-d --name={taker} {mounts}"), TAKER)?
         .ok()?;
     wait_for("the other host to read", STEP, || {
-        b.ok("logs taker").is_ok_and(|said| said == "copied")
+        b.ok(&format!("logs {taker}"))
+            .is_ok_and(|said| said == "copied")
     })?;
     let lasted = began.elapsed();
     lab::note(format!(
-        "taken over {lasted:?} after the cut, by a container in a guest"
+        "taken over {lasted:?} after the cut, by a container in a guest; the other's daemon {daemon:?}"
     ));
-
     lab::note(a.node().sh("cat /var/lib/nfsvol/guard/*/log")?);
     // The first host has let go, before the other one could have the volume.
     ensure!(!world.is_running(a, "writer"));
+    let script = "grep -cF /shares/own. /proc/self/mountinfo || true";
+    let mounted = a.node().sh(script)?;
+    ensure!(mounted == "0", "{mounted} mounts are left");
+    if daemon == Daemon::Dies {
+        a.nfsvol().up()?;
+    }
     let mut stopped = 0;
     for (name, _) in VOLUMES {
         let status = &a.inspect(name)?["Status"];
@@ -184,11 +240,7 @@ fn cut_off(lab: &'static Lab) -> Result {
         ensure!(status["guard"].is_null(), "{status}");
     }
     ensure!(stopped > 0, "no fence tells of the container");
-    let script = "grep -cF /shares/own. /proc/self/mountinfo || true";
-    let mounted = a.node().sh(script)?;
-    ensure!(mounted == "0", "{mounted} mounts are left");
 
-    // It comes back; nothing of what it had under way is ever written.
     world.cut("-D")?;
     thread::sleep(lasted + SLACK);
     for (name, _) in VOLUMES {
@@ -205,9 +257,13 @@ fn cut_off(lab: &'static Lab) -> Result {
         let refused = a.docker(&format!("volume rm {name}"))?.fails()?;
         ensure!(!refused.is_empty());
     }
+    Ok(())
+}
 
-    // A clean stop hands over to the container that its restart policy has started again.
-    b.ok("stop -t 1 taker")?;
+/// A clean stop hands over to the container that its restart policy has started again.
+fn goes_back(world: &World, taker: &str) -> Result {
+    let World { a, b, .. } = world;
+    b.ok(&format!("stop -t 1 {taker}"))?;
     let lines = world.lines();
     let mut tried = Instant::now();
     wait_for("the first host to have it again", 2 * STEP, || {
@@ -217,7 +273,5 @@ fn cut_off(lab: &'static Lab) -> Result {
             let _ = a.docker("start writer");
         }
         world.lines() > lines + 2
-    })?;
-    a.ok("rm -f writer")?;
-    Ok(())
+    })
 }
