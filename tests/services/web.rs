@@ -1,11 +1,13 @@
 //! docs/examples/stack.yaml: servers on every node that show one volume, and a task that fills it.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use crate::lab::docker::{BUSYBOX, IMAGE};
-use crate::lab::{Lab, Result, process, wait_for};
+use crate::lab::docker::IMAGE;
+use crate::lab::{Lab, Result, wait_for};
 use crate::{EXPORT, MOVE, NODES, Swarm};
 
 const STACK: &str = include_str!("../../docs/examples/stack.yaml");
@@ -19,10 +21,18 @@ networks:
 ";
 /// The editor writes every 10 s, and a page is cached for some seconds.
 const NEWS: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// What the server of a node shows.
 fn page(ip: &str) -> Result<String> {
-    process::run(&[BUSYBOX, "wget", "-T", "5", "-qO-", &format!("http://{ip}/")])?.ok()
+    let mut stream = TcpStream::connect((ip, 80))?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, page) = answer.split_once("\r\n\r\n").context("no head")?;
+    ensure!(head.contains(" 200 "), "{answer}");
+    Ok(page.trim_end().to_owned())
 }
 
 pub(crate) fn is_seen_on_every_node(lab: &Lab, swarm: &Swarm) -> Result {
