@@ -7,11 +7,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use lab::docker::{DOCKER, Engine, IMAGE};
+use lab::docker::{Engine, IMAGE};
 use lab::host::DataPath;
-use lab::{Export, Ganesha, Lab, Nfsvol, Node, Part, Result, Shared, process, trial, wait_for};
+use lab::{Export, Ganesha, Lab, Node, Part, Result, Shared, trial, wait_for};
 
-const CREATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/plugin/create.sh");
 /// From `docker plugin enable` to the end of the first `docker run` on a volume. The promise is
 /// 2 s to the first Mount; a container's start and a busy machine come on top.
 const FIRST_MOUNT: Duration = Duration::from_secs(10);
@@ -34,20 +33,6 @@ fn main() -> ExitCode {
             ),
         ]
     })
-}
-
-/// What `make plugin` does with a static binary; this one is dynamic, so it brings its libraries.
-fn create(lab: &Lab, engine: &Engine) -> Result<String> {
-    let stripped = lab.dir().join("nfsvol");
-    let stripped = stripped.display();
-    process::sh(&format!(
-        "exec 9>{stripped}.lock; flock 9
-         [ -e {stripped} ] || strip -o {stripped} {}
-         LIBRARIES=1 DOCKER='{DOCKER} -H {}' {CREATE} {stripped}",
-        Nfsvol::BINARY,
-        engine.url(),
-    ))?
-    .ok()
 }
 
 fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
@@ -76,7 +61,7 @@ fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
             .fails()
     };
 
-    create(lab, &engine)?;
+    engine.managed_plugin()?;
     docker(&format!("plugin set nfsvol NFSVOL_SHARE=nas:{export}"))?;
     let start = Instant::now();
     docker("plugin enable nfsvol")?;
@@ -157,7 +142,7 @@ fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
     ensure!(said.contains("found but disabled"), "{said}");
 
     // An upgrade keeps settings and volumes.
-    create(lab, &engine)?;
+    engine.managed_plugin()?;
     docker("plugin enable nfsvol")?;
     survives("an upgrade")?;
     docker("restart -t 0 holder")?;

@@ -10,6 +10,7 @@
 //! | `socket` | round trips on the socket, a catalog of 10,000 volumes |
 //! | `kernel` | volumes by an engine's API, throughput through the kernel's NFS client |
 //! | `cluster` | moves between hosts, what a host at rest costs its home share |
+//! | `operation` | a managed plugin that is enabled, `nfsvol doctor` |
 //! | `fuse` | the FUSE data path beside sshfs, nfs-cp and the export directory itself |
 
 mod cluster;
@@ -19,6 +20,7 @@ mod kernel;
 #[path = "../../tests/lab/mod.rs"]
 mod lab;
 mod load;
+mod operation;
 mod report;
 mod socket;
 
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         trials.extend(kernel::trials());
         trials.extend(fuse::trials());
         trials.extend(cluster::trials());
+        trials.extend(operation::trials());
         trials
     });
     if outside && let Err(error) = report::show() {

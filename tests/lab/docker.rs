@@ -13,6 +13,7 @@ use super::{Lab, Result, Shared, wait_for};
 pub const DOCKERD: &str = "/usr/sbin/dockerd";
 /// The client that belongs to that engine; a newer one in PATH may refuse its API.
 pub const DOCKER: &str = "/usr/bin/docker";
+const CREATE_PLUGIN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/plugin/create.sh");
 pub const BUSYBOX: &str = "/usr/bin/busybox";
 /// dockerd starts in 1 s on a machine, in 10 s in a guest.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -171,6 +172,22 @@ impl Engine {
             "-euc",
             script,
         ])
+    }
+
+    /// Makes nfsvol a managed plugin of the engine, as `make plugin` does with a static binary; this
+    /// one is dynamic, so it brings its libraries.
+    pub fn managed_plugin(&self) -> Result {
+        let stripped = Lab::get()?.dir().join("nfsvol");
+        let stripped = stripped.display();
+        process::sh(&format!(
+            "exec 9>{stripped}.lock; flock 9
+             [ -e {stripped} ] || strip -o {stripped} {}
+             LIBRARIES=1 DOCKER='{DOCKER} -H {}' {CREATE_PLUGIN} {stripped}",
+            Nfsvol::BINARY,
+            self.url,
+        ))?
+        .ok()
+        .map(drop)
     }
 
     /// Starts `nfsvol serve ARGS` beside the engine.
