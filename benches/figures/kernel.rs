@@ -112,7 +112,8 @@ fn cycles(guest: &Node, driver: &str, options: Value) -> Result<Vec<f64>> {
 }
 
 /// Fresh files through nfsvol's mount and through two plain ones, each first, second and last in
-/// turn. The second plain mount shows by how much equals differ.
+/// turn. The second plain mount has nfsvol's read-ahead: it shows what that does to a read, and by how
+/// much equals differ in a write.
 fn throughput(lab: &'static Lab) -> Result {
     const EXPORT: &str = "/srv/kernel";
     let report = Report::of("kernel")?;
@@ -132,6 +133,11 @@ fn throughput(lab: &'static Lab) -> Result {
             share = server.share(EXPORT),
         ))?;
     }
+    guest.sh(&format!(
+        "ahead() {{ echo /sys/class/bdi/$(mountpoint -d $1)/read_ahead_kb; }}
+         cat $(ahead {volume}) >$(ahead {})",
+        PLAIN[1]
+    ))?;
     let places = [volume, PLAIN[0], PLAIN[1]];
     let mut writes = [const { Vec::new() }; 3];
     let mut reads = [const { Vec::new() }; 3];
@@ -168,7 +174,7 @@ fn throughput(lab: &'static Lab) -> Result {
             &plain,
         )?;
         report.note_rounds(
-            &format!("{what}: a second plain mount"),
+            &format!("{what}: a plain mount with nfsvol's read-ahead"),
             "MB/s",
             Target::None,
             &Samples::new("plain mount", again),

@@ -18,6 +18,8 @@ const VOLUMES: usize = 10_000;
 const CONNECTIONS: usize = 4;
 const AT_A_TIME: usize = 500;
 const ROUNDS: usize = 3;
+/// A read(2) and a write(2) each.
+const PAIRS: u32 = 100_000;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -105,7 +107,22 @@ fn socket(lab: &'static Lab) -> Result {
             &own(&pairs),
             None,
         )?;
-        // What a call to the share takes there, whatever is asked: several make a Mount.
+        // What the two are made of: some hundred system calls, and several calls to the share.
+        let calls = node.sh(&format!(
+            "dd if=/dev/zero of=/dev/null bs=1 count={PAIRS} 2>&1"
+        ))?;
+        let seconds: f64 = calls
+            .split("copied, ")
+            .nth(1)
+            .and_then(|took| took.split(' ').next()?.parse().ok())
+            .with_context(|| calls.clone())?;
+        report.note(
+            &format!("one system call (read(2) or write(2) of a byte), {place}"),
+            "µs",
+            Target::None,
+            &own(&[seconds * 1e6 / f64::from(2 * PAIRS)]),
+            None,
+        )?;
         let rpcs = load::on(node, &["rpc", &server.share(EXPORT), "500"])?;
         report.note(
             &format!("one call to the share, {place}"),
