@@ -6,32 +6,38 @@ mod lab;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::process::{self, Task};
 use lab::{
     Call, DataPath, Export, Ganesha, Host, Lab, Nfsvol, Output, Part, Result, Shared, calls, trial,
+    wait_for,
 };
 use serde_json::Value;
 
 const PARTS: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse];
 const COMPOSE: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse, Part::Compose];
+const KERNEL: &[Part] = &[Part::Docker, Part::Ganesha, Part::Guest];
 const EXPORT: &str = "/srv/export";
+/// A step in a guest.
+const STEP: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     lab::main(|| {
         vec![
             trial("adopt_directories", PARTS, adopt),
             trial("migrate_nfs_volumes", PARTS, migrate),
+            trial("migrate_a_volume_in_use", KERNEL, migrate_in_use),
             trial("copy_a_local_volume", PARTS, copy),
             trial("compose_files", COMPOSE, compose),
         ]
     })
 }
 
-/// One server and one host for all trials.
+/// A host, and the server that all trials share.
 struct Site {
-    nas: Ganesha,
+    nas: &'static Ganesha,
     host: Host,
 }
 
@@ -39,6 +45,7 @@ fn site(lab: &'static Lab) -> Result<&'static Site> {
     static SITE: Shared<Site> = Shared::new();
     SITE.get(|| {
         let nas = Ganesha::start(lab, "nas", &[Export::new(EXPORT)])?;
+        let nas: &'static Ganesha = Box::leak(Box::new(nas));
         let host = Host::start(lab, "host", DataPath::Fuse, &nas.share(EXPORT))?;
         Ok(Site { nas, host })
     })
@@ -205,6 +212,62 @@ fn migrate(lab: &'static Lab) -> Result {
         ensure!(refused.contains(reason), "{refused}");
     }
     host.ok("volume rm site web broken plain")?;
+    Ok(())
+}
+
+/// On a host whose kernel has mounted the local volume for a container that writes.
+fn migrate_in_use(lab: &'static Lab) -> Result {
+    let nas = site(lab)?.nas;
+    site(lab)?.directory("live", "old")?;
+    let host = Host::start(lab, "guest", DataPath::Kernel, &nas.share(EXPORT))?;
+    let guest = Site { nas, host };
+    let host = &guest.host;
+    host.ok(&format!(
+        "volume create -o type=nfs -o o=addr={},rw,nfsvers=3,nolock -o device=:{EXPORT}/live live",
+        nas.ip()
+    ))?;
+    let write = "n=0; while :; do n=$((n+1)); echo $n >/live/new; sync /live/new; mv /live/new /live/count; sleep 0.2; done";
+    let run = [
+        "run",
+        "-d",
+        "--network=host",
+        "--name=writer",
+        "-v",
+        "live:/live",
+        "busybox",
+    ];
+    host.engine()
+        .ok(&[&run[..], &["sh", "-euc", write]].concat())?;
+    let count = || -> u32 {
+        let count = fs::read_to_string(nas.local(EXPORT).join("live/count"));
+        count
+            .ok()
+            .and_then(|count| count.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    let goes_on = |what: &str| {
+        let before = count();
+        wait_for(what, STEP, || count() > before + 2)
+    };
+    goes_on("the container to write")?;
+
+    // The container has what it had.
+    let (code, said) = guest.json("migrate --yes live")?;
+    ensure!(code == 0 && said[0]["used_by"][0] == "writer", "{said}");
+    goes_on("the container to write on")?;
+    ensure!(host.inspect("live")?["Driver"] == "local");
+
+    // And after the commands that are shown, a new one has all of it.
+    for command in said[0]["next"].as_array().context("next")? {
+        guest.follow(command.as_str().unwrap_or_default())?;
+    }
+    let written = count();
+    ensure!(host.inspect("live")?["Driver"] == "nfsvol");
+    let read = host.run("-v live:/live", "cat /live/file /live/count")?;
+    ensure!(read == format!("old\n{written}"), "{read}, {written}");
+    ensure!(host.inspect("live")?["Status"]["data_path"] == "kernel");
+    host.ok("volume rm live")?;
+    ensure!(count() == written, "removed with its volume");
     Ok(())
 }
 
