@@ -1,5 +1,7 @@
 //! Metrics and the status page of a real daemon: read by Prometheus, and by Chromium.
 
+#[path = "monitoring/keyboard.rs"]
+mod keyboard;
 mod lab;
 
 use std::collections::BTreeSet;
@@ -267,6 +269,7 @@ fn watched(lab: &'static Lab) -> Result {
     on_the_socket(&host, &text)?;
     let prometheus = prometheus(node)?;
     seen_in_a_browser(&host)?;
+    keyboard::is_enough(node, &format!("http://127.0.0.1:{PORT}/"))?;
     queried(node)?;
     when_things_break(&host, &nas)?;
     prometheus.kill()

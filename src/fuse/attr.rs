@@ -59,6 +59,50 @@ pub(super) enum Verdict {
     Theirs,
 }
 
+/// What this host's own calls made of a file's size, for as long as no answer is newer.
+///
+/// Calls overtake each other: an answer to a look that was asked for before a WRITE or a SETATTR was
+/// acknowledged may show the file as it was before, also when it comes later, and its times may be
+/// the same. The end of an append must not come from it.
+#[derive(Debug, Default)]
+pub(super) struct OwnSize {
+    /// The size that a SETATTR gave, and the number of the moment when it was acknowledged.
+    cut: (u64, u64),
+    /// The furthest end of what was written since, and likewise.
+    end: (u64, u64),
+}
+
+impl OwnSize {
+    /// A SETATTR that was acknowledged at the moment `at` made the file this long.
+    pub(super) fn cut(&mut self, size: u64, at: u64) {
+        self.cut = (size, at);
+        self.end = (size, at);
+    }
+
+    /// A WRITE up to `end` was acknowledged at the moment `at`.
+    pub(super) fn wrote(&mut self, end: u64, at: u64, cached: &Cached) {
+        // What was known after the last one may be of another host's making.
+        let before = if cached.asked < self.end.1 {
+            self.end.0
+        } else {
+            0
+        };
+        self.end = (before.max(end), at);
+    }
+
+    /// The size of the file.
+    pub(super) fn size(&self, cached: &Cached) -> u64 {
+        let mut size = cached.attr.size;
+        if cached.asked < self.cut.1 {
+            size = self.cut.0;
+        }
+        if cached.asked < self.end.1 {
+            size = size.max(self.end.0);
+        }
+        size
+    }
+}
+
 /// The attributes of one file as last heard.
 #[derive(Debug)]
 pub(super) struct Cached {
@@ -180,6 +224,46 @@ mod tests {
             mtime: attr.mtime,
             ctime: attr.ctime,
         })
+    }
+
+    #[test]
+    fn an_answer_from_before_an_own_write_does_not_shorten_the_file() {
+        let now = Instant::now();
+        let mut cached = Cached::new(attr(10, 1), 1, LIMITS, now);
+        let mut own = OwnSize::default();
+        assert_eq!(own.size(&cached), 10);
+        // Asked as 3 while WRITE 2 was under way: as it was before, within one tick of the server's
+        // clock, and heard first.
+        cached.update(attr(10, 1), 3, Origin::Observed, LIMITS, now);
+        own.wrote(20, 4, &cached);
+        let late = cached.update(attr(20, 1), 2, Origin::Own, LIMITS, now);
+        assert_eq!((late, own.size(&cached)), (Verdict::Stale, 20));
+        // The next one, heard before an answer that is as old.
+        own.wrote(30, 6, &cached);
+        cached.update(attr(20, 1), 5, Origin::Observed, LIMITS, now);
+        assert_eq!(own.size(&cached), 30);
+        // Asked after it: another host has cut the file, or made it longer.
+        cached.update(attr(5, 2), 7, Origin::Observed, LIMITS, now);
+        assert_eq!(own.size(&cached), 5);
+        own.wrote(8, 8, &cached);
+        assert_eq!(own.size(&cached), 8);
+    }
+
+    #[test]
+    fn an_answer_from_before_an_own_cut_does_not_lengthen_the_file() {
+        let now = Instant::now();
+        let mut cached = Cached::new(attr(100, 1), 1, LIMITS, now);
+        let mut own = OwnSize::default();
+        own.cut(0, 4);
+        cached.update(attr(100, 1), 3, Origin::Observed, LIMITS, now);
+        assert_eq!(own.size(&cached), 0);
+        own.wrote(10, 6, &cached);
+        assert_eq!(own.size(&cached), 10);
+        // From between the two.
+        cached.update(attr(0, 2), 5, Origin::Observed, LIMITS, now);
+        assert_eq!(own.size(&cached), 10);
+        cached.update(attr(10, 3), 7, Origin::Observed, LIMITS, now);
+        assert_eq!(own.size(&cached), 10);
     }
 
     #[test]

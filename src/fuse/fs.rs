@@ -172,7 +172,7 @@ impl Fs {
 
     /// The number of a call about to be made; see [`super::attr::Cached`].
     pub(super) fn tick(&self) -> u64 {
-        self.clock.fetch_add(1, Ordering::Relaxed)
+        self.clock.fetch_add(1, Ordering::AcqRel)
     }
 
     pub(super) fn limits(&self, directory: bool) -> Limits {
@@ -348,13 +348,14 @@ impl Fs {
             .nfs
             .setattr(cred, &inode.handle, &change.set, None)
             .await?;
-        if let Some(size) = change.set.size
-            && let Some(data) = &mut inode.state().data
-        {
+        if let Some(size) = change.set.size {
+            let mut state = inode.state();
+            let data = state.data();
             let before = data.held.bytes();
             data.held.cut(size);
             self.held
                 .fetch_sub(before - data.held.bytes(), Ordering::Relaxed);
+            data.own_size.cut(size, self.tick());
         }
         match wcc.after {
             Some(attr) => self.absorb(&inode, attr, asked, Origin::Own),

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{Attr, FileHandle, FileKind};
 
-use super::attr::{Cached, Limits};
+use super::attr::{Cached, Limits, OwnSize};
 use super::extents::Held;
 
 /// The node id of a file system's root (`FUSE_ROOT_ID`).
@@ -66,6 +66,7 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Data {
     pub(super) held: Held<Cred>,
+    pub(super) own_size: OwnSize,
     /// What went wrong in writing back, with a number that each open file compares with the last
     /// one it reported.
     pub(super) error: Option<(u64, i32)>,
@@ -104,10 +105,17 @@ impl State {
     /// The attributes as this host's programs see them: with what was written but not sent.
     pub(super) fn attr(&self) -> Attr {
         let mut attr = self.cached.attr;
-        if let Some(end) = self.data.as_ref().and_then(|d| d.held.end()) {
-            attr.size = attr.size.max(end);
+        if let Some(data) = &self.data {
+            let size = data.own_size.size(&self.cached);
+            attr.size = size.max(data.held.end().unwrap_or(0));
         }
         attr
+    }
+
+    /// A WRITE up to `end` was acknowledged at the moment `at`.
+    pub(super) fn note_written(&mut self, end: u64, at: u64) {
+        let data = self.data.get_or_insert_default();
+        data.own_size.wrote(end, at, &self.cached);
     }
 
     /// Whether nothing written is still on its way.

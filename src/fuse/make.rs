@@ -127,6 +127,11 @@ impl Fs {
                 .await?
         };
         let entry = self.made(cred, &dir, name, made, asked).await?;
+        if flags & libc::O_EXCL == 0 && flags & libc::O_TRUNC != 0 {
+            // Another host's file may have been there, and known here.
+            let inode = self.inode(entry.ino)?;
+            inode.state().data().own_size.cut(0, self.tick());
+        }
         let opened = self.open_made(cred, &entry, mode, flags).await;
         if opened.is_err() {
             self.forget(entry.ino, 1);

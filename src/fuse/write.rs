@@ -227,6 +227,7 @@ impl Fs {
             fs: self,
             inode,
             id: flight.id,
+            offset: flight.offset,
         };
         let asked = self.tick();
         let answer = self
@@ -245,7 +246,7 @@ impl Fs {
     fn landed(
         &self,
         inode: &Inode,
-        id: u64,
+        (id, offset): (u64, u64),
         answer: std::result::Result<WriteOk, NfsError>,
         asked: u64,
     ) {
@@ -261,6 +262,8 @@ impl Fs {
                     ok.committed != Stable::Unstable,
                 );
                 known.careful = false;
+                let end = offset + u64::from(ok.count);
+                state.note_written(end, self.tick());
                 if let Some(attr) = ok.wcc.after {
                     let limits = self.limits(false);
                     let now = std::time::Instant::now();
@@ -465,11 +468,13 @@ struct Landing<'a> {
     fs: &'a Fs,
     inode: &'a Inode,
     id: u64,
+    offset: u64,
 }
 
 impl Landing<'_> {
     fn land(self, answer: std::result::Result<WriteOk, NfsError>, asked: u64) {
-        self.fs.landed(self.inode, self.id, answer, asked);
+        let of = (self.id, self.offset);
+        self.fs.landed(self.inode, of, answer, asked);
         std::mem::forget(self);
     }
 }

@@ -4,18 +4,21 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 
 use crate::lab::{Lab, Result};
-use crate::{Host, fuse_trial, nas};
+use crate::{EXPORT, Host, fuse_trial, nas};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         fuse_trial("close_to_open_between_hosts", close_to_open),
         fuse_trial("appends_of_two_hosts_in_turn_are_all_there", appends),
+        fuse_trial("appends_overtaken_by_looks_are_all_there", watched_appends),
         fuse_trial("a_replaced_file_is_found_by_open", replaced),
         fuse_trial(
             "an_open_reader_sees_changes_within_the_cache_time",
@@ -81,6 +84,41 @@ fn appends(lab: &'static Lab) -> Result {
     Ok(())
 }
 
+/// A log is appended to, made durable, and cut now and then, as databases do, while others ask for its
+/// size all the time: an answer from before a line must not put the next one in that line's place.
+fn watched_appends(lab: &'static Lab) -> Result {
+    const ROUNDS: usize = 40;
+    const LINES: usize = 100;
+    let host = Host::mount(nas(lab)?, "watched", "noac")?;
+    let path = host.join("log");
+    let mut log = OpenOptions::new().append(true).create(true).open(&path)?;
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = fs::metadata(&path);
+                }
+            });
+        }
+        let written = (0..ROUNDS).try_for_each(|round| {
+            log.set_len(0)?;
+            let mut expected = String::new();
+            for line in 0..LINES {
+                let line = format!("{round:03} {line:03}\n");
+                log.write_all(line.as_bytes())?;
+                log.sync_data()?;
+                expected.push_str(&line);
+            }
+            let there = fs::read_to_string(nas(lab)?.local(EXPORT).join("watched/log"))?;
+            ensure!(there == expected, "round {round}:\n{there}");
+            Ok(())
+        });
+        over.store(true, Ordering::Relaxed);
+        written
+    })
+}
+
 fn replaced(lab: &'static Lab) -> Result {
     let (a, b) = two(lab, "replaced")?;
     for round in 0..10 {
@@ -109,7 +147,7 @@ fn long_reader(lab: &'static Lab) -> Result {
     // acregmin is 3 s.
     while &seen != b"new" {
         ensure!(changed.elapsed() < Duration::from_secs(8), "still {seen:?}");
-        std::thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(200));
         reader.read_exact_at(&mut seen, 0)?;
     }
     Ok(())
@@ -154,7 +192,7 @@ fn exclusive(lab: &'static Lab) -> Result {
                 .mode(0o640)
                 .open(path)
         };
-        let (one, other) = std::thread::scope(|scope| {
+        let (one, other) = thread::scope(|scope| {
             let one = scope.spawn(|| make(&at_a));
             let other = make(&at_b);
             (one.join(), other)
@@ -167,7 +205,7 @@ fn exclusive(lab: &'static Lab) -> Result {
         let loser = one.err().or_else(|| other.err()).context("no loser")?;
         ensure!(loser.raw_os_error() == Some(libc::EEXIST), "{loser}");
         // Either host may have seen it, and remember it, before the winner set its mode.
-        let made = fs::metadata(nas(lab)?.local(crate::EXPORT).join("exclusive").join(&name))?;
+        let made = fs::metadata(nas(lab)?.local(EXPORT).join("exclusive").join(&name))?;
         ensure!(made.mode() & 0o777 == 0o640 && made.size() == 0);
         let age = made.modified()?.elapsed().unwrap_or_default();
         ensure!(age < Duration::from_secs(60), "mtime {age:?} ago");
@@ -220,7 +258,7 @@ fn deleted_open(lab: &'static Lab) -> Result {
     let closed = Instant::now();
     while hidden()? > 0 {
         ensure!(closed.elapsed() < Duration::from_secs(5), "left behind");
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
@@ -256,7 +294,7 @@ fn lab_python(script: &str) -> Result {
 fn direct(lab: &'static Lab) -> Result {
     let nas = nas(lab)?;
     let host = Host::mount(nas, "direct", "")?;
-    let local = nas.local(crate::EXPORT).join("direct/file");
+    let local = nas.local(EXPORT).join("direct/file");
     let script = format!(
         "import mmap, os
 fd = os.open({path:?}, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
@@ -277,7 +315,7 @@ fn listing(lab: &'static Lab) -> Result {
     const FILES: usize = 100_000;
     let nas = nas(lab)?;
     let host = Host::mount(nas, "listing", "")?;
-    let local = nas.local(crate::EXPORT).join("listing");
+    let local = nas.local(EXPORT).join("listing");
     for i in 0..FILES {
         File::create(local.join(format!("file-{i:06}")))?;
     }
@@ -372,7 +410,7 @@ fn attach_detach(lab: &'static Lab) -> Result {
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn()?;
-    std::thread::sleep(Duration::from_millis(500));
+    thread::sleep(Duration::from_millis(500));
     host.detach()?;
     ensure!(host.path.mounted().is_empty());
     ensure!(host.status().is_err(), "a worker still serves the host");
@@ -399,7 +437,7 @@ fn attach_detach(lab: &'static Lab) -> Result {
             ended.elapsed() < Duration::from_secs(10),
             "the worker does not end"
         );
-        std::thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
     }
     ensure!(fs::read_to_string(host.join("file"))? == "textmore\n");
     Ok(())

@@ -220,7 +220,8 @@ pub fn missing(parts: &[Part]) -> Option<String> {
         Part::Services => absent("/usr/bin/redis-server", "redis-server")
             .or_else(|| absent("/usr/sbin/mariadbd", "mariadb-server"))
             .or_else(|| absent("/usr/lib/postgresql", "postgresql")),
-        Part::Browser => absent("/usr/bin/chromium", "chromium"),
+        Part::Browser => absent("/usr/bin/chromium", "chromium")
+            .or_else(|| absent("/usr/bin/chromedriver", "chromium-driver")),
         Part::Prometheus => absent("/usr/bin/prometheus", "prometheus"),
         Part::NewerEngine => (!Path::new(NEWER_ENGINE).exists())
             .then(|| format!("{NEWER_ENGINE} is absent (tests/lab/setup makes it)")),
