@@ -70,8 +70,8 @@ const SERVICES: [Service; 3] = [
         stack: include_str!("../docs/examples/redis.yml"),
         image: "redis:7",
         setup: "redis-cli -h $ip ping | grep -qx PONG",
-        // redis-cli ends with 0 whatever the answer is.
-        insert: "redis-cli -h $ip rpush log $n | grep -qx '[0-9]*'",
+        // redis-cli ends with 0 whatever the answer is, and prints an empty line after an error.
+        insert: "redis-cli -h $ip rpush log $n | grep -Eqx '[0-9]+'",
         read: "redis-cli -h $ip lrange log 0 -1",
         check: "redis-check-aof $dir/appendonlydir/appendonly.aof.manifest",
     },
