@@ -37,8 +37,8 @@ test: ## Test everything on real parts (as root; installs Debian packages that a
 	+$(MAKE) --jobs=2 --keep-going --output-sync=target --no-print-directory $(TESTS:%=of-%)
 
 # Two at a time, because most of what they do is wait; each shows its output when it has ended. The
-# longest first, so that busy ones run beside idle ones.
-TEST := $(CARGO) test --locked --features failpoints
+# longest first, so that busy ones run beside idle ones. Tests run make(1) themselves, alone.
+TEST := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(CARGO) test --locked --features failpoints
 LONGEST := faults fence services two_hosts tutorial cost crash lab_selftest fuse managed_plugin
 TESTS := $(LONGEST) $(filter-out $(LONGEST),$(basename $(notdir $(wildcard tests/*.rs)))) \
 	simulation cluster_simulation unit docs-of-the-code
