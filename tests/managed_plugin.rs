@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use lab::docker::{Engine, IMAGE};
+use lab::ganesha::LONG_LEASE;
 use lab::host::DataPath;
 use lab::{Export, Ganesha, Lab, Node, Part, Result, Shared, trial, wait_for};
 
@@ -41,11 +42,8 @@ fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
         DataPath::Kernel => ("guest", "/srv/kernel", FIRST_MOUNT_IN_A_GUEST),
     };
     let nas = NAS.get(|| {
-        Ganesha::start(
-            lab,
-            "nas",
-            &[Export::new("/srv/fuse"), Export::new("/srv/kernel")],
-        )
+        let exports = [Export::new("/srv/fuse"), Export::new("/srv/kernel")];
+        Ganesha::start_leasing(lab, "nas", &exports, LONG_LEASE)
     })?;
     let volumes = nas.local(export);
     let node = match data_path {
