@@ -14,8 +14,8 @@
 //! a write that arrives late changes nothing. A hold is good while the session named in the
 //! document is; each has a nonce that is never used again.
 //!
-//! **Claim.** The right to an exclusive volume is `volumes/<name>/claims/<epoch>/`, put there whole
-//! by a RENAME. It is good while its host's document holds the volume under the claim's nonce.
+//! **Claim.** The right to an exclusive volume is `volumes/<name>/claims.<id>/<epoch>/`, put there
+//! whole by a RENAME; the id is that of the volume's record. It is good while its host's document holds the volume under the claim's nonce.
 //! Once it is not, it never is again, and whoever makes the next epoch has it. So nothing has to
 //! be released but the hold.
 //!

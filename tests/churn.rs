@@ -172,9 +172,13 @@ impl Share<'_> {
             let mut parts = self.list(&dir)?;
             let whole = parts.remove("record.json");
             // The last epoch stays for as long as the volume is there.
-            let claimed = parts.remove("claims");
-            let epochs = || self.list(&format!("{dir}/claims"));
-            if !whole || !parts.is_empty() || claimed && epochs()?.len() > 1 {
+            let claims: Vec<String> = parts
+                .extract_if(.., |part| part.starts_with("claims."))
+                .collect();
+            let epochs =
+                |of: &String| Ok::<_, anyhow::Error>(self.list(&format!("{dir}/{of}"))?.len());
+            let epochs: Vec<usize> = claims.iter().map(epochs).collect::<Result<_>>()?;
+            if !whole || !parts.is_empty() || epochs.iter().any(|count| *count > 1) {
                 names.insert(name);
             }
         }

@@ -4,7 +4,7 @@
 //! its host's document holds the volume under the claim's nonce, in a session that lives. The hold
 //! is published before the claim is made, so a claim that is void stays void; one that arrives
 //! late, after its host gave up, is void from the start. Epochs are never used again: the highest
-//! stays until there is a higher one.
+//! stays until there is a higher one, and a volume that is made anew has other claims.
 
 use super::hold::{Claim, FORMAT};
 use super::layout;
@@ -18,8 +18,10 @@ use crate::volume::{Access, VolumeName};
 const TRIES: usize = 4;
 
 impl<E: Env> Member<E> {
-    /// Takes the exclusive volume, if nobody has it. With [`Claimed::Mine`] this host holds it
-    /// and, until the time that it tells, no other host does.
+    /// Takes the exclusive volume whose record has this id, if nobody has it. With
+    /// [`Claimed::Mine`] this host holds it and, until the time that it tells, no other host does:
+    /// provided that the volume still has that record, which is to be looked at afterwards. As long
+    /// as it is held it is not removed, so it keeps its record.
     ///
     /// # Errors
     /// What the share answered; this host does not hold the volume then.
@@ -27,10 +29,11 @@ impl<E: Env> Member<E> {
         &self,
         store: &impl Store,
         volume: &VolumeName,
+        id: &str,
     ) -> Result<Claimed, MemberError> {
         let mut state = self.lock().await;
         let had = state.holds.contains_key(volume);
-        let claimed = self.try_to_claim(store, &mut state, volume).await;
+        let claimed = self.try_to_claim(store, &mut state, volume, id).await;
         if !had && !matches!(claimed, Ok(Claimed::Mine(_))) && state.holds.remove(volume).is_some()
         {
             state.dirty = true;
@@ -46,9 +49,10 @@ impl<E: Env> Member<E> {
         store: &impl Store,
         state: &mut State,
         volume: &VolumeName,
+        id: &str,
     ) -> Result<Claimed, MemberError> {
         self.ensure(store, state).await?;
-        let claims = layout::claims(volume);
+        let claims = layout::claims(volume, id);
         store.make_dir(&claims).await?;
         for _ in 0..TRIES {
             let epochs = epochs(store, &claims).await?;

@@ -4,7 +4,7 @@
 //! hosts/<host>/alive.<session>.<n>     the host's token, renamed to n+1 at each renewal
 //! hosts/<host>/ended.<session>.<n>     the same, after another host has ended the session
 //! hosts/<host>.<number>.json           what the host holds; the highest number counts
-//! volumes/<name>/claims/<epoch>/       the right to an exclusive volume: claim.json
+//! volumes/<name>/claims.<id>/<epoch>/  the right to an exclusive volume: claim.json
 //! volumes/<name>/removing.<nonce>/     somebody is about to remove the volume
 //! volumes/<name>/removing/             and now it is being removed
 //! ```
@@ -15,6 +15,7 @@ use crate::volume::options::OWN_DIR;
 
 /// The binding mark of a removal; intents have a nonce after it.
 pub const REMOVING: &str = "removing";
+const CLAIMS: &str = "claims";
 /// The longest host name that is used; Linux has 64.
 const HOST_NAME: usize = 64;
 
@@ -61,9 +62,13 @@ pub fn is_intent(name: &str) -> bool {
         .is_some_and(|rest| rest.starts_with('.'))
 }
 
+/// The claims to the volume whose record has this id. What arrives late from a host that knew an
+/// earlier volume of the same name finds nothing there: epochs begin anew with each.
 #[must_use]
-pub fn claims(name: &VolumeName) -> SharePath {
-    volume(name).join("claims")
+pub fn claims(name: &VolumeName, id: &str) -> SharePath {
+    // A record that anybody may have written must not lead elsewhere.
+    let id: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
+    volume(name).join(&format!("{CLAIMS}.{id}"))
 }
 
 #[must_use]

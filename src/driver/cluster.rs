@@ -247,11 +247,18 @@ impl Driver {
         };
         let mut fence = None;
         let there = if exclusive {
-            fence = Some(self.claim(home, name, deadline).await?);
+            fence = Some(match self.claim(home, record, deadline).await {
+                // Removed since it was looked up: there is no place for a claim.
+                Err(DriverError::Cluster(_)) if self.is_gone(record).await => {
+                    return Err(CatalogError::Absent(name.clone()).into());
+                }
+                claimed => claimed?,
+            });
             // The claim may have been waited for: the volume is looked up anew.
-            self.forestall(&home.scoped(), name).await
+            self.is_still_there(&home.scoped(), record).await
         } else {
-            self.announce_hold(home, record).await
+            let there = self.announce_hold(home, record).await;
+            there.map_err(DriverError::from)
         };
         match there {
             Ok(true) => Ok(fence),
@@ -260,13 +267,15 @@ impl Driver {
                 Err(CatalogError::Absent(name.clone()).into())
             }
             // A full share must not keep the container from starting that would tidy it up.
-            Err(MemberError::Share(error)) if !exclusive && error.takes_no_change() => {
+            Err(DriverError::Cluster(MemberError::Share(error)))
+                if !exclusive && error.takes_no_change() =>
+            {
                 tracing::warn!(volume = %name, %error, "mounted without telling the other hosts");
                 Ok(None)
             }
             Err(error) => {
                 self.let_go(name).await;
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -275,16 +284,17 @@ impl Driver {
     async fn claim(
         &self,
         home: &Admin,
-        name: &VolumeName,
+        record: &Record,
         deadline: Instant,
     ) -> Result<Fence, DriverError> {
+        let (name, id) = (&record.name, record.id.as_str());
         let member = &self.cluster.member;
         // What serves it since a time when this host had it before holds what others do not know.
         if self.paths.is_served(name) && !member.held().await.contains_key(name) {
             self.paths.abort(name).await?;
         }
         loop {
-            match member.claim(&home.scoped(), name).await? {
+            match member.claim(&home.scoped(), name, id).await? {
                 // Not the right of now: the claim may be lost by now, and a new session begun.
                 Claimed::Mine(until) => {
                     return Ok(self.fence(nanos(until)));
@@ -390,6 +400,15 @@ impl Driver {
         let (name, access) = (&record.name, record.options.access);
         self.cluster.member.hold(home, name, access).await?;
         self.forestall(home, name).await
+    }
+
+    /// Whether a volume that was claimed is there, with the record that the claim was made to.
+    async fn is_still_there(&self, home: &Admin, record: &Record) -> Result<bool, DriverError> {
+        if !self.forestall(home, &record.name).await? {
+            return Ok(false);
+        }
+        let now = self.catalog.revalidate(home, &record.name).await?;
+        Ok(now.is_some_and(|now| now.id == record.id))
     }
 
     async fn forestall(&self, home: &Admin, name: &VolumeName) -> Result<bool, MemberError> {

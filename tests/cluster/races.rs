@@ -7,13 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use serde_json::{Value, json};
 
-use crate::lab::{Answer, Call, Ganesha, Lab, Node, Result};
+use crate::lab::{Answer, Call, Ganesha, Lab, Node, Result, wait_for};
 use crate::{EXCLUSIVE, EXPORT, Host, fresh, nas};
 
 /// Of each race: who is faster is another one each time.
 const ROUNDS: usize = 5;
 /// How long a Mount of these hosts waits for an exclusive volume.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// Some polls of these hosts.
+const GONE: Duration = Duration::from_secs(5);
 /// The hosts, and the server that they share.
 struct Cluster {
     nas: &'static Ganesha,
@@ -143,9 +145,14 @@ fn remove(cluster: &Cluster) -> Result {
         .filter(|path| std::fs::read(path.join("data/file")).is_ok_and(|t| t == volume.as_bytes()));
     ensure!(own.count() == 1, "{volume} in {entries:?}");
     ensure!(!export.join(&volume).exists());
+    // A poll that was under way may have brought the record back to a host: until the next one.
     for host in &cluster.hosts {
-        let text = host.fails(Call::get(&volume))?;
-        ensure!(text.contains("no such volume"), "{text}");
+        let mut text = String::new();
+        wait_for("the volume to be gone", GONE, || {
+            text = host.fails(Call::get(&volume)).unwrap_or_default();
+            text.contains("no such volume")
+        })
+        .with_context(|| text.clone())?;
     }
     Ok(())
 }

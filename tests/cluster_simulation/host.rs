@@ -203,8 +203,16 @@ impl Host {
     pub(crate) async fn mount(&self, member: &Member<SimEnv>, volume: &str) -> Option<bool> {
         let volume_name = name(volume);
         let mut until = Duration::ZERO;
+        let record = layout::volume(&volume_name).join("record.json");
+        let mut id = None;
         if access(volume) == Access::Exclusive {
-            match member.claim(&self.link, &volume_name).await {
+            let Some(found) = self.link.read(&record).await.ok()? else {
+                return Some(false);
+            };
+            let found = String::from_utf8(found).unwrap();
+            let claimed = member.claim(&self.link, &volume_name, &found).await;
+            id = Some(found);
+            match claimed {
                 Ok(Claimed::Mine(right)) => until = right,
                 Ok(Claimed::Held(_)) => return Some(false),
                 Err(_) => return None,
@@ -220,7 +228,15 @@ impl Host {
         };
         let marked = format!(".nfsvol/volumes/{volume}/removing");
         let path = format!(".nfsvol/volumes/{volume}/record.json");
-        let good = matches!(there, Ok(true)) && member.has_right() && {
+        let is_same = match &id {
+            // The record that was claimed: read again, as the driver does.
+            Some(id) => match self.link.read(&record).await {
+                Ok(now) => now.as_deref() == Some(id.as_bytes()),
+                Err(_) => false,
+            },
+            None => true,
+        };
+        let good = matches!(there, Ok(true)) && is_same && member.has_right() && {
             // Between a removal and the making of a new volume nothing is there to be mounted.
             let disk = self.link.disk.lock().unwrap();
             disk.file(&path).is_some()
