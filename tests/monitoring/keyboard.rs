@@ -1,6 +1,6 @@
 //! The status page by the keyboard alone, in a real Chromium (WebDriver, W3C).
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use anyhow::{Context, ensure};
@@ -34,18 +34,33 @@ fn call(host: &str, method: &str, path: &str, body: &Value) -> Result<Value> {
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
-    ensure!(head.contains(" 200 "), "{method} {path}: {answer}");
-    Ok(serde_json::from_str::<Value>(body)?["value"].take())
+    // It keeps the connection, whatever it is asked for.
+    let mut stream = BufReader::new(stream);
+    let (mut status, mut length, mut line) = (String::new(), 0, String::new());
+    while line != "\r\n" {
+        line.clear();
+        ensure!(stream.read_line(&mut line)? > 0, "no head");
+        if status.is_empty() {
+            status.clone_from(&line);
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse()?;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    let mut answer: Value = serde_json::from_slice(&body)?;
+    ensure!(status.contains(" 200 "), "{method} {path}: {answer}");
+    Ok(answer["value"].take())
 }
 
 impl Browser {
     fn open(node: &Node, url: &str) -> Result<Self> {
         let host = node.ip();
         let up = || call(&host, "GET", "/status", &json!({}));
-        wait_for("chromedriver", SOON, || up().is_ok())?;
+        wait_for("chromedriver", SOON, || up().is_ok()).with_context(|| format!("{:?}", up()))?;
         let options = json!({ "binary": CHROMIUM, "args": [
             "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
             "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
