@@ -189,6 +189,14 @@ impl State {
     pub(super) fn session_id(&self) -> Option<&str> {
         self.session.as_ref().map(|session| session.id.as_str())
     }
+
+    /// A lower bound of the time since a host was last heard of.
+    fn silent(&self, host: &str, now: Duration) -> Duration {
+        let stamp = self.stamps.get(host);
+        stamp.map_or(Duration::ZERO, |stamp| {
+            self.elapsed.since(host, *stamp, now)
+        })
+    }
 }
 
 /// See the module.
@@ -757,9 +765,7 @@ impl<E: Env> Member<E> {
 
     /// Makes sure that what a host holds is known, or that no session of it can live.
     pub(super) fn check_known(&self, state: &State, host: &str) -> Result<(), MemberError> {
-        let silent = state.stamps.get(host).map_or(Duration::ZERO, |stamp| {
-            state.elapsed.since(host, *stamp, self.env.now())
-        });
+        let silent = state.silent(host, self.env.now());
         if state.unreadable.contains(host) && silent < LONGEST_SESSION {
             return Err(MemberError::Unreadable(host.to_owned()));
         }
@@ -775,9 +781,7 @@ impl<E: Env> Member<E> {
             .iter()
             .map(|(host, (_, doc))| Other {
                 doc: doc.clone(),
-                silent: state.stamps.get(host).map_or(Duration::ZERO, |stamp| {
-                    state.elapsed.since(host, *stamp, now)
-                }),
+                silent: state.silent(host, now),
             })
             .collect()
     }

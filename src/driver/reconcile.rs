@@ -108,9 +108,9 @@ impl Driver {
                     what: "reading /proc",
                     source,
                 })?;
-        let volumes = self.paths.mountpoint(name);
+        let own = self.paths.mountpoint(name);
         let other = holders.iter().find_map(|holder| {
-            let is_volume = holder.mountpoint.parent() == volumes.parent();
+            let is_volume = holder.mountpoint.parent() == own.parent();
             holder.mountpoint.file_name().filter(|_| is_volume)
         });
         if let Some(other) = other {

@@ -2,8 +2,8 @@
 //!
 //! [`Wire`] carries one call of nfs3_client at a time. It guards that crate against what servers
 //! do: the end of the stream is an error, a reply may come in fragments, no record grows beyond
-//! [`MAX_RECORD`], and memory beyond [`AHEAD`] is taken only for bytes that arrived. Any failed call makes the
-//! wire useless, so callers drop it; there is no other recovery.
+//! [`MAX_RECORD`], and memory beyond [`AHEAD`] is taken only for bytes that arrived. Any failed
+//! call makes the wire useless, so callers drop it; there is no other recovery.
 //!
 //! Known limit: lengths *inside* a record are trusted by nfs3_types, so a hostile server can make
 //! it reserve (not fill) up to 4 GiB for a moment.

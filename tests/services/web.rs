@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 
 use crate::lab::docker::IMAGE;
 use crate::lab::{Lab, Result, wait_for};
-use crate::{EXPORT, MOVE, NODES, Swarm};
+use crate::{EXPORT, MOVE, Swarm};
 
 const STACK: &str = include_str!("../../docs/examples/stack.yaml");
 /// In place of what the lab has not: networks between hosts, and nginx.
@@ -82,8 +82,7 @@ pub(crate) fn is_seen_on_every_node(lab: &Lab, swarm: &Swarm) -> Result {
         !seen.contains(&news.trim_end().to_owned()) && !news.is_empty() && all(news.trim_end())
     })
     .with_context(|| format!("{news:?}\n{}", state()))?;
-    for node in 0..NODES.len() {
-        let host = &swarm.hosts[node];
+    for host in &swarm.hosts {
         let web = host.ok("ps --quiet --filter label=com.docker.swarm.service.name=web_web")?;
         let refused = host.docker(&format!("exec {web} touch /usr/share/nginx/html/mine"))?;
         ensure!(
