@@ -17,6 +17,7 @@
 //! | [`guard`] | the fence of exclusive volumes on the kernel data path |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback |
+//! | [`mutant`] | mended faults that tests can put back |
 //!
 //! Data flows downwards: `plugin` knows no NFS, `volume` does no I/O, and only `mount::sys`,
 //! `fuse::sys` and `embedded::sys` hold unsafe code.
@@ -36,6 +37,7 @@ pub mod fuse;
 pub mod guard;
 mod migrate;
 pub mod mount;
+pub mod mutant;
 pub mod nfs;
 pub mod plugin;
 mod serve;
