@@ -12,6 +12,11 @@ use crate::nfs::rpc::nfs3::{Attr, WccAttr};
 
 use super::options::FuseOptions;
 
+/// The clock of the runtime, which a simulation sets.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// Between which limits attributes are trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {

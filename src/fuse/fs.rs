@@ -17,16 +17,17 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{Attr, FileHandle, FsStat, Nfs3, SetAttr, Wcc, access};
 
-use super::attr::{Limits, Origin, Verdict};
+use super::attr::{Limits, Origin, Verdict, now};
 use super::error::{Errno, Result};
 use super::hidden::Hidden;
 use super::inode::{Inode, Inodes};
 use super::options::{FuseOptions, MAX_IO};
+use super::write::Bounds;
 
 /// The longest name (NAME_MAX).
 const NAME_MAX: usize = 255;
@@ -109,6 +110,7 @@ pub(super) struct Fs {
     pub(super) inodes: Inodes,
     pub(super) options: FuseOptions,
     pub(super) sizes: Sizes,
+    pub(super) bounds: Bounds,
     pub(super) kernel: Arc<dyn Kernel>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) hidden: Hidden,
@@ -156,6 +158,7 @@ impl Fs {
             inodes: Inodes::new(root, attr, dir_limits),
             options,
             sizes,
+            bounds: Bounds::default(),
             kernel,
             runtime: tokio::runtime::Handle::current(),
             hidden,
@@ -205,9 +208,7 @@ impl Fs {
         } else {
             Origin::Own
         };
-        let verdict = state
-            .cached
-            .update(attr, asked, origin, limits, Instant::now());
+        let verdict = state.cached.update(attr, asked, origin, limits, now());
         if verdict == Verdict::Theirs && inode.is_file() {
             state.version += 1;
             if state.opens > 0 {
@@ -228,7 +229,7 @@ impl Fs {
     pub(super) async fn fresh(&self, cred: &Cred, inode: &Inode) -> Result<(Attr, Duration)> {
         {
             let state = inode.state();
-            let remaining = state.cached.remaining(Instant::now());
+            let remaining = state.cached.remaining(now());
             if !remaining.is_zero() {
                 return Ok((state.attr(), remaining));
             }
@@ -237,7 +238,7 @@ impl Fs {
         let attr = self.nfs.getattr(cred, &inode.handle).await?;
         self.absorb(inode, attr, asked, Origin::Observed);
         let state = inode.state();
-        Ok((state.attr(), state.cached.remaining(Instant::now())))
+        Ok((state.attr(), state.cached.remaining(now())))
     }
 
     pub(super) fn entry(
@@ -274,7 +275,7 @@ impl Fs {
         Entry {
             ino: inode.ino,
             attr: state.attr(),
-            attr_trusted: state.cached.remaining(Instant::now()),
+            attr_trusted: state.cached.remaining(now()),
             name_trusted,
         }
     }

@@ -9,14 +9,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
 
 use tokio::sync::Notify;
 
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{Attr, FileHandle, FileKind};
 
-use super::attr::{Cached, Limits, OwnSize};
+use super::attr::{Cached, Limits, OwnSize, now};
 use super::extents::Held;
 
 /// The node id of a file system's root (`FUSE_ROOT_ID`).
@@ -320,7 +319,7 @@ fn make(ino: u64, handle: FileHandle, attr: Attr, asked: u64, limits: Limits) ->
         handle,
         kind,
         state: Mutex::new(State {
-            cached: Cached::new(attr, asked, limits, Instant::now()),
+            cached: Cached::new(attr, asked, limits, now()),
             version: 0,
             kernel_version: 0,
             lookups: 0,

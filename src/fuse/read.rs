@@ -4,14 +4,14 @@
 //! that byte is at the time, and ends early only at the end of the file.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::task::JoinSet;
 
 use crate::nfs::rpc::nfs3::ReadOk;
 
-use super::attr::Origin;
+use super::attr::{Origin, now};
 use super::error::{Errno, Result};
 use super::extents::ReadToken;
 use super::fs::{Fs, OpenFile};
@@ -101,7 +101,7 @@ impl Fs {
         let (fs, inode, cred) = (Arc::clone(self), Arc::clone(&file.inode), file.cred.clone());
         self.runtime.spawn(async move {
             loop {
-                let trusted = inode.state().cached.remaining(Instant::now());
+                let trusted = inode.state().cached.remaining(now());
                 tokio::time::sleep(trusted.max(WATCH_AT_LEAST)).await;
                 {
                     let mut state = inode.state();

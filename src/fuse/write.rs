@@ -17,19 +17,35 @@ use std::time::Duration;
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{NfsError, Stable, WriteOk};
 
-use super::attr::Origin;
+use super::attr::{Origin, now};
 use super::error::{Errno, Result};
 use super::extents::Flight;
 use super::fs::{Fs, OpenFile};
 use super::inode::{Inode, State};
 
-/// Bytes held of one file before its writers wait: what is on its way at 300 MB/s while the
-/// server's disk takes 100 ms for a COMMIT.
-const FILE_BYTES: usize = 32 << 20;
-/// Bytes held over all files before writers wait; a worker is to stay below 96 MiB.
-const ALL_BYTES: usize = 48 << 20;
-/// Bytes that wait for a COMMIT before one is made without being asked for.
-const COMMIT_BYTES: usize = 8 << 20;
+/// How much is held in memory, in bytes. A simulation sets less.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Of one file before its writers wait.
+    pub(super) file: usize,
+    /// Over all files before writers wait.
+    pub(super) all: usize,
+    /// What waits for a COMMIT before one is made without being asked for.
+    pub(super) commit: usize,
+}
+
+impl Default for Bounds {
+    /// Of one file: what is on its way at 300 MB/s while the server's disk takes 100 ms for a
+    /// COMMIT. Over all: a worker is to stay below 96 MiB.
+    fn default() -> Self {
+        Self {
+            file: 32 << 20,
+            all: 48 << 20,
+            commit: 8 << 20,
+        }
+    }
+}
+
 /// WRITE calls of one file at a time.
 const SENDERS: usize = 16;
 /// How long written bytes may lie unsent, and sent ones uncommitted. The kernel's client lets them
@@ -66,8 +82,8 @@ impl Fs {
         let held = state.data().held.bytes();
         let all = self.held.load(Ordering::Relaxed);
         if state.data().careful
-            || (held > 0 && held + data.len() > FILE_BYTES)
-            || (all > 0 && all + data.len() > ALL_BYTES)
+            || (held > 0 && held + data.len() > self.bounds.file)
+            || (all > 0 && all + data.len() > self.bounds.all)
         {
             return Quick::Wait;
         }
@@ -98,8 +114,8 @@ impl Fs {
                 let mut state = inode.state();
                 let held = state.data().held.bytes();
                 let all = self.held.load(Ordering::Relaxed);
-                let fits = held == 0 || held + data.len() <= FILE_BYTES;
-                if fits && (all == 0 || all + data.len() <= ALL_BYTES) {
+                let fits = held == 0 || held + data.len() <= self.bounds.file;
+                if fits && (all == 0 || all + data.len() <= self.bounds.all) {
                     self.hold(&mut state, file, offset, data);
                     break;
                 }
@@ -166,7 +182,7 @@ impl Fs {
     /// Memory is short: sends and commits whatever is held, of this file and of all others.
     fn relieve(self: &Arc<Self>, inode: &Arc<Inode>) {
         let mut busy = vec![Arc::clone(inode)];
-        if self.held.load(Ordering::Relaxed) > ALL_BYTES / 2 {
+        if self.held.load(Ordering::Relaxed) > self.bounds.all / 2 {
             busy = self.inodes.busy();
         }
         for inode in busy {
@@ -212,7 +228,7 @@ impl Fs {
             if next.is_none() {
                 data.senders -= 1;
             }
-            let due = data.held.written() >= COMMIT_BYTES;
+            let due = data.held.written() >= self.bounds.commit;
             drop(state);
             if due {
                 self.commit_soon(inode);
@@ -266,8 +282,7 @@ impl Fs {
                 state.note_written(end, self.tick());
                 if let Some(attr) = ok.wcc.after {
                     let limits = self.limits(false);
-                    let now = std::time::Instant::now();
-                    state.cached.update(attr, asked, Origin::Own, limits, now);
+                    state.cached.update(attr, asked, Origin::Own, limits, now());
                 } else {
                     state.cached.expire();
                 }
@@ -346,8 +361,7 @@ impl Fs {
                 data.force = data.force.max(data.held.mark());
                 if let Some(attr) = ok.wcc.after {
                     let limits = self.limits(false);
-                    let now = std::time::Instant::now();
-                    state.cached.update(attr, asked, Origin::Own, limits, now);
+                    state.cached.update(attr, asked, Origin::Own, limits, now());
                 }
                 false
             }
