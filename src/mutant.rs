@@ -26,6 +26,11 @@ macro_rules! mutants {
 mutants! {
     /// A file's bytes that become durable while a READ of it is under way are never given back.
     HeldLeaksBesideReads,
+    /// fsync through a descriptor for reading makes nothing durable.
+    FsyncOfWritersOnly,
+    /// Whether a write appends, and whether it is to be durable, is looked up in the flags of the
+    /// open (of which only O_DIRECT counts), not in those of the request.
+    FlagsOfTheOpen,
 }
 
 #[cfg(any(test, feature = "failpoints"))]

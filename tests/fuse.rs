@@ -6,6 +6,8 @@
 mod apps;
 #[path = "fuse/consistency.rs"]
 mod consistency;
+#[path = "fuse/durability.rs"]
+mod durability;
 #[path = "fuse/faults.rs"]
 mod faults;
 #[path = "fuse/hostile.rs"]
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         trials.extend(model::trials());
         trials.extend(consistency::trials());
         trials.extend(apps::trials());
+        trials.extend(durability::trials());
         trials.extend(faults::trials());
         trials.extend(hostile::trials());
         trials

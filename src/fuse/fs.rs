@@ -422,14 +422,14 @@ impl Fs {
         state.opens += 1;
         let keep_pages = state.kernel_version == state.version;
         state.kernel_version = state.version;
-        let error = state.data.as_ref().and_then(|d| d.error).map_or(0, |e| e.0);
+        let told = state.told();
         drop(state);
         let fh = self.next_file.fetch_add(1, Ordering::Relaxed);
         let file = Arc::new(OpenFile {
             inode: Arc::clone(inode),
             cred: cred.clone(),
             flags,
-            reported: AtomicU64::new(error),
+            reported: AtomicU64::new(told),
         });
         let writes = file.writes();
         self.files

@@ -36,7 +36,7 @@ use super::dir::OpenDir;
 use super::error::{Errno, Result};
 use super::fs::{Change, Entry, Found, Fs, Kernel};
 use super::process::{Processes, is_killed};
-use super::write::Quick;
+use super::write::{Quick, WriteTo};
 
 /// How long a request may take before its caller's death is looked for, and how often after that.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -449,12 +449,12 @@ impl Filesystem for Glue {
     fn write(
         &self,
         req: &Request,
-        ino: INodeNo,
+        _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -463,21 +463,16 @@ impl Filesystem for Glue {
             Err(errno) => return reply.error(fuser::Errno::from_i32(errno.0)),
         };
         let count = u32::try_from(data.len()).unwrap_or(0);
-        let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let at = if from_pages {
-            offset
-        } else {
-            Fs::append_at(&file, offset)
+        let to = WriteTo {
+            offset,
+            flags: flags.0,
+            from_pages: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
         };
-        if at != offset {
-            self.fs.kernel.drop_attributes(ino.0);
-            self.fs.kernel.drop_pages(ino.0);
-        }
         self.load.writes.fetch_add(1, Ordering::Relaxed);
         self.load
             .written_bytes
             .fetch_add(count.into(), Ordering::Relaxed);
-        match self.fs.write_quick(&file, at, data) {
+        match self.fs.write_quick(&file, to, data) {
             Quick::Done => {
                 self.load.requests.fetch_add(1, Ordering::Relaxed);
                 reply.written(count);
@@ -489,7 +484,7 @@ impl Filesystem for Glue {
             Quick::Wait => {
                 let data = Bytes::copy_from_slice(data);
                 self.run(req, reply, |fs| async move {
-                    fs.write(&file, at, &data).await.map(|()| count)
+                    fs.write(&file, to, &data).await.map(|()| count)
                 });
             }
         }
@@ -533,7 +528,7 @@ impl Filesystem for Glue {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.run(req, reply, |fs| async move { fs.flush(fh.0).await });
+        self.run(req, reply, |fs| async move { fs.fsync(fh.0).await });
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

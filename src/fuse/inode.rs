@@ -61,14 +61,23 @@ pub(super) struct State {
     pub(super) data: Option<Box<Data>>,
 }
 
+/// What went wrong in writing back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WriteError {
+    /// Each open file compares it with the last one that it has reported.
+    pub(super) number: u64,
+    pub(super) errno: i32,
+    /// Some open file has reported it.
+    pub(super) told: bool,
+}
+
 /// What an open or written file has beyond its attributes.
 #[derive(Debug, Default)]
 pub(super) struct Data {
     pub(super) held: Held<Cred>,
     pub(super) own_size: OwnSize,
-    /// What went wrong in writing back, with a number that each open file compares with the last
-    /// one it reported.
-    pub(super) error: Option<(u64, i32)>,
+    /// What went wrong last in writing back.
+    pub(super) error: Option<WriteError>,
     /// Everything up to this mark is to be sent even if it is small.
     pub(super) force: u64,
     /// Tasks that send WRITE calls.
@@ -115,6 +124,18 @@ impl State {
     pub(super) fn note_written(&mut self, end: u64, at: u64) {
         let data = self.data.get_or_insert_default();
         data.own_size.wrote(end, at, &self.cached);
+    }
+
+    /// The number of the last write error that a new open file need not tell any more.
+    pub(super) fn told(&self) -> u64 {
+        let error = self.data.as_ref().and_then(|data| data.error);
+        error.map_or(0, |error| {
+            if error.told {
+                error.number
+            } else {
+                error.number - 1
+            }
+        })
     }
 
     /// Whether nothing written is still on its way.

@@ -4,8 +4,10 @@
 //! - what a program wrote stays in memory until the server has it durably, so that it can be sent
 //!   again when the write verifier says that the server lost it;
 //! - bytes in memory are bounded, per file and in all; beyond it writers wait;
-//! - an error is told to every open file once: by the next write, fsync or close. The bytes that
-//!   could not be written are dropped then, also from the kernel's page cache.
+//! - an error is told to every open file once: by the next write, fsync or close; if none was open
+//!   or asked, to the next that is opened (the kernel's `errseq_t`). The bytes that could not be
+//!   written are dropped then, also from the kernel's page cache;
+//! - an append goes to the end as it is when its bytes are taken.
 //!
 //! When bytes are sent: a full chunk at once; the rest at fsync, close, stat and truncate, or
 //! after [`LINGER`].
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{NfsError, Stable, WriteOk};
 
@@ -21,7 +24,7 @@ use super::attr::{Origin, now};
 use super::error::{Errno, Result};
 use super::extents::Flight;
 use super::fs::{Fs, OpenFile};
-use super::inode::{Inode, State};
+use super::inode::{Inode, State, WriteError};
 
 /// How much is held in memory, in bytes. A simulation sets less.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +58,39 @@ const LINGER: Duration = Duration::from_secs(1);
 /// each look waits for something to happen.
 const ROUNDS: usize = 10_000;
 
+/// What a WRITE request asks for beside its bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WriteTo {
+    /// Where; of an append, where the kernel believes the end to be.
+    pub(super) offset: u64,
+    /// The request's own `O_…` flags: those of the open may have been changed by fcntl since, and
+    /// `RWF_DSYNC` is of one write only.
+    pub(super) flags: i32,
+    /// Written back from the kernel's page cache: nobody's write(2).
+    pub(super) from_pages: bool,
+}
+
+impl WriteTo {
+    fn appends(&self, file: &OpenFile) -> bool {
+        let flags = if mutant::is_on(Mutant::FlagsOfTheOpen) {
+            file.flags
+        } else {
+            self.flags
+        };
+        !self.from_pages && flags & libc::O_APPEND != 0
+    }
+
+    /// Whether the write ends only when its bytes are durable.
+    fn syncs(&self, file: &OpenFile) -> bool {
+        let (flags, durable) = if mutant::is_on(Mutant::FlagsOfTheOpen) {
+            (file.flags, libc::O_DIRECT)
+        } else {
+            (self.flags, libc::O_DIRECT | libc::O_DSYNC | libc::O_SYNC)
+        };
+        !self.from_pages && flags & durable != 0
+    }
+}
+
 /// What a write that needs no waiting came to.
 #[derive(Debug)]
 pub(super) enum Quick {
@@ -69,13 +105,13 @@ impl Fs {
     pub(super) fn write_quick(
         self: &Arc<Self>,
         file: &OpenFile,
-        offset: u64,
+        to: WriteTo,
         data: &[u8],
     ) -> Quick {
-        if let Some(errno) = take_error(file) {
+        if let Some(errno) = told_to_writer(file, to) {
             return Quick::Failed(errno);
         }
-        if self.options.sync || file.flags & libc::O_DIRECT != 0 {
+        if self.options.sync || to.syncs(file) {
             return Quick::Wait;
         }
         let mut state = file.inode.state();
@@ -87,8 +123,9 @@ impl Fs {
         {
             return Quick::Wait;
         }
-        self.hold(&mut state, file, offset, data);
+        let at = self.hold(&mut state, file, to, data);
         drop(state);
+        self.placed(&file.inode, to, at);
         self.send(&file.inode);
         Quick::Done
     }
@@ -97,17 +134,17 @@ impl Fs {
     pub(super) async fn write(
         self: &Arc<Self>,
         file: &OpenFile,
-        offset: u64,
+        to: WriteTo,
         data: &[u8],
     ) -> Result<()> {
         let inode = &file.inode;
-        loop {
+        let at = loop {
             let progress = inode.progress.notified();
             let room = self.room.notified();
             tokio::pin!(progress, room);
             progress.as_mut().enable();
             room.as_mut().enable();
-            if let Some(errno) = take_error(file) {
+            if let Some(errno) = told_to_writer(file, to) {
                 return Err(errno);
             }
             {
@@ -116,8 +153,7 @@ impl Fs {
                 let all = self.held.load(Ordering::Relaxed);
                 let fits = held == 0 || held + data.len() <= self.bounds.file;
                 if fits && (all == 0 || all + data.len() <= self.bounds.all) {
-                    self.hold(&mut state, file, offset, data);
-                    break;
+                    break self.hold(&mut state, file, to, data);
                 }
             }
             self.relieve(inode);
@@ -125,28 +161,28 @@ impl Fs {
                 () = &mut progress => {}
                 () = &mut room => {}
             }
-        }
+        };
+        self.placed(inode, to, at);
         let careful = inode.state().data().careful;
-        if file.flags & libc::O_DIRECT != 0 || self.options.sync {
+        if to.syncs(file) || self.options.sync {
             self.sync(inode).await;
         } else if careful {
             self.send_all(inode).await;
         } else {
             self.send(inode);
         }
-        take_error(file).map_or(Ok(()), Err)
+        told_to_writer(file, to).map_or(Ok(()), Err)
     }
 
-    /// Where a write really goes: the kernel appends at the end that it knows of.
-    pub(super) fn append_at(file: &OpenFile, offset: u64) -> u64 {
-        if file.flags & libc::O_APPEND == 0 {
-            return offset;
-        }
-        file.inode.state().attr().size
-    }
-
-    fn hold(self: &Arc<Self>, state: &mut State, file: &OpenFile, offset: u64, data: &[u8]) {
+    /// Holds bytes, and says where: an append goes to the end as it is at this moment, not to the
+    /// one that the kernel knows of.
+    fn hold(self: &Arc<Self>, state: &mut State, file: &OpenFile, to: WriteTo, data: &[u8]) -> u64 {
         let chunk = self.sizes.write as usize;
+        let offset = if to.appends(file) {
+            state.attr().size
+        } else {
+            to.offset
+        };
         let known = state.data();
         let before = known.held.bytes();
         known.held.write(offset, data, &file.cred, chunk);
@@ -159,6 +195,15 @@ impl Fs {
             let fs = Arc::clone(self);
             let inode = Arc::clone(&file.inode);
             self.runtime.spawn(async move { fs.tend(&inode).await });
+        }
+        offset
+    }
+
+    /// A write went where the kernel does not know of: what it has cached is of another size.
+    fn placed(&self, inode: &Inode, to: WriteTo, at: u64) {
+        if at != to.offset {
+            self.kernel.drop_attributes(inode.ino);
+            self.kernel.drop_pages(inode.ino);
         }
     }
 
@@ -306,7 +351,11 @@ impl Fs {
     fn note_error(&self, state: &mut State, errno: i32) {
         let number = self.tick();
         let data = state.data();
-        data.error = Some((number, errno));
+        data.error = Some(WriteError {
+            number,
+            errno,
+            told: false,
+        });
         data.careful = true;
         state.cached.expire();
         state.version += 1;
@@ -452,12 +501,22 @@ impl Fs {
         inode.state().is_clean()
     }
 
-    /// fsync and close.
-    pub(super) async fn flush(self: &Arc<Self>, fh: u64) -> Result<()> {
+    /// fsync and fdatasync: about the file, so through a descriptor for reading as well.
+    pub(super) async fn fsync(self: &Arc<Self>, fh: u64) -> Result<()> {
         let file = self.file(fh)?;
-        if file.writes() {
+        if file.writes() || !mutant::is_on(Mutant::FsyncOfWritersOnly) {
             self.sync(&file.inode).await;
         }
+        take_error(&file).map_or(Ok(()), Err)
+    }
+
+    /// One descriptor of an open file is closed. One for reading has nothing to wait for.
+    pub(super) async fn flush(self: &Arc<Self>, fh: u64) -> Result<()> {
+        let file = self.file(fh)?;
+        if !file.writes() {
+            return Ok(());
+        }
+        self.sync(&file.inode).await;
         take_error(&file).map_or(Ok(()), Err)
     }
 
@@ -471,10 +530,20 @@ impl Fs {
 
 /// The file's write error, if this open file has not reported it yet.
 fn take_error(file: &OpenFile) -> Option<Errno> {
-    let state = file.inode.state();
-    let (number, errno) = state.data.as_ref()?.error?;
-    let reported = file.reported.fetch_max(number, Ordering::Relaxed);
-    (reported < number).then_some(Errno(errno))
+    let mut state = file.inode.state();
+    let error = state.data.as_mut()?.error.as_mut()?;
+    let reported = file.reported.fetch_max(error.number, Ordering::Relaxed);
+    if reported >= error.number {
+        return None;
+    }
+    error.told = true;
+    Some(Errno(error.errno))
+}
+
+/// The error that a write is answered with. One that comes from the page cache has no caller: an
+/// earlier error would end there, and its own bytes with it.
+fn told_to_writer(file: &OpenFile, to: WriteTo) -> Option<Errno> {
+    (!to.from_pages).then(|| take_error(file))?
 }
 
 /// A WRITE call under way: if its future is dropped, its bytes are unsent again.
