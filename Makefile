@@ -3,6 +3,9 @@
 CARGO ?= cargo
 TOOLS := target/tools
 DENY_VERSION := 0.20.2
+# Judges of file systems: programs that the tests run, nothing that nfsvol is built from.
+PJDFSTEST_VERSION := 0.2.2
+FSX_VERSION := 0.3.2
 DESTDIR ?=
 PREFIX ?= /usr/local
 # cargo deny fetches the advisory database from GitHub; ADVISORIES=1 asks for that too.
@@ -30,9 +33,20 @@ $(TOOLS)/bin/cargo-deny:
 	@if command -v cargo-deny >/dev/null; then ln -sf "$$(command -v cargo-deny)" $@; \
 	else $(CARGO) install --locked --root $(TOOLS) --version $(DENY_VERSION) cargo-deny; fi
 
+JUDGES := $(TOOLS)/bin/pjdfstest $(TOOLS)/bin/fsx
+
+.PHONY: judges
+judges: $(JUDGES)
+
+$(TOOLS)/bin/pjdfstest: VERSION := $(PJDFSTEST_VERSION)
+$(TOOLS)/bin/fsx: VERSION := $(FSX_VERSION)
+$(JUDGES):
+	$(CARGO) install --locked --root $(TOOLS) --version $(VERSION) $(@F)
+
 .PHONY: test
 test: ## Test everything on real parts (as root; installs Debian packages that are absent)
 	tests/lab/setup
+	+$(MAKE) --no-print-directory judges
 	$(TEST) --no-run
 	+$(MAKE) --jobs=2 --keep-going --output-sync=target --no-print-directory $(TESTS:%=of-%)
 
@@ -56,6 +70,7 @@ of-%:
 .PHONY: test-long
 test-long: ## Test for an hour: 24 moves of services, 600 volumes for 5 minutes, more simulations (as root)
 	tests/lab/setup
+	+$(MAKE) --no-print-directory judges
 	NFSVOL_TEST_LONG=1 $(CARGO) test --locked --no-fail-fast --features failpoints --test services --test churn
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --test cluster_simulation
 	NFSVOL_SIM_SEEDS=200..2200 $(CARGO) test --locked --features failpoints --test simulation

@@ -86,6 +86,9 @@ const LOG_LINES: usize = 40;
 const LABS: &str = "/var/tmp";
 /// The root file system of Docker Engine 26.1, which tests/lab/setup makes.
 pub const NEWER_ENGINE: &str = "/var/cache/nfsvol-lab/trixie";
+/// Other people's judges of file systems, which the Makefile installs.
+pub const PJDFSTEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/pjdfstest");
+pub const FSX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/fsx");
 const PREFIX: &str = "nfsvol-lab-";
 
 /// Runs the trials in a lab of their own and answers as a test harness does.
@@ -143,6 +146,7 @@ pub enum Part {
     Systemd,
     Browser,
     Prometheus,
+    Judges,
 }
 
 /// A named trial. Skipped with the reason when the machine lacks one of its parts, or failed
@@ -226,6 +230,10 @@ pub fn missing(parts: &[Part]) -> Option<String> {
         Part::NewerEngine => (!Path::new(NEWER_ENGINE).exists())
             .then(|| format!("{NEWER_ENGINE} is absent (tests/lab/setup makes it)")),
         Part::Compose => absent("/usr/bin/docker-compose", "docker-compose"),
+        Part::Judges => [PJDFSTEST, FSX]
+            .iter()
+            .find(|tool| !Path::new(tool).exists())
+            .map(|tool| format!("{tool} is absent (`make judges` installs it)")),
         Part::Podman => absent("/usr/bin/podman", "podman crun"),
         Part::Fuse => absent("/dev/fuse", "a kernel with fuse")
             .or_else(|| absent("/usr/bin/fusermount3", "fuse3")),
