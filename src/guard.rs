@@ -28,15 +28,14 @@ pub mod process;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
 
+use crate::attendant::{self, Attendant};
 use crate::files::write_whole;
-use crate::fuse::{Fence, control};
+use crate::fuse::Fence;
 use crate::mount::DeviceId;
 use crate::volume::VolumeName;
 
@@ -48,7 +47,6 @@ const FENCED: &str = "fenced.json";
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long a fence that somebody waits for may take.
 const FENCE_TIME: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(20);
 
 /// Why a volume could not be guarded.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +98,7 @@ pub struct Task {
     pub server: Option<SocketAddr>,
     /// Docker's engine.
     pub docker: PathBuf,
-    /// Where the guard keeps its socket.
+    /// Of which it is an attendant.
     pub run_dir: PathBuf,
     pub fence: Fence,
 }
@@ -146,6 +144,10 @@ pub struct Fenced {
     pub troubles: Vec<String>,
 }
 
+async fn ask(guard: &Attendant, ask: Ask) -> io::Result<State> {
+    guard.ask(&ask, ANSWER).await
+}
+
 /// Time since the host's boot, with suspension.
 fn now() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
@@ -179,47 +181,27 @@ impl Guards {
         &self.docker
     }
 
-    /// Where a volume's guard keeps its socket, log and report.
+    /// Of which a volume's guard is an attendant, with its log and report.
     #[must_use]
     pub fn run_dir(&self, volume: &VolumeName) -> PathBuf {
         self.state_dir.join("guard").join(volume.as_str())
     }
 
-    /// The guards of a volume that run: their sockets, by process id.
-    fn sockets(&self, volume: &VolumeName) -> Vec<String> {
-        let dir = self.run_dir(volume);
-        let Ok(entries) = std::fs::read_dir(&dir) else {
-            return Vec::new();
-        };
-        let mut sockets = Vec::new();
-        for entry in entries.flatten() {
-            let Ok(name) = entry.file_name().into_string() else {
-                continue;
-            };
-            let pid = name.strip_suffix(".sock").and_then(|pid| pid.parse().ok());
-            match pid {
-                Some(pid) if is_guard(pid) => sockets.push(name),
-                Some(_) => drop(std::fs::remove_file(dir.join(name))),
-                None => {}
-            }
-        }
-        sockets
+    /// The guards of a volume, answering or not.
+    fn living(&self, volume: &VolumeName) -> Vec<Attendant> {
+        attendant::living(&self.run_dir(volume))
     }
 
     /// Whether a guard watches or fences the volume, answering or not.
     #[must_use]
     pub fn has(&self, volume: &VolumeName) -> bool {
-        !self.sockets(volume).is_empty()
-    }
-
-    async fn ask(&self, volume: &VolumeName, socket: &str, ask: Ask) -> io::Result<State> {
-        control::exchange(&self.run_dir(volume), socket, &ask, ANSWER).await
+        !self.living(volume).is_empty()
     }
 
     /// How the volume's guard is, if there is one that answers.
     pub async fn state(&self, volume: &VolumeName) -> Option<State> {
-        for socket in self.sockets(volume) {
-            if let Ok(state) = self.ask(volume, &socket, Ask::Status).await {
+        for guard in self.living(volume) {
+            if let Ok(state) = ask(&guard, Ask::Status).await {
                 return Some(state);
             }
         }
@@ -231,13 +213,13 @@ impl Guards {
     /// # Errors
     /// When none can be started, or when one is taking the volume away.
     pub async fn watch(&self, task: &Task) -> Result<(), GuardError> {
-        for socket in self.sockets(&task.volume) {
+        for guard in self.living(&task.volume) {
             let prolong = Ask::Prolong(task.fence.until);
-            match self.ask(&task.volume, &socket, prolong).await {
+            match ask(&guard, prolong).await {
                 Ok(State::Watching { device, .. }) if device == task.device => return Ok(()),
                 // Of an earlier mount, whose containers may not go on.
                 Ok(State::Watching { .. }) => {
-                    let _ = self.ask(&task.volume, &socket, Ask::Fence).await;
+                    let _ = ask(&guard, Ask::Fence).await;
                     self.ended(&task.volume, Instant::now() + FENCE_TIME)
                         .await?;
                 }
@@ -269,21 +251,12 @@ impl Guards {
                 .create(true)
                 .append(true)
                 .open(&log)?;
-            Command::new(&self.program)
-                .arg(SUBCOMMAND)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(log)
-                .spawn()
+            attendant::command(&self.program, SUBCOMMAND, log).spawn()
         };
         let mut child = spawned().map_err(started)?;
         let conversation = async {
-            if let Some(mut stdin) = child.stdin.take() {
-                control::send(&mut stdin, task).await?;
-            }
-            let stdout = child.stdout.as_mut();
-            let stdout = stdout.ok_or(io::ErrorKind::BrokenPipe)?;
-            let started: Result<(), String> = control::receive(stdout).await?;
+            attendant::give(&mut child, task).await?;
+            let started: Result<(), String> = attendant::hear(&mut child).await?;
             started.map_err(io::Error::other)
         };
         let answer = tokio::time::timeout(FENCE_TIME, conversation).await;
@@ -298,8 +271,8 @@ impl Guards {
     /// Tells the volume's guards until when it may be used; whether one goes on watching.
     pub async fn prolong(&self, volume: &VolumeName, until: u64) -> bool {
         let mut watched = false;
-        for socket in self.sockets(volume) {
-            let state = self.ask(volume, &socket, Ask::Prolong(until)).await;
+        for guard in self.living(volume) {
+            let state = ask(&guard, Ask::Prolong(until)).await;
             watched |= matches!(state, Ok(State::Watching { .. }));
         }
         watched
@@ -310,8 +283,8 @@ impl Guards {
     /// # Errors
     /// When one is taking the volume away.
     pub async fn leave(&self, volume: &VolumeName) -> Result<(), GuardError> {
-        for socket in self.sockets(volume) {
-            let _ = self.ask(volume, &socket, Ask::Leave).await;
+        for guard in self.living(volume) {
+            let _ = ask(&guard, Ask::Leave).await;
         }
         self.ended(volume, Instant::now() + ANSWER).await
     }
@@ -329,8 +302,8 @@ impl Guards {
             Some(task) if !self.has(volume) => self.start(&task).await?,
             _ => {}
         }
-        for socket in self.sockets(volume) {
-            let _ = self.ask(volume, &socket, Ask::Fence).await;
+        for guard in self.living(volume) {
+            let _ = ask(&guard, Ask::Fence).await;
         }
         self.ended(volume, Instant::now() + FENCE_TIME).await
     }
@@ -351,13 +324,10 @@ impl Guards {
     }
 
     async fn ended(&self, volume: &VolumeName, deadline: Instant) -> Result<(), GuardError> {
-        while self.has(volume) {
-            if Instant::now() >= deadline {
-                return Err(GuardError::Fencing(volume.clone()));
-            }
-            tokio::time::sleep(POLL).await;
+        match attendant::gone(&self.run_dir(volume), deadline).await {
+            true => Ok(()),
+            false => Err(GuardError::Fencing(volume.clone())),
         }
-        Ok(())
     }
 
     /// What the last fence of a volume did, unless it was mounted since.
@@ -420,17 +390,10 @@ impl Guards {
     }
 }
 
-/// Whether a process id is that of a guard, and not a zombie.
-fn is_guard(pid: u32) -> bool {
-    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
-        line.split(|b| *b == 0)
-            .any(|word| word == SUBCOMMAND.as_bytes())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutant::{self, Mutant};
 
     #[test]
     fn a_managed_plugin_may_not_fence() {
@@ -438,5 +401,30 @@ mod tests {
         // CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH: config.json.
         assert!(!may_fence("CapEff:\t0000000000280004\n"));
         assert!(!may_fence(""));
+    }
+
+    /// After a power failure: a socket whose number is that of another volume's guard.
+    #[tokio::test]
+    async fn what_is_left_of_a_guard_names_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let guards = Guards::new(dir.path(), dir.path(), dir.path());
+        let db: VolumeName = "db".parse().unwrap();
+        let run_dir = guards.run_dir(&db);
+        std::fs::create_dir_all(&run_dir).unwrap();
+        let mut other = std::process::Command::new("sh")
+            .args(["-c", "read waiting", SUBCOMMAND])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let socket = run_dir.join(format!("{}.sock", other.id()));
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let back = mutant::put_back(Mutant::AttendantByNumber);
+        let waits_for_the_other = guards.leave(&db).await;
+        assert!(matches!(waits_for_the_other, Err(GuardError::Fencing(_))));
+        drop(back);
+        guards.leave(&db).await.unwrap();
+        assert!(!guards.has(&db) && !socket.exists());
+        drop(other.stdin.take());
+        other.wait().unwrap();
     }
 }

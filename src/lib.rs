@@ -16,12 +16,14 @@
 //! | `engine` | Docker's engine, asked over its own socket |
 //! | [`guard`] | the fence of exclusive volumes on the kernel data path |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse |
+//! | `attendant` | processes that outlive the daemon: workers, guards, the embedded server |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback |
 //! | [`mutant`] | mended faults that tests can put back |
 //!
 //! Data flows downwards: `plugin` knows no NFS, `volume` does no I/O, and only `mount::sys`,
 //! `fuse::sys` and `embedded::sys` hold unsafe code.
 
+mod attendant;
 pub mod catalog;
 pub mod cli;
 pub mod cluster;

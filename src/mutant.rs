@@ -31,6 +31,9 @@ mutants! {
     /// Whether a write appends, and whether it is to be durable, is looked up in the flags of the
     /// open (of which only O_DIRECT counts), not in those of the request.
     FlagsOfTheOpen,
+    /// A process that outlives the daemon is known by its number: what was left of one before a
+    /// power failure names another volume's, which is waited for and killed.
+    AttendantByNumber,
 }
 
 #[cfg(any(test, feature = "failpoints"))]

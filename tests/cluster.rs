@@ -8,6 +8,8 @@ mod lab;
 mod mixed;
 #[path = "cluster/races.rs"]
 mod races;
+#[path = "cluster/stale.rs"]
+mod stale;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,6 +25,8 @@ const DOCKER: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse];
 const EXPORT: &str = "/srv/cluster";
 /// The session time of these hosts; a fifth of the default.
 const SESSION: Duration = Duration::from_secs(6);
+/// Further arguments of every host.
+const FUSE_ARGS: [&str; 4] = ["--poll", "500ms", "--data-path", "fuse"];
 /// How much later than its session a dead host's volumes may be free.
 const SLACK: Duration = Duration::from_secs(3);
 
@@ -52,6 +56,11 @@ fn main() -> ExitCode {
             trial("a_host_that_was_cut_off_writes_nothing", FUSE, cut_off),
             trial("a_host_that_was_away_catches_up", FUSE, away::away),
             trial("writers_and_readers_of_one_directory", FUSE, mixed::mixed),
+            trial(
+                "what_is_left_of_a_worker_names_no_other",
+                FUSE,
+                stale::stale,
+            ),
             trial("of_each_race_the_losers_hear_the_truth", FUSE, races::races),
         ]
     })
@@ -79,7 +88,7 @@ impl Host {
         let session = format!("{}s", SESSION.as_secs());
         let share = nas.share(EXPORT);
         let mut args = vec!["--share", &share, "--session", &session];
-        args.extend(["--poll", "500ms", "--data-path", "fuse"]);
+        args.extend(FUSE_ARGS);
         args.extend(more);
         let nfsvol = Nfsvol::start(node, &args, &[])?;
         Ok(Self { node, nfsvol })

@@ -29,8 +29,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
 use tokio::time::Instant;
+
+use crate::attendant::{self, POLL, lock};
 
 use super::{EmbeddedError, EmbeddedServer, Settings, serve, serve_on};
 
@@ -39,8 +40,6 @@ pub const SUBCOMMAND: &str = "embedded-server";
 /// How long a started server may take to serve. It needs milliseconds; a host under load needs
 /// more, and Mount waits for it.
 const START_TIME: Duration = Duration::from_secs(10);
-/// How often the state is looked at while waiting.
-const POLL: Duration = Duration::from_millis(20);
 /// How long a server waits for the lock, which [`ensure`] of another daemon may hold for a moment.
 const LOCK_TIME: Duration = Duration::from_secs(2);
 /// The ports tried on loopback. Below 1024, so that no user can take the port while the server is
@@ -184,10 +183,8 @@ impl Place {
     fn holder(&self) -> Result<Holder, EmbeddedError> {
         let look = || {
             let mut file = self.open_lock()?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-                Ok(()) => return Ok(Holder::Nobody),
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(error.into()),
+            if !lock::is_held(&file)? {
+                return Ok(Holder::Nobody);
             }
             let mut text = String::new();
             file.read_to_string(&mut text)?;
@@ -204,10 +201,8 @@ impl Place {
         let mut file = self.open_lock().map_err(failed)?;
         let deadline = Instant::now() + LOCK_TIME;
         loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(failed(error.into())),
+            if lock::take(&file).map_err(failed)? {
+                break;
             }
             if Instant::now() >= deadline {
                 return Err(EmbeddedError::Running {
@@ -270,8 +265,8 @@ impl Place {
                 .truncate(true)
                 .mode(0o600)
                 .open(self.0.join("log"))?;
-            tokio::process::Command::new(program)
-                .arg(SUBCOMMAND)
+            let output = log.try_clone()?;
+            attendant::command(program, SUBCOMMAND, log)
                 .arg("--detach")
                 .arg("--state-dir")
                 .arg(state_dir)
@@ -279,8 +274,7 @@ impl Place {
                 .arg(dir)
                 .current_dir("/")
                 .stdin(Stdio::null())
-                .stdout(log.try_clone()?)
-                .stderr(log)
+                .stdout(output)
                 .spawn()
         };
         start().map_err(|source| {
@@ -307,8 +301,8 @@ impl Place {
 /// Leaves the session of whoever started the process, so that the end of a terminal or of the
 /// daemon's process group does not reach it.
 pub fn detach() {
-    // Fails only for a group's leader, which is not what the daemon starts.
-    let _ = rustix::process::setsid();
+    // The daemon has started this process in the root directory.
+    let _ = attendant::detach();
 }
 
 #[cfg(test)]

@@ -1,25 +1,18 @@
-//! What the daemon and a worker say to each other: one JSON object per line.
+//! What the daemon and a worker say to each other, as attendants do (src/attendant.rs).
 //!
-//! The worker gets its [`Task`] on standard input and answers with one [`Started`] on standard
-//! output. After that it is reached through a Unix socket, one [`Command`] for one [`Report`].
+//! The worker gets a [`Task`] and answers with one [`Started`]. After that it is asked one
+//! [`Command`] for one [`Report`].
 
-use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 
 use crate::nfs::address::{Share, SharePath};
 use crate::volume::VolumeName;
 
 use super::fence::Fence;
 use super::options::FuseOptions;
-
-/// The longest line either side takes, in bytes.
-const MAX_LINE: u64 = 64 * 1024;
 
 /// What a worker is to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,66 +153,4 @@ pub enum Report {
     Status(Box<WorkerStatus>),
     Served(Served),
     Done,
-}
-
-/// Reads one line of JSON.
-pub(crate) async fn receive<T: serde::de::DeserializeOwned>(
-    stream: &mut (impl tokio::io::AsyncRead + Unpin),
-) -> io::Result<T> {
-    let mut line = Vec::new();
-    let mut reader = BufReader::new(stream.take(MAX_LINE));
-    if reader.read_until(b'\n', &mut line).await? == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(serde_json::from_slice(&line)?)
-}
-
-/// Writes one line of JSON.
-pub(crate) async fn send<T: Serialize>(
-    stream: &mut (impl tokio::io::AsyncWrite + Unpin),
-    value: &T,
-) -> io::Result<()> {
-    let mut line = serde_json::to_vec(value)?;
-    line.push(b'\n');
-    stream.write_all(&line).await?;
-    stream.flush().await
-}
-
-/// A path for a socket in a directory whose own path may be too long for one (107 bytes), and
-/// what keeps it good.
-pub(crate) fn socket_path(dir: &Path, name: &str) -> io::Result<(rustix::fd::OwnedFd, PathBuf)> {
-    use rustix::fs::{Mode, OFlags};
-    use std::os::fd::AsRawFd;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = rustix::fs::open(dir, flags, Mode::empty())?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()));
-    Ok((dir, path))
-}
-
-/// Asks a worker.
-pub(super) async fn ask(
-    dir: &Path,
-    socket: &str,
-    command: Command,
-    patience: Duration,
-) -> io::Result<Report> {
-    exchange(dir, socket, &command, patience).await
-}
-
-/// Says one thing to a process behind a socket in a directory, and hears one.
-pub(crate) async fn exchange<A: Serialize, B: serde::de::DeserializeOwned>(
-    dir: &Path,
-    socket: &str,
-    said: &A,
-    patience: Duration,
-) -> io::Result<B> {
-    let exchange = async {
-        let (_dir, path) = socket_path(dir, socket)?;
-        let mut stream = UnixStream::connect(path).await?;
-        send(&mut stream, said).await?;
-        receive(&mut stream).await
-    };
-    tokio::time::timeout(patience, exchange)
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

@@ -1,6 +1,7 @@
 //! Files that were deleted while open, and live on under a hidden name until they are closed.
 //!
-//! Their names are also kept in a file of the host, `<pid>.hidden` beside the worker's socket. A
+//! Their names are also kept in a file of the host, beside the worker's lock and of its name.
+//! A
 //! worker that is killed takes its open files with it; the next worker of the volume removes what
 //! it left. Without that, and for other hosts' leftovers, the rule is the kernel client's: a
 //! `.nfs…` file older than any program that may have it open can be removed.
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::nfs::rpc::nfs3::{FileHandle, Nfs3};
 use crate::nfs::rpc::{Cred, NfsError};
 
-use super::path::is_worker;
+use crate::attendant;
 
 const SUFFIX: &str = ".hidden";
 
@@ -45,9 +46,10 @@ pub(super) struct Hidden {
 }
 
 impl Hidden {
-    pub(super) fn new(run_dir: &Path) -> Self {
+    /// `worker` is the name of this attendant.
+    pub(super) fn new(run_dir: &Path, worker: &str) -> Self {
         Self {
-            file: run_dir.join(format!("{}{SUFFIX}", std::process::id())),
+            file: run_dir.join(format!("{worker}{SUFFIX}")),
             entries: Mutex::default(),
         }
     }
@@ -88,10 +90,8 @@ pub(super) async fn clean(run_dir: &Path, nfs: &Nfs3) {
     };
     for file in found.flatten() {
         let name = file.file_name();
-        let pid = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(SUFFIX)?.parse().ok());
-        let Some(pid) = pid.filter(|pid| !is_worker(*pid)) else {
+        let worker = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
+        let Some(worker) = worker.filter(|worker| !attendant::lives(run_dir, worker)) else {
             continue;
         };
         let entries: Vec<Entry> = std::fs::read(file.path())
@@ -108,7 +108,7 @@ pub(super) async fn clean(run_dir: &Path, nfs: &Nfs3) {
                 Ok(_) => {}
                 Err(error) if is_gone(&error) => {}
                 Err(error) => {
-                    tracing::warn!("a file that worker {pid} left behind stays: {error}");
+                    tracing::warn!("a file that worker {worker} left behind stays: {error}");
                     left = true;
                 }
             }
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn the_file_names_what_is_hidden_and_goes_with_the_last() {
         let dir = tempfile::tempdir().unwrap();
-        let hidden = Hidden::new(dir.path());
+        let hidden = Hidden::new(dir.path(), "worker");
         let handle = FileHandle::new(b"handle").unwrap();
         hidden.add(&handle, b".nfs1\xff", &Cred::new(5, 6));
         hidden.add(&handle, b".nfs2", &Cred::root());

@@ -2,7 +2,8 @@
 //!
 //! What is known is not kept in the daemon but asked of the workers and of mountinfo, so that a
 //! daemon that was restarted knows as much as the one before it. For each volume there is a
-//! directory `<state>/fuse/<volume>/` with `<pid>.sock` for each worker and one `log`.
+//! directory `<state>/fuse/<volume>/` whose attendants (src/attendant.rs) are its workers, and their
+//! `log`.
 //!
 //! No function here makes a system call on a mounted volume: it would wait for the worker.
 
@@ -10,17 +11,16 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
-use tokio::process::Command as Program;
 
+use crate::attendant::{self, Attendant};
 use crate::mount::{DeviceId, MountInfo};
 use crate::nfs::address::{Share, SharePath};
 use crate::volume::VolumeName;
 
-use super::control::{self, Command, Report, Served, Started, Task, WorkerStatus};
+use super::control::{Command, Report, Served, Started, Task, WorkerStatus};
 use super::fence::Fence;
 use super::options::FuseOptions;
 use super::worker::{CHECK_TIME, FSTYPE, SUBCOMMAND, our_mount};
@@ -29,7 +29,8 @@ use super::worker::{CHECK_TIME, FSTYPE, SUBCOMMAND, our_mount};
 const STATUS_TIME: Duration = Duration::from_secs(2);
 /// How long to wait for the end of a worker that was told to end, or killed.
 const END_TIME: Duration = Duration::from_secs(2);
-const POLL: Duration = Duration::from_millis(20);
+/// A worker that asks the server answers this much later than the server may.
+const CHECK_SLACK: Duration = Duration::from_millis(20);
 /// Free memory that a worker keeps for its next buffers, in bytes: what it may have in flight.
 const BUFFERS_KEPT: &str = "33554432";
 /// Larger than the buffer of a READ or WRITE, and smaller than fuser's, most of which is never
@@ -199,12 +200,12 @@ impl FusePath {
         let mounted = our_mount(&task.mountpoint).map_err(io("read mountinfo"))?;
         if mounted.is_some() {
             match self.serving(&volume).await {
-                Some(worker) if worker.task.serves(&task) => {
-                    if !self.is_outdated(&worker, task.addr).await {
-                        return Ok(attached(worker.task.addr, Vec::new()));
+                Some(worker) if worker.status.task.serves(&task) => {
+                    if !worker.is_outdated(task.addr).await {
+                        return Ok(attached(worker.status.task.addr, Vec::new()));
                     }
                     tracing::warn!(%volume, "what is mounted is outdated; mounting it anew");
-                    self.tell_to_leave(&worker).await;
+                    worker.leave().await;
                     unmount_all(&task.mountpoint).map_err(io("unmount what is outdated"))?;
                 }
                 Some(_) => return Err(FuseError::Different(volume)),
@@ -233,32 +234,19 @@ impl FusePath {
             .append(true)
             .open(&path)
             .map_err(io)?;
-        let mut child = Program::new(&self.program)
-            .arg(SUBCOMMAND)
+        let mut child = attendant::command(&self.program, SUBCOMMAND, log)
             // One arena, whose buffers are used again while there is load: fresh memory would have
             // to be cleared by the kernel each time. At rest the worker lets go of it.
             .env("MALLOC_ARENA_MAX", "1")
             .env("MALLOC_MMAP_THRESHOLD_", BEYOND_BUFFERS)
             .env("MALLOC_TRIM_THRESHOLD_", BUFFERS_KEPT)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log)
             .spawn()
             .map_err(io)?;
         fail::fail_point!("fuse.started", |_| crate::failpoint::die());
-        let text = serde_json::to_vec(task).map_err(|e| io(e.into()))?;
-        let mut stdin = child.stdin.take();
-        let mut stdout = child.stdout.take();
         let conversation = async {
-            if let Some(stdin) = &mut stdin {
-                tokio::io::AsyncWriteExt::write_all(stdin, &text).await?;
-            }
-            drop(stdin.take());
+            attendant::give(&mut child, task).await?;
             fail::fail_point!("fuse.told", |_| crate::failpoint::die());
-            match &mut stdout {
-                Some(stdout) => control::receive::<Started>(stdout).await,
-                None => Err(io::ErrorKind::BrokenPipe.into()),
-            }
+            attendant::hear::<Started>(&mut child).await
         };
         let answer = tokio::time::timeout_at(deadline.into(), conversation).await;
         let error = match answer {
@@ -289,66 +277,34 @@ impl FusePath {
 
     /// Tells a volume's workers until when they may use an exclusive volume.
     pub async fn prolong(&self, volume: &VolumeName, until: u64) {
-        let dir = self.run_dir(volume);
-        for (_, socket) in self.sockets(volume) {
+        for worker in self.living(volume) {
             // One that does not hear this stops sending.
-            let _ = control::ask(&dir, &socket, Command::Prolong(until), STATUS_TIME).await;
+            let _ = ask(&worker, Command::Prolong(until), STATUS_TIME).await;
         }
     }
 
     /// Whether any process serves the volume, also one that is stopped and does not answer.
     #[must_use]
     pub fn has_worker(&self, volume: &VolumeName) -> bool {
-        self.sockets(volume).iter().any(|(pid, _)| is_worker(*pid))
+        !self.living(volume).is_empty()
     }
 
-    /// Whether a worker serves what the server no longer knows, or knows as another volume's, or
-    /// waits for the server at an address (`addr` is the one of now) where it no longer is. A
-    /// server that does not answer otherwise says nothing about that.
-    async fn is_outdated(&self, worker: &WorkerStatus, addr: IpAddr) -> bool {
-        let dir = self.run_dir(&worker.task.volume);
-        let patience = CHECK_TIME + POLL;
-        match control::ask(&dir, &socket(worker), Command::Check, patience).await {
-            Ok(Report::Served(Served::Current)) => false,
-            Ok(Report::Served(Served::Outdated)) => true,
-            // An earlier release's worker does not know the question.
-            _ => worker.task.addr != addr,
-        }
-    }
-
-    async fn tell_to_leave(&self, worker: &WorkerStatus) {
-        let dir = self.run_dir(&worker.task.volume);
-        // One that does not answer is of no use to those who hold its mount either.
-        let _ = control::ask(&dir, &socket(worker), Command::Leave, STATUS_TIME).await;
-    }
-
-    /// The sockets of a volume's workers, with their process ids.
-    fn sockets(&self, volume: &VolumeName) -> Vec<(u32, String)> {
-        let Ok(entries) = std::fs::read_dir(self.run_dir(volume)) else {
-            return Vec::new();
-        };
-        entries
-            .filter_map(|entry| {
-                let name = entry.ok()?.file_name().into_string().ok()?;
-                let pid = name.strip_suffix(".sock")?.parse().ok()?;
-                Some((pid, name))
-            })
-            .collect()
+    /// The workers of a volume, answering or not.
+    fn living(&self, volume: &VolumeName) -> Vec<Attendant> {
+        attendant::living(&self.run_dir(volume))
     }
 
     /// All workers of a volume that answer: the one that is mounted on the host, and those that
-    /// only containers still hold. Sockets of workers that are gone are removed.
-    async fn workers(&self, volume: &VolumeName) -> Vec<WorkerStatus> {
-        let dir = self.run_dir(volume);
+    /// only containers still hold.
+    async fn workers(&self, volume: &VolumeName) -> Vec<Worker> {
         let mut found = Vec::new();
-        for (_, socket) in self.sockets(volume) {
-            match control::ask(&dir, &socket, Command::Status, STATUS_TIME).await {
-                Ok(Report::Status(status)) => found.push(*status),
-                Ok(Report::Served(_) | Report::Done) => {}
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    let _ = std::fs::remove_file(dir.join(socket));
-                }
-                Err(_) => {}
+        for attendant in self.living(volume) {
+            if let Ok(Report::Status(status)) = ask(&attendant, Command::Status, STATUS_TIME).await
+            {
+                found.push(Worker {
+                    attendant,
+                    status: *status,
+                });
             }
         }
         found
@@ -358,14 +314,10 @@ impl FusePath {
     pub async fn survey(&self, volumes: &[VolumeName], within: Duration) -> Vec<Surveyed> {
         let mut asked = tokio::task::JoinSet::new();
         for volume in volumes {
-            let dir = self.run_dir(volume);
-            for (pid, socket) in self.sockets(volume) {
-                let (volume, dir) = (volume.clone(), dir.clone());
-                if !is_worker(pid) {
-                    continue;
-                }
+            for worker in self.living(volume) {
+                let volume = volume.clone();
                 asked.spawn(async move {
-                    let said = control::ask(&dir, &socket, Command::Status, within).await;
+                    let said = ask(&worker, Command::Status, within).await;
                     let status = match said {
                         Ok(Report::Status(status)) => Some(*status),
                         _ => None,
@@ -378,14 +330,15 @@ impl FusePath {
     }
 
     /// The worker that serves the volume's mount on the host.
-    async fn serving(&self, volume: &VolumeName) -> Option<WorkerStatus> {
+    async fn serving(&self, volume: &VolumeName) -> Option<Worker> {
         let workers = self.workers(volume).await;
-        workers.into_iter().find(|worker| !worker.leaving)
+        workers.into_iter().find(|worker| !worker.status.leaving)
     }
 
     /// How a volume's worker is; `None` if there is none and nothing is mounted.
     pub async fn status(&self, volume: &VolumeName) -> Option<WorkerStatus> {
-        self.serving(volume).await
+        let worker = self.serving(volume).await?;
+        Some(worker.status)
     }
 
     /// Volumes that are mounted on this host by the FUSE data path, with a worker or without.
@@ -435,7 +388,7 @@ impl FusePath {
         self.workers(volume)
             .await
             .iter()
-            .any(|worker| worker.leaving)
+            .any(|worker| worker.status.leaving)
     }
 
     /// After a start of the daemon: the volumes whose workers live, and those that have lost
@@ -444,7 +397,7 @@ impl FusePath {
         let (mut alive, mut dead) = (Vec::new(), Vec::new());
         for volume in self.mounted() {
             match self.serving(&volume).await {
-                Some(worker) => alive.push(worker),
+                Some(worker) => alive.push(worker.status),
                 None => dead.push(volume),
             }
         }
@@ -458,12 +411,10 @@ impl FusePath {
     /// # Errors
     /// [`FuseError::Io`] when the mount cannot be taken away. What is not mounted is fine.
     pub async fn detach(&self, volume: &VolumeName, flush: Duration) -> Result<(), FuseError> {
-        let dir = self.run_dir(volume);
-        let worker = self.serving(volume).await;
-        if let Some(worker) = &worker {
+        if let Some(worker) = self.serving(volume).await {
             // A server that is away must not keep the volume mounted.
-            let _ = control::ask(&dir, &socket(worker), Command::Flush, flush).await;
-            self.tell_to_leave(worker).await;
+            let _ = ask(&worker.attendant, Command::Flush, flush).await;
+            worker.leave().await;
             fail::fail_point!("fuse.left", |_| crate::failpoint::die());
         }
         let mountpoint = self.mountpoint(volume);
@@ -484,39 +435,51 @@ impl FusePath {
     /// # Errors
     /// [`FuseError::Io`] when a worker lives on in spite of SIGKILL.
     pub async fn abort(&self, volume: &VolumeName) -> Result<(), FuseError> {
-        let dir = self.run_dir(volume);
         if let Ok(Some(mount)) = our_mount(&self.mountpoint(volume)) {
             abort_connection(mount.device);
         }
-        for (pid, socket) in self.sockets(volume) {
-            let _ = control::ask(&dir, &socket, Command::Abort, STATUS_TIME).await;
-            let ended = Instant::now() + END_TIME;
-            while is_worker(pid) && Instant::now() < ended {
-                tokio::time::sleep(POLL).await;
-            }
-            if is_worker(pid) {
-                kill(pid);
-                let ended = Instant::now() + END_TIME;
-                while is_worker(pid) && Instant::now() < ended {
-                    tokio::time::sleep(POLL).await;
-                }
-            }
-            if is_worker(pid) {
+        for worker in self.living(volume) {
+            let _ = ask(&worker, Command::Abort, STATUS_TIME).await;
+            if !worker.ends(END_TIME).await && !worker.kill(END_TIME).await {
                 return Err(FuseError::Io {
                     volume: volume.clone(),
                     step: "end the worker",
                     source: io::ErrorKind::TimedOut.into(),
                 });
             }
-            let _ = std::fs::remove_file(dir.join(socket));
         }
         Ok(())
     }
 }
 
-/// The name of a worker's control socket.
-fn socket(worker: &WorkerStatus) -> String {
-    format!("{}.sock", worker.pid)
+/// A worker that has answered.
+#[derive(Debug)]
+struct Worker {
+    attendant: Attendant,
+    status: WorkerStatus,
+}
+
+impl Worker {
+    /// Whether it serves what the server no longer knows, or knows as another volume's, or waits
+    /// for the server at an address (`addr` is the one of now) where it no longer is. A server that
+    /// does not answer otherwise says nothing about that.
+    async fn is_outdated(&self, addr: IpAddr) -> bool {
+        match ask(&self.attendant, Command::Check, CHECK_TIME + CHECK_SLACK).await {
+            Ok(Report::Served(Served::Current)) => false,
+            Ok(Report::Served(Served::Outdated)) => true,
+            // An earlier release's worker does not know the question.
+            _ => self.status.task.addr != addr,
+        }
+    }
+
+    async fn leave(&self) {
+        // One that does not answer is of no use to those who hold its mount either.
+        let _ = ask(&self.attendant, Command::Leave, STATUS_TIME).await;
+    }
+}
+
+async fn ask(worker: &Attendant, command: Command, patience: Duration) -> io::Result<Report> {
+    worker.ask(&command, patience).await
 }
 
 /// Makes a directory that only root can enter, with its parents.
@@ -549,21 +512,4 @@ fn abort_connection(device: DeviceId) {
     // The kernel names a connection after the minor number, with 20 bits; the major is 0.
     let path = format!("/sys/fs/fuse/connections/{}/abort", device.minor);
     let _ = std::fs::write(path, "1");
-}
-
-/// Whether a process id is still that of a worker, and not a zombie.
-pub(super) fn is_worker(pid: u32) -> bool {
-    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
-        line.split(|b| *b == 0)
-            .any(|word| word == SUBCOMMAND.as_bytes())
-    })
-}
-
-fn kill(pid: u32) {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
 }

@@ -10,7 +10,7 @@
 //! written in the last second but not synced, as with a kernel's crash.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::attendant::{self, Post, receive, send};
 use crate::mount::{MountEntry, MountInfo};
 use crate::nfs::rpc::connector::TcpConnector;
 use crate::nfs::rpc::mountd::{Mountd, Ports};
@@ -29,9 +30,7 @@ use crate::nfs::rpc::nfs3::{FileHandle, FileKind, Nfs3};
 use crate::nfs::rpc::{Cred, Settings};
 use crate::telemetry;
 
-use super::control::{
-    Command, Report, Served, Started, Task, Traffic, WorkerStatus, receive, send, socket_path,
-};
+use super::control::{Command, Report, Served, Started, Task, Traffic, WorkerStatus};
 use super::fence::{FencedConnector, Right};
 use super::fs::Fs;
 use super::glue::{Caches, Glue, Load};
@@ -92,9 +91,7 @@ pub fn run() -> Result<(), WorkerError> {
     let task: Task = serde_json::from_str(&text).step("read the task")?;
     // Fails if there is a log already, which is as good.
     let _ = telemetry::init(telemetry::Format::Text, LOG);
-    // Fails only for a process that leads a group already, as when a person started it.
-    let _ = rustix::process::setsid();
-    std::env::set_current_dir("/").step("leave the working directory")?;
+    attendant::detach().step("leave the working directory")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -107,45 +104,25 @@ pub fn run() -> Result<(), WorkerError> {
             errno: error.source.raw_os_error().unwrap_or(libc::EIO),
         };
         // Whoever started it may be gone, and then nobody wants to know.
-        let _ = tell(&failed);
+        let _ = attendant::tell(&failed);
     }
     runtime.shutdown_background();
     result
 }
 
-fn tell(started: &Started) -> io::Result<()> {
-    let mut line = serde_json::to_vec(started)?;
-    line.push(b'\n');
-    let mut out = io::stdout().lock();
-    out.write_all(&line)?;
-    out.flush()
-}
-
-/// Listens at a path that has this process's id in its name. What is there already was left by a
-/// process of the same id, before this host was started again.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => UnixListener::bind(path),
-    }
-}
-
 async fn serve(task: &Task) -> Result<(), WorkerError> {
+    let (post, listener) = Post::take(&task.run_dir).step("be found again")?;
     let right = task.fence.map(|fence| Arc::new(Right::new(fence.until)));
     let nfs = connect(task, right.as_ref()).await?;
     let export = ask_for_export(task).await?;
     let root = find_root(task, &nfs, &export).await?;
     let caches = Caches::start().step("start a thread")?;
     let options = task.options.clone();
-    let hidden = Hidden::new(&task.run_dir);
+    let hidden = Hidden::new(&task.run_dir, post.name());
     let fs = Fs::start(nfs.clone(), root, options, Arc::clone(&caches) as _, hidden).await;
     let fs = self::nfs(fs).step("ask the server about the volume's directory")?;
     let load = Arc::new(Load::default());
     let glue = Glue::new(Arc::clone(&fs), Arc::clone(&load));
-
-    let socket = format!("{}.sock", std::process::id());
-    let (_run_dir, path) = socket_path(&task.run_dir, &socket).step("open the run directory")?;
-    let listener = listen(&path).step("make the control socket")?;
 
     let device = mount(task)?;
     let (ended_tx, mut ended) = oneshot::channel();
@@ -174,7 +151,7 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
             "the kernel's read-ahead stays at 128 KiB, so sequential reads are slow: {error}"
         ));
     }
-    if let Err(error) = tell(&Started::Ready { warnings }) {
+    if let Err(error) = attendant::tell(&Started::Ready { warnings }) {
         // The daemon was killed, and the next one may have mounted the volume as well: our mount
         // must not stay on top of that one.
         if ours.is_some() && our_mount(&task.mountpoint).is_ok_and(|top| top == ours) {
@@ -182,14 +159,14 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
         }
         return Err(error).step("report");
     }
-    close_standard_streams();
+    attendant::close_standard_streams();
 
     let (run_dir, cleaning) = (task.run_dir.clone(), nfs.clone());
     tokio::spawn(async move { hidden::clean(&run_dir, &cleaning).await });
     tokio::spawn(rest(Arc::clone(&load)));
 
     let (abort_tx, mut abort) = mpsc::channel(1);
-    let control = Control {
+    let control = Arc::new(Control {
         task: task.clone(),
         nfs,
         export,
@@ -199,8 +176,8 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
         leaving: AtomicBool::new(false),
         right,
         abort: abort_tx,
-    };
-    let control = tokio::spawn(Arc::new(control).listen(listener));
+    });
+    tokio::spawn(Arc::clone(&control).listen(listener));
     let mut terminate = signal(SignalKind::terminate()).step("watch for signals")?;
     let _hangup = signal(SignalKind::hangup()).step("watch for signals")?;
     let ended = loop {
@@ -211,16 +188,22 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
             _ = terminate.recv() => fs.sync_everything().await,
         }
     };
-    control.abort();
-    let _ = std::fs::remove_file(&path);
+    // Until what was written is on the server, the volume is not free.
+    control.leaving.store(true, Ordering::Relaxed);
+    let finished = async {
+        if ended.is_some() {
+            fs.finish().await;
+        }
+        ended
+    };
+    let ended = tokio::select! {
+        ended = finished => ended,
+        _ = abort.recv() => None,
+    };
     match ended {
         None => tracing::warn!("aborted"),
-        Some(ended) => {
-            fs.finish().await;
-            if let Ok(Err(error)) = ended {
-                return Err(error).step("serve FUSE");
-            }
-        }
+        Some(Ok(Err(error))) => return Err(error).step("serve FUSE"),
+        Some(_) => {}
     }
     Ok(())
 }
@@ -359,14 +342,6 @@ fn raise_read_ahead(mount: Option<&MountEntry>) -> io::Result<()> {
     std::fs::write(path, READ_AHEAD_KIB.to_string())
 }
 
-/// The daemon reads what comes; when it is gone, nothing may be written there.
-fn close_standard_streams() {
-    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
-        let _ = rustix::stdio::dup2_stdin(&null);
-        let _ = rustix::stdio::dup2_stdout(&null);
-    }
-}
-
 /// Answers the daemon.
 struct Control {
     task: Task,
@@ -477,18 +452,4 @@ fn resident() -> u64 {
         .ok()
         .and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok())
         .map_or(0, |pages| pages * rustix::param::page_size() as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn the_socket_of_a_process_before_the_last_boot_is_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("17.sock");
-        drop(listen(&path).unwrap());
-        assert!(path.exists(), "what is to be replaced");
-        listen(&path).unwrap();
-    }
 }

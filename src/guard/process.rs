@@ -6,7 +6,7 @@
 //! Known limit: who kills a guard with SIGKILL leaves the volume without a fence until the daemon
 //! sees that, within a sixth of the session time.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::cut::Barrier;
 use super::fence::{self, within};
 use super::{Ask, FENCED, State, Task, now};
+use crate::attendant::{self, Post, receive, send};
 use crate::files::write_whole;
-use crate::fuse::control::{receive, send, socket_path};
 use crate::telemetry;
 
 /// The longest that the end of the right can go by unseen after the host was suspended: timers do
@@ -45,9 +45,7 @@ pub fn run() -> io::Result<()> {
     let task: Task = serde_json::from_str(&line)?;
     // Fails if there is a log already, which is as good.
     let _ = telemetry::init(telemetry::Format::Text, "info");
-    // Fails only for a process that leads a group already, as when a person started it.
-    let _ = rustix::process::setsid();
-    std::env::set_current_dir("/")?;
+    attendant::detach()?;
     // A host that is short of memory must not lose its fence.
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::debug!(%error, "not kept from the OOM killer");
@@ -56,26 +54,18 @@ pub fn run() -> io::Result<()> {
         .enable_all()
         .build()?;
     let ready = || {
-        tell(&Ok(()))?;
-        close_standard_streams();
+        attendant::tell(&Ok::<(), String>(()))?;
+        attendant::close_standard_streams();
         Ok(())
     };
     let result = runtime.block_on(watch(&task, ready));
     if let Err(error) = &result {
         // Whoever started it may be gone, and then nobody wants to know.
-        let _ = tell(&Err(error.to_string()));
+        let _ = attendant::tell(&Err::<(), String>(error.to_string()));
     }
     // What still waits for the server ends with the process.
     runtime.shutdown_background();
     result
-}
-
-fn tell(started: &Result<(), String>) -> io::Result<()> {
-    let mut line = serde_json::to_vec(started)?;
-    line.push(b'\n');
-    let mut out = io::stdout().lock();
-    out.write_all(&line)?;
-    out.flush()
 }
 
 /// A directory of the volume's file system.
@@ -98,9 +88,7 @@ fn open(task: &Task) -> Option<OwnedFd> {
 }
 
 async fn watch(task: &Task, ready: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    let name = format!("{}.sock", std::process::id());
-    let (_run_dir, path) = socket_path(&task.run_dir, &name)?;
-    let listener = UnixListener::bind(&path)?;
+    let (post, listener) = Post::take(&task.run_dir)?;
     let root = open(task);
     if root.is_none() {
         tracing::warn!("the volume's directory does not open; going without");
@@ -124,7 +112,7 @@ async fn watch(task: &Task, ready: impl FnOnce() -> io::Result<()>) -> io::Resul
                 Ask::Fence => break Some(reply),
                 Ask::Leave => {
                     drop(root);
-                    let _ = std::fs::remove_file(&path);
+                    drop(post);
                     let _ = reply.send(State::Watching { device: task.device, until });
                     return Ok(());
                 }
@@ -156,7 +144,7 @@ async fn watch(task: &Task, ready: impl FnOnce() -> io::Result<()>) -> io::Resul
     ) {
         tracing::warn!(%error, "no report written");
     }
-    let _ = std::fs::remove_file(&path);
+    drop(post);
     lower(barrier).await;
     Ok(())
 }
@@ -187,18 +175,6 @@ async fn listen(listener: UnixListener, to: mpsc::Sender<Asked>) {
                 let _ = send(&mut stream, &state).await;
             }
         });
-    }
-}
-
-/// The daemon reads what comes; when it is gone, nothing may be written there.
-fn close_standard_streams() {
-    if let Ok(null) = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-    {
-        let _ = rustix::stdio::dup2_stdin(&null);
-        let _ = rustix::stdio::dup2_stdout(&null);
     }
 }
 
@@ -237,9 +213,8 @@ mod tests {
     }
 
     async fn ask(task: &Task, ask: Ask) -> io::Result<State> {
-        let socket = format!("{}.sock", std::process::id());
-        let patience = Duration::from_secs(20);
-        crate::fuse::control::exchange(&task.run_dir, &socket, &ask, patience).await
+        let guards = attendant::living(&task.run_dir);
+        guards[0].ask(&ask, Duration::from_secs(20)).await
     }
 
     #[tokio::test]
