@@ -9,7 +9,7 @@
 //! | `glue` | FUSE requests to operations |
 //! | `fs`, `names`, `hidden`, `dir` | the operations: async functions, no FUSE types |
 //! | `read`, `write`, `extents` | data: what is held of a file, and how it reaches the server |
-//! | `inode`, `attr` | what is known of files, and for how long it is trusted |
+//! | `inode`, `attr`, `own` | what is known of files, for how long it is trusted, who changed it |
 //! | [`options`] | settings, in the words of NFS mount options |
 //! | `process` | what /proc knows about callers |
 //!
@@ -28,6 +28,7 @@ mod inode;
 mod make;
 mod names;
 pub mod options;
+mod own;
 pub mod path;
 mod process;
 mod read;

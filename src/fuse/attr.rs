@@ -3,14 +3,17 @@
 //! Pure: the time is passed in. The rules are the kernel client's: attributes are trusted for
 //! `acregmin` (`acdirmin`) seconds, twice as long each time they are found unchanged after that,
 //! up to `acregmax` (`acdirmax`); a change sets the time back to the minimum. A change of another
-//! host makes cached data invalid; a change that an answer to our own call explains does not
-//! (RFC 1813, section 2.6, wcc_data).
+//! host makes cached data invalid; a change that our own calls explain ([`super::own`]) does not.
+//! An own call that may have changed the file, and whose outcome is not known, makes what is known
+//! expire.
 
 use std::time::{Duration, Instant};
 
-use crate::nfs::rpc::nfs3::{Attr, WccAttr};
+use crate::mutant::{self, Mutant};
+use crate::nfs::rpc::nfs3::{Attr, Wcc};
 
 use super::options::FuseOptions;
+use super::own::{Overlap, Stamp};
 
 /// The clock of the runtime, which a simulation sets.
 pub(super) fn now() -> Instant {
@@ -41,15 +44,13 @@ impl Limits {
     }
 }
 
-/// Who made the change that an answer may show.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Origin {
-    /// Nobody we know of: a change is another host's.
-    Observed,
-    /// Our own call, whose answer carries these attributes.
-    Own,
-    /// Our own call, if nothing changed before it (`wcc_data`).
-    After(Option<WccAttr>),
+/// Which of our calls it was that changed a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Own {
+    /// WRITE and COMMIT: believed also where the server does not tell how the file was before.
+    Written,
+    /// Anything else.
+    Set,
 }
 
 /// What an answer told.
@@ -57,8 +58,7 @@ pub(super) enum Origin {
 pub(super) enum Verdict {
     /// It was overtaken by a later one.
     Stale,
-    Same,
-    /// Changed by this host.
+    /// Its data is what it was, or what this host has made of it.
     Ours,
     /// Changed by someone else: cached data is not valid any more.
     Theirs,
@@ -114,9 +114,13 @@ pub(super) struct Cached {
     pub(super) attr: Attr,
     /// The number of the call that told them; later calls have higher numbers.
     asked: u64,
+    /// The number of the moment when the last own call was answered.
+    answered: u64,
     trust: Duration,
     heard: Instant,
     valid: bool,
+    /// Present while own calls are under way that may change the file.
+    own: Option<Box<Overlap>>,
 }
 
 impl Cached {
@@ -124,43 +128,117 @@ impl Cached {
         Self {
             attr,
             asked,
+            answered: 0,
             trust: limits.min,
             heard: now,
             valid: true,
+            own: None,
         }
     }
 
-    /// Takes the attributes that the call numbered `asked` brought.
-    pub(super) fn update(
+    /// Takes the attributes that a look brought which was asked for as number `asked` and is heard
+    /// at the moment `at`.
+    pub(super) fn look(
         &mut self,
         attr: Attr,
-        asked: u64,
-        origin: Origin,
+        (asked, at): (u64, u64),
         limits: Limits,
         now: Instant,
     ) -> Verdict {
+        let (known, new) = (Stamp::from(&self.attr), Stamp::from(&attr));
+        // It may show what was before an own call that has ended since.
+        if asked < self.answered {
+            if attr.ctime < self.attr.ctime {
+                return Verdict::Stale;
+            }
+            // Within one tick of the server's clock there is no telling.
+            if attr.ctime == self.attr.ctime && new != known {
+                self.expire();
+                return Verdict::Stale;
+            }
+        }
+        if !self.take(attr, asked, limits, now) {
+            return Verdict::Stale;
+        }
+        if let Some(own) = &mut self.own {
+            own.told(at, new, new);
+            return verdict(own.is_foreign());
+        }
+        verdict(new != known)
+    }
+
+    /// An own call numbered `asked` begins that may change the file.
+    pub(super) fn begin(&mut self, asked: u64) {
+        let known = Stamp::from(&self.attr);
+        let own = self
+            .own
+            .get_or_insert_with(|| Box::new(Overlap::new(known)));
+        own.begin(asked);
+    }
+
+    /// The own call numbered `asked` has ended, with this answer at the moment `at`.
+    pub(super) fn end(
+        &mut self,
+        (asked, at): (u64, u64),
+        (call, answer): (Own, Wcc),
+        limits: Limits,
+        now: Instant,
+    ) -> Verdict {
+        let Some(attr) = answer.after else {
+            return self.lost(asked, at);
+        };
+        let fresh = self.take(attr, asked, limits, now);
+        self.answered = at;
+        if let Some(own) = &mut self.own {
+            own.end(asked);
+            let new = Stamp::from(&attr);
+            match (answer.before, call) {
+                _ if hides_others(call) => own.told_blindly(new),
+                (Some(before), _) => own.told(at, before.into(), new),
+                (None, Own::Written) => own.told_blindly(new),
+                // To be explained like a look.
+                (None, Own::Set) if fresh => own.told(at, new, new),
+                (None, Own::Set) => {}
+            }
+        }
+        self.judge()
+    }
+
+    /// The outcome of the own call numbered `asked` will never be known.
+    pub(super) fn lost(&mut self, asked: u64, at: u64) -> Verdict {
+        self.expire();
+        self.answered = at;
+        if let Some(own) = &mut self.own {
+            own.end(asked);
+        }
+        self.judge()
+    }
+
+    fn judge(&mut self) -> Verdict {
+        let Some(own) = &mut self.own else {
+            return Verdict::Ours;
+        };
+        let foreign = own.is_foreign();
+        if own.is_over() {
+            self.own = None;
+        }
+        verdict(foreign)
+    }
+
+    /// Whether something was told that is another host's unless an own call under way explains it.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.is_in_doubt())
+    }
+
+    /// Takes attributes, unless they are older than those that are known.
+    fn take(&mut self, attr: Attr, asked: u64, limits: Limits, now: Instant) -> bool {
         // Calls overtake each other: what was asked earlier and shows an earlier state is old.
         if asked < self.asked && attr.ctime <= self.attr.ctime {
-            return Verdict::Stale;
+            return false;
         }
         let same = attr.mtime == self.attr.mtime
             && attr.ctime == self.attr.ctime
             && attr.size == self.attr.size;
-        let verdict = if same {
-            Verdict::Same
-        } else {
-            match origin {
-                Origin::Own => Verdict::Ours,
-                Origin::After(Some(before))
-                    if before.size == self.attr.size
-                        && before.mtime == self.attr.mtime
-                        && before.ctime == self.attr.ctime =>
-                {
-                    Verdict::Ours
-                }
-                Origin::Observed | Origin::After(_) => Verdict::Theirs,
-            }
-        };
         if !same {
             self.trust = limits.min;
         } else if now.duration_since(self.heard) >= self.trust {
@@ -170,7 +248,7 @@ impl Cached {
         self.asked = self.asked.max(asked);
         self.heard = now;
         self.valid = true;
-        verdict
+        true
     }
 
     /// How much longer the attributes may be trusted.
@@ -193,9 +271,25 @@ impl Cached {
     }
 }
 
+/// Whether a fault is put back.
+fn hides_others(call: Own) -> bool {
+    match call {
+        Own::Written => mutant::is_on(Mutant::WriteHidesOthers),
+        Own::Set => mutant::is_on(Mutant::SetattrHidesOthers),
+    }
+}
+
+fn verdict(foreign: bool) -> Verdict {
+    if foreign {
+        Verdict::Theirs
+    } else {
+        Verdict::Ours
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::nfs::rpc::nfs3::{FileKind, Time};
+    use crate::nfs::rpc::nfs3::{FileKind, Time, WccAttr};
 
     use super::*;
 
@@ -223,99 +317,196 @@ mod tests {
         }
     }
 
-    fn before(attr: &Attr) -> Option<WccAttr> {
-        Some(WccAttr {
-            size: attr.size,
-            mtime: attr.mtime,
-            ctime: attr.ctime,
-        })
+    fn wcc(before: Option<Attr>, after: Attr) -> Wcc {
+        Wcc {
+            before: before.map(|attr| WccAttr {
+                size: attr.size,
+                mtime: attr.mtime,
+                ctime: attr.ctime,
+            }),
+            after: Some(after),
+        }
+    }
+
+    /// What is known of a file, and the moments of its calls.
+    struct Known {
+        cached: Cached,
+        now: Instant,
+    }
+
+    impl Known {
+        fn new(attr: Attr) -> Self {
+            let now = Instant::now();
+            let cached = Cached::new(attr, 1, LIMITS, now);
+            Self { cached, now }
+        }
+
+        fn look(&mut self, attr: Attr, asked: u64, at: u64) -> Verdict {
+            self.cached.look(attr, (asked, at), LIMITS, self.now)
+        }
+
+        fn end(&mut self, asked: u64, at: u64, call: Own, wcc: Wcc) -> Verdict {
+            let answer = (call, wcc);
+            self.cached.end((asked, at), answer, LIMITS, self.now)
+        }
+
+        /// A call that overlaps no other.
+        fn own(&mut self, asked: u64, call: Own, wcc: Wcc) -> Verdict {
+            self.cached.begin(asked);
+            self.end(asked, asked + 1, call, wcc)
+        }
     }
 
     #[test]
     fn an_answer_from_before_an_own_write_does_not_shorten_the_file() {
-        let now = Instant::now();
-        let mut cached = Cached::new(attr(10, 1), 1, LIMITS, now);
+        let mut known = Known::new(attr(10, 1));
         let mut own = OwnSize::default();
-        assert_eq!(own.size(&cached), 10);
+        assert_eq!(own.size(&known.cached), 10);
         // Asked as 3 while WRITE 2 was under way: as it was before, within one tick of the server's
         // clock, and heard first.
-        cached.update(attr(10, 1), 3, Origin::Observed, LIMITS, now);
-        own.wrote(20, 4, &cached);
-        let late = cached.update(attr(20, 1), 2, Origin::Own, LIMITS, now);
-        assert_eq!((late, own.size(&cached)), (Verdict::Stale, 20));
+        known.cached.begin(2);
+        known.look(attr(10, 1), 3, 4);
+        own.wrote(20, 5, &known.cached);
+        known.end(2, 5, Own::Written, wcc(None, attr(20, 1)));
+        assert_eq!(own.size(&known.cached), 20);
         // The next one, heard before an answer that is as old.
-        own.wrote(30, 6, &cached);
-        cached.update(attr(20, 1), 5, Origin::Observed, LIMITS, now);
-        assert_eq!(own.size(&cached), 30);
+        own.wrote(30, 8, &known.cached);
+        known.look(attr(20, 1), 6, 9);
+        assert_eq!(own.size(&known.cached), 30);
         // Asked after it: another host has cut the file, or made it longer.
-        cached.update(attr(5, 2), 7, Origin::Observed, LIMITS, now);
-        assert_eq!(own.size(&cached), 5);
-        own.wrote(8, 8, &cached);
-        assert_eq!(own.size(&cached), 8);
+        known.look(attr(5, 2), 10, 11);
+        assert_eq!(own.size(&known.cached), 5);
+        own.wrote(8, 12, &known.cached);
+        assert_eq!(own.size(&known.cached), 8);
     }
 
     #[test]
     fn an_answer_from_before_an_own_cut_does_not_lengthen_the_file() {
-        let now = Instant::now();
-        let mut cached = Cached::new(attr(100, 1), 1, LIMITS, now);
+        let mut known = Known::new(attr(100, 1));
         let mut own = OwnSize::default();
         own.cut(0, 4);
-        cached.update(attr(100, 1), 3, Origin::Observed, LIMITS, now);
-        assert_eq!(own.size(&cached), 0);
-        own.wrote(10, 6, &cached);
-        assert_eq!(own.size(&cached), 10);
+        known.look(attr(100, 1), 3, 5);
+        assert_eq!(own.size(&known.cached), 0);
+        own.wrote(10, 7, &known.cached);
+        assert_eq!(own.size(&known.cached), 10);
         // From between the two.
-        cached.update(attr(0, 2), 5, Origin::Observed, LIMITS, now);
-        assert_eq!(own.size(&cached), 10);
-        cached.update(attr(10, 3), 7, Origin::Observed, LIMITS, now);
-        assert_eq!(own.size(&cached), 10);
+        known.look(attr(0, 2), 6, 8);
+        assert_eq!(own.size(&known.cached), 10);
+        known.look(attr(10, 3), 9, 10);
+        assert_eq!(own.size(&known.cached), 10);
     }
 
     #[test]
     fn trust_doubles_while_nothing_changes_and_starts_anew_with_a_change() {
-        let start = Instant::now();
-        let mut cached = Cached::new(attr(1, 1), 1, LIMITS, start);
-        let mut now = start;
+        let mut known = Known::new(attr(1, 1));
         for (call, expected) in (2..).zip([6, 10, 10]) {
-            now += cached.trust();
-            assert!(cached.remaining(now).is_zero());
-            cached.update(attr(1, 1), call, Origin::Observed, LIMITS, now);
-            assert_eq!(cached.remaining(now), Duration::from_secs(expected));
+            known.now += known.cached.trust();
+            assert!(known.cached.remaining(known.now).is_zero());
+            known.look(attr(1, 1), call, call);
+            let remaining = known.cached.remaining(known.now);
+            assert_eq!(remaining, Duration::from_secs(expected));
         }
         // Asked again early: no reason to trust longer.
-        cached.update(attr(1, 2), 9, Origin::Observed, LIMITS, now);
-        cached.update(attr(1, 2), 10, Origin::Observed, LIMITS, now);
-        assert_eq!(cached.remaining(now), LIMITS.min);
-        cached.expire();
-        assert!(cached.remaining(now).is_zero());
+        known.look(attr(1, 2), 9, 9);
+        known.look(attr(1, 2), 10, 10);
+        assert_eq!(known.cached.remaining(known.now), LIMITS.min);
+        known.cached.expire();
+        assert!(known.cached.remaining(known.now).is_zero());
     }
 
     #[test]
     fn only_changes_of_others_are_theirs() {
-        let now = Instant::now();
-        let mut cached = Cached::new(attr(1, 1), 1, LIMITS, now);
-        let mut update = |new, asked, origin| cached.update(new, asked, origin, LIMITS, now);
-        assert_eq!(update(attr(1, 1), 2, Origin::Observed), Verdict::Same);
-        assert_eq!(update(attr(2, 2), 3, Origin::Own), Verdict::Ours);
-        let ours = Origin::After(before(&attr(2, 2)));
-        assert_eq!(update(attr(3, 3), 4, ours), Verdict::Ours);
-        // Something happened between what we knew and what our call found.
-        let overlapped = Origin::After(before(&attr(4, 4)));
-        assert_eq!(update(attr(5, 5), 5, overlapped), Verdict::Theirs);
-        assert_eq!(update(attr(6, 6), 6, Origin::After(None)), Verdict::Theirs);
-        assert_eq!(update(attr(6, 7), 7, Origin::Observed), Verdict::Theirs);
+        let mut known = Known::new(attr(1, 1));
+        assert_eq!(known.look(attr(1, 1), 2, 2), Verdict::Ours);
+        for call in [Own::Written, Own::Set] {
+            let (before, after) = (known.cached.attr, attr(2, known.cached.attr.mtime.secs + 1));
+            let asked = 10 * u64::from(after.mtime.secs);
+            assert_eq!(
+                known.own(asked, call, wcc(Some(before), after)),
+                Verdict::Ours
+            );
+            // Something happened between what we knew and what our call found.
+            let (found, after) = (attr(2, after.mtime.secs + 1), attr(2, after.mtime.secs + 2));
+            let overtaken = known.own(asked + 2, call, wcc(Some(found), after));
+            assert_eq!(overtaken, Verdict::Theirs);
+        }
+        assert_eq!(known.look(attr(9, 90), 100, 100), Verdict::Theirs);
+    }
+
+    #[test]
+    fn a_call_that_tells_nothing_of_before_is_believed_if_it_wrote() {
+        let mut known = Known::new(attr(1, 1));
+        assert_eq!(
+            known.own(2, Own::Written, wcc(None, attr(2, 2))),
+            Verdict::Ours
+        );
+        assert_eq!(known.own(4, Own::Set, wcc(None, attr(2, 2))), Verdict::Ours);
+        assert_eq!(
+            known.own(6, Own::Set, wcc(None, attr(2, 3))),
+            Verdict::Theirs
+        );
+    }
+
+    #[test]
+    fn names_and_rights_leave_the_data_alone() {
+        let mut known = Known::new(attr(1, 1));
+        let renamed = Attr {
+            ctime: attr(1, 5).ctime,
+            ..attr(1, 1)
+        };
+        assert_eq!(known.look(renamed, 2, 2), Verdict::Ours);
+    }
+
+    #[test]
+    fn a_call_of_unknown_outcome_explains_nothing() {
+        let mut known = Known::new(attr(1, 1));
+        known.cached.begin(2);
+        assert_eq!(known.cached.lost(2, 3), Verdict::Ours);
+        assert!(known.cached.remaining(known.now).is_zero());
+        assert_eq!(known.look(attr(0, 2), 4, 5), Verdict::Theirs);
+    }
+
+    #[test]
+    fn an_open_beside_own_calls_knows_of_the_doubt() {
+        let mut known = Known::new(attr(1, 1));
+        known.cached.begin(2);
+        assert_eq!(known.look(attr(1, 7), 3, 4), Verdict::Ours);
+        assert!(known.cached.is_in_doubt());
+        let ended = known.end(2, 5, Own::Written, wcc(Some(attr(1, 1)), attr(1, 6)));
+        assert_eq!(ended, Verdict::Theirs);
+        assert!(!known.cached.is_in_doubt());
+    }
+
+    #[test]
+    fn hidden_changes_come_back_with_their_faults() {
+        for (fault, call) in [
+            (Mutant::WriteHidesOthers, Own::Written),
+            (Mutant::SetattrHidesOthers, Own::Set),
+        ] {
+            let _back = mutant::put_back(fault);
+            let mut known = Known::new(attr(1, 1));
+            let found = known.own(2, call, wcc(Some(attr(1, 2)), attr(1, 3)));
+            assert_eq!(found, Verdict::Ours, "{fault:?}");
+        }
     }
 
     #[test]
     fn an_answer_that_was_overtaken_changes_nothing() {
-        let now = Instant::now();
-        let mut cached = Cached::new(attr(1, 1), 1, LIMITS, now);
-        cached.update(attr(9, 9), 5, Origin::Own, LIMITS, now);
-        let late = cached.update(attr(1, 1), 4, Origin::Observed, LIMITS, now);
-        assert_eq!(late, Verdict::Stale);
-        assert_eq!(cached.attr.size, 9);
+        let mut known = Known::new(attr(1, 1));
+        known.look(attr(9, 9), 5, 6);
+        assert_eq!(known.look(attr(1, 1), 4, 7), Verdict::Stale);
+        assert_eq!(known.cached.attr.size, 9);
         // A server whose clock was set back is believed all the same.
-        let back = cached.update(attr(2, 2), 6, Origin::Observed, LIMITS, now);
-        assert_eq!(back, Verdict::Theirs);
+        assert_eq!(known.look(attr(2, 2), 8, 9), Verdict::Theirs);
+        // Asked while an own call was under way, and heard after it.
+        known.cached.begin(10);
+        known.end(10, 12, Own::Written, wcc(Some(attr(2, 2)), attr(3, 3)));
+        assert_eq!(known.look(attr(2, 2), 11, 13), Verdict::Stale);
+        assert!(!known.cached.remaining(known.now).is_zero());
+        assert_eq!(known.look(attr(2, 3), 11, 13), Verdict::Stale);
+        assert!(
+            known.cached.remaining(known.now).is_zero(),
+            "as old or as new: to be asked anew"
+        );
     }
 }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{Attr, DirEntryPlus, FileHandle, Nfs3Status};
 
-use super::attr::Origin;
 use super::error::{Errno, Result};
 use super::fs::{Entry, Fs};
 use super::inode::Inode;
@@ -152,7 +151,7 @@ impl Fs {
         stream.end = answer.eof;
         stream.asked = asked;
         if let Some(attr) = answer.dir_attr {
-            self.absorb(inode, attr, asked, Origin::Observed);
+            self.absorb(inode, attr, asked);
         }
         if let Some(last) = answer.entries.last()
             && !answer.eof

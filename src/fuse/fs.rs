@@ -3,8 +3,8 @@
 //! Invariants:
 //! - an operation that changes something returns after the server has answered, except WRITE,
 //!   whose bytes are held ([`super::write`]) until close, fsync, or about a second has passed;
-//! - what the server's answers tell is taken in by [`Fs::absorb`], the only place that decides
-//!   whether another host changed a file;
+//! - what the server's answers tell is taken in by [`Fs::absorb`] (looks) and [`Changing`] (own
+//!   calls that change something), the only places that decide whether another host changed a file;
 //! - a file that is deleted while this host has it open is renamed to `.nfs…` and removed when it
 //!   is closed, as the kernel's client does (NFSv3 has no open files).
 //!
@@ -16,16 +16,16 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{Attr, FileHandle, FsStat, Nfs3, SetAttr, Wcc, access};
 
-use super::attr::{Limits, Origin, Verdict, now};
+use super::attr::{Limits, Own, Verdict, now};
 use super::error::{Errno, Result};
 use super::hidden::Hidden;
-use super::inode::{Inode, Inodes};
+use super::inode::{Inode, Inodes, State};
 use super::options::{FuseOptions, MAX_IO};
 use super::write::Bounds;
 
@@ -195,20 +195,19 @@ impl Fs {
         files.get(&fh).cloned().ok_or(Errno(libc::EBADF))
     }
 
-    /// Takes in what an answer told about a file.
-    pub(super) fn absorb(&self, inode: &Inode, attr: Attr, asked: u64, origin: Origin) {
+    /// Takes in what a look told about a file.
+    pub(super) fn absorb(&self, inode: &Inode, attr: Attr, asked: u64) {
         if attr.kind != inode.kind {
             return; // the handle means another file now; the next use of it shows that
         }
         let limits = self.limits(inode.is_directory());
         let mut state = inode.state();
-        // While own writes are on their way, answers arrive in any order.
-        let origin = if state.is_clean() {
-            origin
-        } else {
-            Origin::Own
-        };
-        let verdict = state.cached.update(attr, asked, origin, limits, now());
+        let at = self.tick();
+        let verdict = state.cached.look(attr, (asked, at), limits, now());
+        self.judged(inode, state, verdict);
+    }
+
+    fn judged(&self, inode: &Inode, mut state: MutexGuard<'_, State>, verdict: Verdict) {
         if verdict == Verdict::Theirs && inode.is_file() {
             state.version += 1;
             if state.opens > 0 {
@@ -218,10 +217,15 @@ impl Fs {
         }
     }
 
-    pub(super) fn absorb_wcc(&self, inode: &Inode, wcc: Wcc, asked: u64) {
-        match wcc.after {
-            Some(attr) => self.absorb(inode, attr, asked, Origin::After(wcc.before)),
-            None => inode.state().cached.expire(),
+    /// An own call that may change a file is about to be made.
+    pub(super) fn change<'a>(&'a self, inode: &'a Inode) -> Changing<'a> {
+        let mut state = inode.state();
+        let asked = self.tick();
+        state.cached.begin(asked);
+        Changing {
+            fs: self,
+            inode,
+            asked,
         }
     }
 
@@ -236,7 +240,7 @@ impl Fs {
         }
         let asked = self.tick();
         let attr = self.nfs.getattr(cred, &inode.handle).await?;
-        self.absorb(inode, attr, asked, Origin::Observed);
+        self.absorb(inode, attr, asked);
         let state = inode.state();
         Ok((state.attr(), state.cached.remaining(now())))
     }
@@ -252,7 +256,7 @@ impl Fs {
         let limits = self.limits(attr.kind == crate::nfs::rpc::nfs3::FileKind::Directory);
         let (inode, known) = self.inodes.intern(handle, &attr, asked, limits);
         if known {
-            self.absorb(&inode, attr, asked, Origin::Observed);
+            self.absorb(&inode, attr, asked);
         }
         self.inodes.add_name(dir.ino, name, inode.ino);
         self.entry_of(dir, &inode)
@@ -294,7 +298,7 @@ impl Fs {
             Err(error) => return Err(error.into()),
         };
         if let Some(attr) = found.dir_attr {
-            self.absorb(&dir, attr, asked, Origin::Observed);
+            self.absorb(&dir, attr, asked);
         }
         let attr = match found.attr {
             Some(attr) => attr,
@@ -344,7 +348,7 @@ impl Fs {
             Some(file) if change.set.size.is_some() && file.writes() => &file.cred,
             _ => cred,
         };
-        let asked = self.tick();
+        let changing = self.change(&inode);
         let wcc = self
             .nfs
             .setattr(cred, &inode.handle, &change.set, None)
@@ -358,10 +362,7 @@ impl Fs {
                 .fetch_sub(before - data.held.bytes(), Ordering::Relaxed);
             data.own_size.cut(size, self.tick());
         }
-        match wcc.after {
-            Some(attr) => self.absorb(&inode, attr, asked, Origin::Own),
-            None => inode.state().cached.expire(),
-        }
+        changing.done(wcc);
         self.fresh(cred, &inode).await
     }
 
@@ -381,10 +382,10 @@ impl Fs {
         let asked = self.tick();
         let answer = self.nfs.access(cred, &inode.handle, wanted).await?;
         match answer.attr {
-            Some(attr) => self.absorb(inode, attr, asked, Origin::Observed),
+            Some(attr) => self.absorb(inode, attr, asked),
             None => {
                 let attr = self.nfs.getattr(cred, &inode.handle).await?;
-                self.absorb(inode, attr, asked, Origin::Observed);
+                self.absorb(inode, attr, asked);
             }
         }
         let granted = answer.granted;
@@ -420,7 +421,7 @@ impl Fs {
     pub(super) fn opened(&self, inode: &Arc<Inode>, cred: &Cred, flags: i32) -> Opened {
         let mut state = inode.state();
         state.opens += 1;
-        let keep_pages = state.kernel_version == state.version;
+        let keep_pages = state.kernel_version == state.version && !state.cached.is_in_doubt();
         state.kernel_version = state.version;
         let told = state.told();
         drop(state);
@@ -496,7 +497,7 @@ impl Fs {
         let asked = self.tick();
         let answer = self.nfs.access(cred, &inode.handle, wanted).await?;
         if let Some(attr) = answer.attr {
-            self.absorb(&inode, attr, asked, Origin::Observed);
+            self.absorb(&inode, attr, asked);
         }
         if answer.granted & wanted == wanted {
             Ok(())
@@ -507,9 +508,9 @@ impl Fs {
 
     pub(super) async fn rmdir(&self, cred: &Cred, parent: u64, name: &[u8]) -> Result<()> {
         let dir = self.inode(parent)?;
-        let asked = self.tick();
+        let changing = self.change(&dir);
         let wcc = self.nfs.rmdir(cred, &dir.handle, name).await?;
-        self.absorb_wcc(&dir, wcc, asked);
+        changing.done(wcc);
         self.inodes.drop_name(parent, name);
         Ok(())
     }
@@ -527,6 +528,52 @@ impl Fs {
 
     pub(super) async fn statfs(&self, cred: &Cred) -> Result<FsStat> {
         Ok(self.nfs.fsstat(cred, &self.root).await?)
+    }
+}
+
+/// An own call under way that may change a file. Dropped without an answer (it failed, or its
+/// caller was killed), what is known of the file expires: the server may carry it out all the same.
+#[derive(Debug)]
+pub(super) struct Changing<'a> {
+    fs: &'a Fs,
+    inode: &'a Inode,
+    asked: u64,
+}
+
+impl Changing<'_> {
+    /// The number of the call.
+    pub(super) fn asked(&self) -> u64 {
+        self.asked
+    }
+
+    /// The answer to a WRITE or a COMMIT.
+    pub(super) fn wrote(self, wcc: Wcc) {
+        self.end(Own::Written, wcc);
+    }
+
+    /// Any other answer.
+    pub(super) fn done(self, wcc: Wcc) {
+        self.end(Own::Set, wcc);
+    }
+
+    fn end(self, call: Own, mut wcc: Wcc) {
+        let (fs, inode, asked) = (self.fs, self.inode, self.asked);
+        std::mem::forget(self);
+        // Of another kind: the handle means another file now.
+        wcc.after = wcc.after.filter(|attr| attr.kind == inode.kind);
+        let limits = fs.limits(inode.is_directory());
+        let mut state = inode.state();
+        let at = fs.tick();
+        let verdict = state.cached.end((asked, at), (call, wcc), limits, now());
+        fs.judged(inode, state, verdict);
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inode.state();
+        let verdict = state.cached.lost(self.asked, self.fs.tick());
+        self.fs.judged(self.inode, state, verdict);
     }
 }
 

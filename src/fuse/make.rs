@@ -1,11 +1,10 @@
 //! Operations that make something: files, directories, links, special files.
 
 use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime};
+use crate::nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime, Wcc};
 
-use super::attr::Origin;
 use super::error::{Errno, Result};
-use super::fs::{Entry, Fs, Opened, check_name};
+use super::fs::{Changing, Entry, Fs, Opened, check_name};
 use super::inode::Inode;
 
 impl Fs {
@@ -13,12 +12,12 @@ impl Fs {
     async fn made(
         &self,
         cred: &Cred,
-        dir: &Inode,
+        (dir, changing): (&Inode, Changing<'_>),
         name: &[u8],
         made: CreateOk,
-        asked: u64,
     ) -> Result<Entry> {
-        self.absorb_wcc(dir, made.dir, asked);
+        let asked = changing.asked();
+        changing.done(made.dir);
         let (handle, attr) = match (made.handle, made.attr) {
             (Some(handle), Some(attr)) => (handle, attr),
             (Some(handle), None) => (handle, self.nfs.getattr(cred, &handle).await?),
@@ -43,12 +42,12 @@ impl Fs {
     ) -> Result<Entry> {
         check_name(name)?;
         let dir = self.inode(parent)?;
-        let asked = self.tick();
+        let changing = self.change(&dir);
         let made = self
             .nfs
             .mkdir(cred, &dir.handle, name, &with_mode(mode))
             .await?;
-        self.made(cred, &dir, name, made, asked).await
+        self.made(cred, (&dir, changing), name, made).await
     }
 
     pub(super) async fn symlink(
@@ -60,13 +59,13 @@ impl Fs {
     ) -> Result<Entry> {
         check_name(name)?;
         let dir = self.inode(parent)?;
-        let asked = self.tick();
+        let changing = self.change(&dir);
         let set = with_mode(0o777);
         let made = self
             .nfs
             .symlink(cred, &dir.handle, name, target, &set)
             .await?;
-        self.made(cred, &dir, name, made, asked).await
+        self.made(cred, (&dir, changing), name, made).await
     }
 
     /// `rdev` as the kernel encodes it (`new_encode_dev`).
@@ -80,7 +79,7 @@ impl Fs {
     ) -> Result<Entry> {
         check_name(name)?;
         let dir = self.inode(parent)?;
-        let asked = self.tick();
+        let changing = self.change(&dir);
         let (major, minor) = (
             (rdev >> 8) & 0xfff,
             (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00),
@@ -93,7 +92,7 @@ impl Fs {
             libc::S_IFREG => {
                 let how = How::Guarded(with_mode(mode));
                 let made = self.nfs.create(cred, &dir.handle, name, how).await?;
-                return self.made(cred, &dir, name, made, asked).await;
+                return self.made(cred, (&dir, changing), name, made).await;
             }
             _ => return Err(Errno(libc::EINVAL)),
         };
@@ -101,7 +100,7 @@ impl Fs {
             .nfs
             .mknod(cred, &dir.handle, name, node, &with_mode(mode))
             .await?;
-        self.made(cred, &dir, name, made, asked).await
+        self.made(cred, (&dir, changing), name, made).await
     }
 
     pub(super) async fn create(
@@ -114,7 +113,7 @@ impl Fs {
     ) -> Result<(Entry, Opened)> {
         check_name(name)?;
         let dir = self.inode(parent)?;
-        let asked = self.tick();
+        let changing = self.change(&dir);
         let mut set = with_mode(mode);
         let made = if flags & libc::O_EXCL != 0 {
             self.create_exclusive(cred, &dir, name, set).await?
@@ -126,7 +125,7 @@ impl Fs {
                 .create(cred, &dir.handle, name, How::Unchecked(set))
                 .await?
         };
-        let entry = self.made(cred, &dir, name, made, asked).await?;
+        let entry = self.made(cred, (&dir, changing), name, made).await?;
         if flags & libc::O_EXCL == 0 && flags & libc::O_TRUNC != 0 {
             // Another host's file may have been there, and known here.
             let inode = self.inode(entry.ino)?;
@@ -193,17 +192,21 @@ impl Fs {
     ) -> Result<Entry> {
         check_name(name)?;
         let (inode, dir) = (self.inode(ino)?, self.inode(parent)?);
-        let asked = self.tick();
+        let changing = (self.change(&inode), self.change(&dir));
         let linked = self
             .nfs
             .link(cred, &inode.handle, &dir.handle, name)
             .await?;
-        self.absorb_wcc(&dir, linked.dir, asked);
+        changing.1.done(linked.dir);
         let attr = match linked.attr {
             Some(attr) => attr,
             None => self.nfs.getattr(cred, &inode.handle).await?,
         };
-        self.absorb(&inode, attr, asked, Origin::Own);
+        let asked = changing.0.asked();
+        changing.0.done(Wcc {
+            before: None,
+            after: Some(attr),
+        });
         // One more lookup of the same node.
         Ok(self.entry(&dir, name, inode.handle, attr, asked))
     }

@@ -32,14 +32,13 @@ impl Fs {
         if let Some(inode) = self.open_target(parent, name) {
             return self.hide(cred, &dir, name, &inode).await;
         }
-        let asked = self.tick();
+        let changing = self.change(&dir);
         let target = self.inodes.named(parent, name);
+        // One link less, and a new ctime, which REMOVE does not tell.
+        let _target = target.as_deref().map(|inode| self.change(inode));
         let wcc = self.nfs.remove(cred, &dir.handle, name).await?;
-        self.absorb_wcc(&dir, wcc, asked);
+        changing.done(wcc);
         self.inodes.drop_name(parent, name);
-        if let Some(inode) = target {
-            inode.state().cached.expire(); // one link less, and a new ctime
-        }
         Ok(())
     }
 
@@ -51,7 +50,7 @@ impl Fs {
         }
         let hidden = Self::silly_name(inode)?;
         self.hidden.add(&dir.handle, &hidden, cred);
-        let asked = self.tick();
+        let changing = self.change(dir);
         let from = (&dir.handle, name);
         let to = (&dir.handle, hidden.as_slice());
         let done = match self.nfs.rename(cred, from, to, Some(&inode.handle)).await {
@@ -61,7 +60,7 @@ impl Fs {
                 return Err(error.into());
             }
         };
-        self.absorb_wcc(dir, done.to, asked);
+        changing.done(done.to);
         self.inodes.rename((dir.ino, name), (dir.ino, &hidden));
         self.hid(cred, dir, inode, hidden).await;
         Ok(())
@@ -106,12 +105,13 @@ impl Fs {
     }
 
     pub(super) async fn remove_silly(&self, cred: &Cred, silly: Silly) {
-        let asked = self.tick();
+        let dir = self.inodes.get(silly.parent);
+        let changing = dir.as_deref().map(|dir| self.change(dir));
         match self.nfs.remove(cred, &silly.dir, &silly.name).await {
             Ok(wcc) => {
                 self.hidden.remove(&silly.dir, &silly.name);
-                if let Some(dir) = self.inodes.get(silly.parent) {
-                    self.absorb_wcc(&dir, wcc, asked);
+                if let Some(changing) = changing {
+                    changing.done(wcc);
                 }
             }
             Err(error) if matches!(error.errno(), libc::ENOENT | libc::ESTALE) => {
@@ -161,7 +161,9 @@ impl Fs {
             },
             None => None,
         };
-        let asked = self.tick();
+        let changing = (self.change(&from), self.change(&to));
+        // A new ctime, which RENAME does not tell.
+        let _source = source.as_deref().map(|inode| self.change(inode));
         let handle = source.as_ref().map(|inode| &inode.handle);
         let done = self
             .nfs
@@ -177,14 +179,9 @@ impl Fs {
                 return Err(error.into());
             }
         };
-        self.absorb_wcc(&from, done.from, asked);
-        if from.ino != to.ino {
-            self.absorb_wcc(&to, done.to, asked);
-        }
+        changing.0.done(done.from);
+        changing.1.done(done.to);
         self.inodes.rename((parent, name), (new_parent, new_name));
-        if let Some(source) = source {
-            source.state().cached.expire(); // a new ctime
-        }
         if let (Some(inode), Some(kept)) = (target, kept) {
             self.inodes.add_name(new_parent, &kept, inode.ino);
             self.hid(cred, &to, &inode, kept).await;

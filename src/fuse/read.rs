@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::nfs::rpc::nfs3::ReadOk;
 
-use super::attr::{Origin, now};
+use super::attr::now;
 use super::error::{Errno, Result};
 use super::extents::ReadToken;
 use super::fs::{Fs, OpenFile};
@@ -179,7 +179,7 @@ impl Fs {
             .read(&file.cred, &file.inode.handle, offset, size)
             .await?;
         if let Some(attr) = answer.attr {
-            self.absorb(&file.inode, attr, asked, Origin::Observed);
+            self.absorb(&file.inode, attr, asked);
         }
         Ok(answer)
     }

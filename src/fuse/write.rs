@@ -20,7 +20,6 @@ use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{NfsError, Stable, WriteOk};
 
-use super::attr::{Origin, now};
 use super::error::{Errno, Result};
 use super::extents::Flight;
 use super::fs::{Fs, OpenFile};
@@ -290,7 +289,7 @@ impl Fs {
             id: flight.id,
             offset: flight.offset,
         };
-        let asked = self.tick();
+        let changing = self.change(inode);
         let answer = self
             .nfs
             .write(
@@ -301,7 +300,11 @@ impl Fs {
                 stable,
             )
             .await;
-        landing.land(answer, asked);
+        match &answer {
+            Ok(ok) => changing.wrote(ok.wcc),
+            Err(_) => drop(changing),
+        }
+        landing.land(answer);
     }
 
     fn landed(
@@ -309,7 +312,6 @@ impl Fs {
         inode: &Inode,
         (id, offset): (u64, u64),
         answer: std::result::Result<WriteOk, NfsError>,
-        asked: u64,
     ) {
         let mut state = inode.state();
         let known = state.data();
@@ -325,12 +327,6 @@ impl Fs {
                 known.careful = false;
                 let end = offset + u64::from(ok.count);
                 state.note_written(end, self.tick());
-                if let Some(attr) = ok.wcc.after {
-                    let limits = self.limits(false);
-                    state.cached.update(attr, asked, Origin::Own, limits, now());
-                } else {
-                    state.cached.expire();
-                }
                 false
             }
             Err(error) => {
@@ -398,8 +394,12 @@ impl Fs {
             };
             (data.held.begin_commit(), cred)
         };
-        let asked = self.tick();
+        let changing = self.change(inode);
         let answer = self.nfs.commit(&cred, &inode.handle, 0, 0).await;
+        match &answer {
+            Ok(ok) => changing.wrote(ok.wcc),
+            Err(_) => drop(changing),
+        }
         let mut state = inode.state();
         let data = state.data();
         let before = data.held.bytes();
@@ -408,10 +408,6 @@ impl Fs {
                 data.held.committed(begun, ok.verf);
                 // What was lost has to go out again, however small.
                 data.force = data.force.max(data.held.mark());
-                if let Some(attr) = ok.wcc.after {
-                    let limits = self.limits(false);
-                    state.cached.update(attr, asked, Origin::Own, limits, now());
-                }
                 false
             }
             Err(error) => {
@@ -555,9 +551,9 @@ struct Landing<'a> {
 }
 
 impl Landing<'_> {
-    fn land(self, answer: std::result::Result<WriteOk, NfsError>, asked: u64) {
+    fn land(self, answer: std::result::Result<WriteOk, NfsError>) {
         let of = (self.id, self.offset);
-        self.fs.landed(self.inode, of, answer, asked);
+        self.fs.landed(self.inode, of, answer);
         std::mem::forget(self);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use crate::lab::{Lab, Result};
 use crate::{EXPORT, Host, fuse_trial, nas};
@@ -19,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         fuse_trial("close_to_open_between_hosts", close_to_open),
         fuse_trial("appends_of_two_hosts_in_turn_are_all_there", appends),
         fuse_trial("appends_overtaken_by_looks_are_all_there", watched_appends),
+        fuse_trial("own_calls_hide_no_change_of_another_host", hidden_changes),
         fuse_trial("a_replaced_file_is_found_by_open", replaced),
         fuse_trial(
             "an_open_reader_sees_changes_within_the_cache_time",
@@ -117,6 +119,51 @@ fn watched_appends(lab: &'static Lab) -> Result {
         over.store(true, Ordering::Relaxed);
         written
     })
+}
+
+/// Another host writes, and then this host does something to the file that brings its attributes.
+fn hidden_changes(lab: &'static Lab) -> Result {
+    type Call = fn(&Path) -> Result;
+    let calls: [(&str, Call); 5] = [
+        ("chmod", |path| {
+            Ok(fs::set_permissions(path, PermissionsExt::from_mode(0o600))?)
+        }),
+        ("chown", |path| Ok(chown(path, Some(7), Some(8))?)),
+        ("utimes", |path| {
+            let now = Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_NOW,
+            };
+            let times = Timestamps {
+                last_access: now,
+                last_modification: now,
+            };
+            Ok(utimensat(CWD, path, &times, AtFlags::empty())?)
+        }),
+        ("truncate", |path| {
+            let mut command = std::process::Command::new("python3");
+            command.args(["-c", "import os, sys; os.truncate(sys.argv[1], 5)"]);
+            let status = command.arg(path).status()?;
+            ensure!(status.success(), "{status}");
+            Ok(())
+        }),
+        ("link", |path| {
+            Ok(fs::hard_link(path, path.with_extension("twin"))?)
+        }),
+    ];
+    let (a, b) = two(lab, "hidden")?;
+    for (name, call) in calls {
+        let (at_a, at_b) = (a.join(name), b.join(name));
+        fs::write(&at_a, "old1\n")?;
+        ensure!(fs::read(&at_a)? == b"old1\n");
+        // Beyond one tick of the server's clock.
+        thread::sleep(Duration::from_millis(50));
+        fs::write(&at_b, "new1\n")?;
+        call(&at_a)?;
+        let seen = fs::read_to_string(&at_a)?;
+        ensure!(seen == "new1\n", "after {name}: {seen:?}");
+    }
+    Ok(())
 }
 
 fn replaced(lab: &'static Lab) -> Result {
@@ -356,10 +403,7 @@ fn rights(lab: &'static Lab) -> Result {
     // The mount point lies in a directory that only root enters; a bind mount is what containers
     // get of it.
     let place = tempfile::tempdir_in("/run")?;
-    fs::set_permissions(
-        place.path(),
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )?;
+    fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755))?;
     let script = format!(
         "set -e
 mount --bind {mount} {place}; trap 'cd /; umount {place}' EXIT; cd {place}
