@@ -8,7 +8,8 @@
 //! | [`worker`] | the process that serves one volume |
 //! | `glue` | FUSE requests to operations |
 //! | `fs`, `names`, `hidden`, `dir` | the operations: async functions, no FUSE types |
-//! | `read`, `write`, `extents` | data: what is held of a file, and how it reaches the server |
+//! | `read`, `write`, `extents`, `room` | data: what is held of a file, and the memory for it |
+//! | `writeback` | how it reaches the server |
 //! | `inode`, `attr`, `own` | what is known of files, for how long it is trusted, who changed it |
 //! | [`options`] | settings, in the words of NFS mount options |
 //! | `process` | what /proc knows about callers |
@@ -32,9 +33,12 @@ mod own;
 pub mod path;
 mod process;
 mod read;
+mod room;
 mod sys;
+mod task;
 pub mod worker;
 mod write;
+mod writeback;
 
 pub use control::WorkerStatus;
 pub use fence::Fence;

@@ -38,6 +38,11 @@ mutants! {
     SetattrHidesOthers,
     /// WRITE and COMMIT do.
     WriteHidesOthers,
+    /// What overwrites bytes that are under way takes over their mark, so that whoever waits for
+    /// it waits as long as somebody overwrites them.
+    HeirsTakeOverMarks,
+    /// The kernel keeps the page that an append went past.
+    AppendsKeepPages,
 }
 
 #[cfg(any(test, feature = "failpoints"))]

@@ -5,19 +5,36 @@
 //! under a write verifier) and *durable*. Whoever drives it takes [`Flight`]s out, sends them as
 //! WRITE calls, and reports what came back.
 //!
+//! A mark names a moment. Bytes that overwrite unsent ones stand for these as well and take over
+//! their mark; bytes that overwrite what was sent have a mark of their own, because what was sent
+//! settles the old one when it arrives (in a flight, then as a [`Ghost`] until the COMMIT). So a
+//! mark is settled after a few calls, however fast the file is overwritten.
+//!
 //! Invariants, which the property test below checks:
 //! - the server's bytes overlaid with [`Held`] are the file as its writers see it, at any moment,
 //!   also while READ calls are under way and also after the server lost what was not durable;
-//! - no two flights overlap (NFS gives no order to WRITE calls that do);
-//! - what was written before a [`Held::mark`] is durable once [`Held::pending`] says so, also when
-//!   it was overwritten in the meantime.
+//! - no two flights overlap (NFS gives no order to WRITE calls that do), and none is taken back:
+//!   it is over when the call was answered or failed;
+//! - what was written before a [`Held::mark`] is durable once [`Held::pending`] says so, as it was
+//!   then or newer;
+//! - each segment owns the [`Share`] of its bytes.
+//!
+//! Costs: an answer costs what its own range holds, not what the file does; only an answer that
+//! shows a restart of the server walks over everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 
+use crate::mutant::{self, Mutant};
+
+use super::room::{SHARE_COST, Share};
+
 /// The write verifier of RFC 1813: it changes when a server may have lost unstable writes.
 pub(super) type Verifier = [u8; 8];
+/// How many segments [`Held::take`] looks at to find one that no flight is in the way of. If all of
+/// them have to wait, so may the others: the flights' ends ask again.
+const LOOKS: usize = 64;
 
 /// Bytes that can still grow, or that a WRITE call shares.
 #[derive(Debug)]
@@ -69,6 +86,7 @@ enum State {
 #[derive(Debug)]
 struct Segment<C> {
     data: Buffer,
+    share: Share,
     owner: C,
     /// The oldest write whose durability depends on this segment.
     mark: u64,
@@ -84,6 +102,35 @@ pub(super) struct Flight<C> {
     pub(super) owner: C,
 }
 
+/// A WRITE call under way.
+#[derive(Debug)]
+struct Out<C> {
+    id: u64,
+    owner: C,
+    start: u64,
+    end: u64,
+    /// The oldest write that it carries.
+    mark: u64,
+    /// The oldest of those that were overwritten since.
+    overwritten: Option<u64>,
+}
+
+impl<C> Out<C> {
+    fn overlaps(&self, start: u64, end: u64) -> bool {
+        self.start < end && start < self.end
+    }
+}
+
+/// Bytes that the server has in its memory and this host has no more, because they were
+/// overwritten. If the server loses them, what overwrote them stands for them.
+#[derive(Debug)]
+struct Ghost<C> {
+    verifier: Verifier,
+    order: u64,
+    mark: u64,
+    owner: C,
+}
+
 /// What became of a READ call's view; see [`Held::begin_read`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ReadToken(u64);
@@ -92,14 +139,26 @@ pub(super) struct ReadToken(u64);
 #[derive(Debug)]
 pub(super) struct Held<C> {
     segments: BTreeMap<u64, Segment<C>>,
-    unsent: BTreeSet<u64>,
-    /// Unsent segments that are worth a call of their own, in the order in which they filled.
-    full: Vec<u64>,
-    flights: Vec<(u64, u64, u64)>,
+    /// Unsent segments, oldest first: (mark, start).
+    unsent: BTreeSet<(u64, u64)>,
+    /// Those of them that are worth a call of their own.
+    full: BTreeSet<(u64, u64)>,
+    /// Written segments in the order in which they landed: (order, start).
+    written: BTreeSet<(u64, u64)>,
+    /// The same by age: (mark, start).
+    written_marks: BTreeSet<(u64, u64)>,
+    /// Durable segments that READ calls keep: (after, start).
+    durable: BTreeSet<(u64, u64)>,
+    flights: Vec<Out<C>>,
+    /// Few: one for each verifier, before and after the last COMMIT began.
+    ghosts: Vec<Ghost<C>>,
     reads: BTreeSet<u64>,
     bytes: usize,
-    written: usize,
-    durable: usize,
+    written_bytes: usize,
+    /// The most that one call carries.
+    chunk: usize,
+    /// When the last COMMIT call began.
+    begun: u64,
     clock: u64,
 }
 
@@ -108,12 +167,17 @@ impl<C> Default for Held<C> {
         Self {
             segments: BTreeMap::new(),
             unsent: BTreeSet::new(),
-            full: Vec::new(),
+            full: BTreeSet::new(),
+            written: BTreeSet::new(),
+            written_marks: BTreeSet::new(),
+            durable: BTreeSet::new(),
             flights: Vec::new(),
+            ghosts: Vec::new(),
             reads: BTreeSet::new(),
             bytes: 0,
-            written: 0,
-            durable: 0,
+            written_bytes: 0,
+            chunk: usize::MAX,
+            begun: 0,
             clock: 0,
         }
     }
@@ -126,13 +190,30 @@ impl<C: Clone + PartialEq> Held<C> {
     }
 
     /// Bytes in memory.
+    #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
+    /// Segments in memory: so many shares.
+    #[cfg(test)]
+    pub(super) fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Memory that is taken.
+    pub(super) fn cost(&self) -> usize {
+        self.bytes + self.segments.len() * SHARE_COST
+    }
+
     /// Bytes that wait for a COMMIT.
     pub(super) fn written(&self) -> usize {
-        self.written
+        self.written_bytes
+    }
+
+    /// Whether anything waits for a COMMIT.
+    pub(super) fn needs_commit(&self) -> bool {
+        !self.written.is_empty() || !self.ghosts.is_empty()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -141,7 +222,7 @@ impl<C: Clone + PartialEq> Held<C> {
 
     /// Whether nothing is on its way or waiting: all that is held is durable.
     pub(super) fn is_clean(&self) -> bool {
-        self.unsent.is_empty() && self.flights.is_empty() && self.written == 0
+        self.unsent.is_empty() && self.flights.is_empty() && !self.needs_commit()
     }
 
     /// One past the last byte held.
@@ -151,326 +232,415 @@ impl<C: Clone + PartialEq> Held<C> {
             .map(|(start, segment)| start + segment.data.len() as u64)
     }
 
-    /// Takes new bytes at `offset`. A run of small writes becomes one segment of up to `chunk`
-    /// bytes.
-    pub(super) fn write(&mut self, offset: u64, data: &[u8], owner: &C, chunk: usize) {
+    /// Takes new bytes at `offset`, whose room is `share`. A run of small writes becomes one
+    /// segment of up to `chunk` bytes.
+    pub(super) fn write(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        owner: &C,
+        chunk: usize,
+        share: Share,
+    ) {
         if data.is_empty() {
             return;
         }
-        let end = offset + data.len() as u64;
+        debug_assert_eq!(share.bytes(), data.len());
+        self.chunk = chunk;
         let mark = self.tick();
+        let end = offset + data.len() as u64;
         let mark = self
             .punch(offset, end)
             .map_or(mark, |older| older.min(mark));
-        self.bytes += data.len();
-        if let Some((&start, last)) = self.segments.range_mut(..offset).next_back()
-            && start + last.data.len() as u64 == offset
-            && last.state == State::Unsent
-            && last.owner == *owner
-            && last.data.len() + data.len() <= chunk
-            && let Buffer::Open(bytes) = &mut last.data
+        let grows = |(&start, last): (&u64, &Segment<C>)| {
+            let fits = start + last.data.len() as u64 == offset
+                && last.state == State::Unsent
+                && last.owner == *owner
+                && last.data.len() + data.len() <= chunk
+                && matches!(last.data, Buffer::Open(_));
+            fits.then_some(start)
+        };
+        if let Some(start) = self.segments.range(..offset).next_back().and_then(grows)
+            && let Some(mut last) = self.take_out(start)
         {
-            bytes.extend_from_slice(data);
-            last.mark = last.mark.min(mark);
-            if bytes.len() == chunk {
-                self.full.push(start);
+            if let Buffer::Open(bytes) = &mut last.data {
+                bytes.extend_from_slice(data);
             }
+            last.share.join(share);
+            last.mark = last.mark.min(mark);
+            self.put_in(start, last);
             return;
         }
-        self.segments.insert(
-            offset,
-            Segment {
-                data: Buffer::Open(BytesMut::from(data)),
-                owner: owner.clone(),
-                mark,
-                state: State::Unsent,
-            },
-        );
-        self.unsent.insert(offset);
-        if data.len() >= chunk {
-            self.full.push(offset);
-        }
+        let segment = Segment {
+            data: Buffer::Open(BytesMut::from(data)),
+            share,
+            owner: owner.clone(),
+            mark,
+            state: State::Unsent,
+        };
+        self.put_in(offset, segment);
     }
 
-    /// Forgets what is held of a range; returns the oldest mark among what was not durable.
+    /// Forgets what is held of a range. Returns the oldest mark that nothing sent will settle.
     fn punch(&mut self, start: u64, end: u64) -> Option<u64> {
+        let inherit = mutant::is_on(Mutant::HeirsTakeOverMarks);
         let mut oldest: Option<u64> = None;
         self.split(start);
         self.split(end);
-        let inside: Vec<u64> = self.segments.range(start..end).map(|(&at, _)| at).collect();
-        for at in inside {
-            if let Some(segment) = self.remove(at)
-                && !matches!(segment.state, State::Durable { .. })
-            {
-                oldest = Some(oldest.map_or(segment.mark, |o| o.min(segment.mark)));
+        while let Some((&at, _)) = self.segments.range(start..end).next() {
+            let Some(segment) = self.take_out(at) else {
+                break;
+            };
+            let mark = segment.mark;
+            let heir = match segment.state {
+                State::Unsent => true,
+                State::Sending(id) => {
+                    if let Some(out) = self.flights.iter_mut().find(|out| out.id == id) {
+                        out.overwritten = Some(out.overwritten.map_or(mark, |o| o.min(mark)));
+                    }
+                    inherit
+                }
+                State::Written { verifier, order } => {
+                    self.add_ghost(verifier, order, mark, segment.owner);
+                    inherit
+                }
+                State::Durable { .. } => false,
+            };
+            if heir {
+                oldest = Some(oldest.map_or(mark, |o| o.min(mark)));
             }
         }
         oldest
     }
 
-    fn remove(&mut self, at: u64) -> Option<Segment<C>> {
+    fn add_ghost(&mut self, verifier: Verifier, order: u64, mark: u64, owner: C) {
+        let begun = self.begun;
+        let same =
+            |g: &&mut Ghost<C>| g.verifier == verifier && (g.order < begun) == (order < begun);
+        match self.ghosts.iter_mut().find(same) {
+            Some(ghost) => {
+                ghost.order = ghost.order.max(order);
+                ghost.mark = ghost.mark.min(mark);
+            }
+            None => self.ghosts.push(Ghost {
+                verifier,
+                order,
+                mark,
+                owner,
+            }),
+        }
+    }
+
+    /// Everything that is not durable stands for `mark` too: bytes that were overwritten have been
+    /// lost, and nobody knows any more by what.
+    fn inherit(&mut self, mark: u64) {
+        let all: Vec<u64> = self.segments.keys().copied().collect();
+        for at in all {
+            let Some(mut segment) = self.take_out(at) else {
+                continue;
+            };
+            segment.mark = segment.mark.min(mark);
+            self.put_in(at, segment);
+        }
+        for out in &mut self.flights {
+            out.mark = out.mark.min(mark);
+        }
+    }
+
+    /// The only way in; its opposite is [`Self::take_out`].
+    fn put_in(&mut self, at: u64, segment: Segment<C>) {
+        let len = segment.data.len();
+        self.bytes += len;
+        match segment.state {
+            State::Unsent => {
+                self.unsent.insert((segment.mark, at));
+                if len >= self.chunk {
+                    self.full.insert((segment.mark, at));
+                }
+            }
+            State::Sending(_) => {}
+            State::Written { order, .. } => {
+                self.written.insert((order, at));
+                self.written_marks.insert((segment.mark, at));
+                self.written_bytes += len;
+            }
+            State::Durable { after } => {
+                self.durable.insert((after, at));
+            }
+        }
+        self.segments.insert(at, segment);
+    }
+
+    /// The only way out.
+    fn take_out(&mut self, at: u64) -> Option<Segment<C>> {
         let segment = self.segments.remove(&at)?;
         self.bytes -= segment.data.len();
         match segment.state {
             State::Unsent => {
-                self.unsent.remove(&at);
+                self.unsent.remove(&(segment.mark, at));
+                self.full.remove(&(segment.mark, at));
             }
             State::Sending(_) => {}
-            State::Written { .. } => self.written -= segment.data.len(),
-            State::Durable { .. } => self.durable -= 1,
+            State::Written { order, .. } => {
+                self.written.remove(&(order, at));
+                self.written_marks.remove(&(segment.mark, at));
+                self.written_bytes -= segment.data.len();
+            }
+            State::Durable { after } => {
+                self.durable.remove(&(after, at));
+            }
         }
         Some(segment)
     }
 
     fn set_state(&mut self, at: u64, state: State) {
-        let Some(segment) = self.segments.get_mut(&at) else {
-            return;
-        };
-        let len = segment.data.len();
-        match std::mem::replace(&mut segment.state, state) {
-            State::Unsent => {
-                self.unsent.remove(&at);
-            }
-            State::Sending(_) => {}
-            State::Written { .. } => self.written -= len,
-            State::Durable { .. } => self.durable -= 1,
-        }
-        match state {
-            State::Unsent => {
-                self.unsent.insert(at);
-            }
-            State::Sending(_) => {}
-            State::Written { .. } => self.written += len,
-            State::Durable { .. } => self.durable += 1,
+        if let Some(mut segment) = self.take_out(at) {
+            segment.state = state;
+            self.put_in(at, segment);
         }
     }
 
     /// Makes `at` a boundary between segments.
     fn split(&mut self, at: u64) {
-        let Some((&start, segment)) = self.segments.range_mut(..at).next_back() else {
+        let Some((&start, segment)) = self.segments.range(..at).next_back() else {
             return;
         };
-        let len = segment.data.len() as u64;
-        if start + len <= at {
+        if start + segment.data.len() as u64 <= at {
             return;
         }
         // The difference is below the segment's length, which is a usize.
         let Ok(keep) = usize::try_from(at - start) else {
             return;
         };
-        let rest = Segment {
-            data: segment.data.split_off(keep),
-            owner: segment.owner.clone(),
-            mark: segment.mark,
-            state: segment.state,
+        let Some(mut first) = self.take_out(start) else {
+            return;
         };
-        match rest.state {
-            State::Unsent => {
-                self.unsent.insert(at);
-            }
-            State::Durable { .. } => self.durable += 1,
-            State::Sending(_) | State::Written { .. } => {}
-        }
-        self.segments.insert(at, rest);
+        let rest = Segment {
+            data: first.data.split_off(keep),
+            share: first.share.split_off(keep),
+            owner: first.owner.clone(),
+            mark: first.mark,
+            state: first.state,
+        };
+        self.put_in(start, first);
+        self.put_in(at, rest);
     }
 
-    /// The next WRITE call: a full chunk, or whatever was written up to the mark `force`.
-    /// At most `chunk` bytes.
-    pub(super) fn take(&mut self, chunk: usize, force: u64) -> Option<Flight<C>> {
-        let mut candidate = None;
-        let mut index = 0;
-        while index < self.full.len() {
-            let at = self.full[index];
-            if !self.unsent.contains(&at) {
-                self.full.remove(index);
-            } else if self.is_free(at, chunk) {
-                self.full.remove(index);
-                candidate = Some(at);
-                break;
-            } else {
-                index += 1;
-            }
-        }
-        let start = candidate.or_else(|| {
-            self.unsent.iter().copied().find(|&at| {
-                self.segments.get(&at).is_some_and(|s| s.mark <= force) && self.is_free(at, chunk)
-            })
-        })?;
-        Some(self.launch(start, chunk))
+    /// The next WRITE call: whatever was written up to the mark `force`, oldest first, or a full
+    /// chunk. At most a chunk of bytes.
+    pub(super) fn take(&mut self, force: u64) -> Option<Flight<C>> {
+        let forced = self.unsent.range(..=(force, u64::MAX)).take(LOOKS);
+        let mut either = forced
+            .chain(self.full.iter().take(LOOKS))
+            .map(|&(_, at)| at);
+        let at = either.find(|&at| self.is_free(at))?;
+        Some(self.launch(at))
     }
 
     /// Whether the call that would start at `at` overlaps none that is under way.
-    fn is_free(&self, at: u64, chunk: usize) -> bool {
+    fn is_free(&self, at: u64) -> bool {
         let Some(segment) = self.segments.get(&at) else {
             return false;
         };
-        let end = at + segment.data.len().min(chunk) as u64;
-        !self.flights.iter().any(|&(_, s, e)| s < end && at < e)
+        let end = at + segment.data.len().min(self.chunk) as u64;
+        !self.flights.iter().any(|out| out.overlaps(at, end))
     }
 
-    fn launch(&mut self, start: u64, chunk: usize) -> Flight<C> {
-        self.split(start + chunk as u64);
-        let id = self.tick();
-        // What follows without a gap goes along, up to one chunk.
-        let mut run: Vec<u64> = Vec::new();
-        let mut end = start;
-        let mut owner: Option<C> = None;
-        for (&at, segment) in self.segments.range(start..) {
-            let next = at + segment.data.len() as u64;
-            let fits = next - start <= chunk as u64;
-            let same = owner.as_ref().is_none_or(|o| *o == segment.owner);
-            let busy = self.flights.iter().any(|&(_, s, e)| s < next && at < e);
-            if at != end || segment.state != State::Unsent || !fits || !same || busy {
+    /// Whether the segment at `at` may go along in a call on behalf of `owner`.
+    fn goes_along(&self, (&at, segment): (&u64, &Segment<C>), owner: &C) -> bool {
+        let end = at + segment.data.len() as u64;
+        segment.state == State::Unsent
+            && segment.owner == *owner
+            && !self.flights.iter().any(|out| out.overlaps(at, end))
+    }
+
+    /// The segments of the call that carries the one at `at`: what lies around it without a gap
+    /// goes along, up to one chunk.
+    fn run(&self, at: u64) -> Vec<u64> {
+        let Some(middle) = self.segments.get(&at) else {
+            return Vec::new();
+        };
+        let owner = &middle.owner;
+        let (mut start, mut end) = (at, at + middle.data.len() as u64);
+        let mut run = vec![at];
+        for (&from, segment) in self.segments.range(..at).rev() {
+            let touches = from + segment.data.len() as u64 == start;
+            let fits = end - from <= self.chunk as u64;
+            if !touches || !fits || !self.goes_along((&from, segment), owner) {
                 break;
             }
-            owner.get_or_insert_with(|| segment.owner.clone());
-            run.push(at);
+            run.push(from);
+            start = from;
+        }
+        run.reverse();
+        for (&from, segment) in self.segments.range(at..).skip(1) {
+            let next = from + segment.data.len() as u64;
+            let fits = next - start <= self.chunk as u64;
+            if from != end || !fits || !self.goes_along((&from, segment), owner) {
+                break;
+            }
+            run.push(from);
             end = next;
         }
+        run
+    }
+
+    fn launch(&mut self, at: u64) -> Flight<C> {
+        self.split(at.saturating_add(self.chunk as u64));
+        let id = self.tick();
+        let run = self.run(at);
+        let start = run.first().copied().unwrap_or(at);
+        let mut parts = run.iter();
+        let mut whole = parts
+            .next()
+            .and_then(|at| self.take_out(*at))
+            .expect("a run begins with a segment");
         if run.len() > 1 {
-            let len = run
-                .iter()
-                .filter_map(|at| self.segments.get(at))
-                .map(|s| s.data.len())
-                .sum();
-            let mut joined = BytesMut::with_capacity(len);
-            let mut mark = u64::MAX;
-            for &at in &run {
-                if let Some(segment) = self.remove(at) {
-                    joined.extend_from_slice(segment.data.as_slice());
-                    mark = mark.min(segment.mark);
+            let len = run.iter().filter_map(|at| self.segments.get(at));
+            let len: usize = len.map(|s| s.data.len()).sum();
+            let mut joined = BytesMut::with_capacity(whole.data.len() + len);
+            joined.extend_from_slice(whole.data.as_slice());
+            for part in parts {
+                if let Some(part) = self.take_out(*part) {
+                    joined.extend_from_slice(part.data.as_slice());
+                    whole.share.join(part.share);
+                    whole.mark = whole.mark.min(part.mark);
                 }
             }
-            self.bytes += joined.len();
-            if let Some(owner) = owner {
-                let data = Buffer::Open(joined);
-                let state = State::Unsent;
-                self.segments.insert(
-                    start,
-                    Segment {
-                        data,
-                        owner,
-                        mark,
-                        state,
-                    },
-                );
-            }
+            whole.data = Buffer::Open(joined);
         }
-        self.set_state(start, State::Sending(id));
-        let segment = self
-            .segments
-            .get_mut(&start)
-            .expect("the run starts with this segment");
-        let data = segment.data.share();
-        self.flights.push((id, start, start + data.len() as u64));
+        whole.state = State::Sending(id);
+        let data = whole.data.share();
+        let owner = whole.owner.clone();
+        self.flights.push(Out {
+            id,
+            owner: owner.clone(),
+            start,
+            end: start + data.len() as u64,
+            mark: whole.mark,
+            overwritten: None,
+        });
+        self.put_in(start, whole);
         Flight {
             id,
             offset: start,
             data,
-            owner: segment.owner.clone(),
+            owner,
         }
     }
 
     /// A WRITE call came back: `count` bytes from the flight's start are in the server's memory,
     /// or on its disk when `durable`. The rest is unsent again.
     pub(super) fn sent(&mut self, id: u64, count: usize, verifier: Verifier, durable: bool) {
-        let Some((start, end)) = self.land(id) else {
+        let Some(out) = self.land(id) else {
             return;
         };
-        let upto = end.min(start + count as u64);
+        let upto = out.end.min(out.start + count as u64);
         self.split(upto);
         let order = self.tick();
-        let mut rest = false;
-        for at in self.of_flight(id, start, end) {
+        for at in self.of_flight(&out) {
             if at >= upto {
                 self.set_state(at, State::Unsent);
-                rest = true;
+                self.send_again(at);
             } else if durable {
                 self.make_durable(at);
             } else {
                 self.set_state(at, State::Written { verifier, order });
             }
         }
-        if rest {
-            self.full.push(upto);
+        if let Some(mark) = out.overwritten {
+            if upto < out.end {
+                self.inherit(mark);
+            } else if !durable {
+                self.add_ghost(verifier, order, mark, out.owner);
+            }
+        }
+    }
+
+    /// It has to go out again, however small.
+    fn send_again(&mut self, at: u64) {
+        if let Some(segment) = self.segments.get(&at) {
+            self.full.insert((segment.mark, at));
         }
     }
 
     /// A WRITE call failed for good: its bytes are dropped.
     pub(super) fn failed(&mut self, id: u64) {
-        let Some((start, end)) = self.land(id) else {
+        let Some(out) = self.land(id) else {
             return;
         };
-        for at in self.of_flight(id, start, end) {
-            self.remove(at);
+        for at in self.of_flight(&out) {
+            self.take_out(at);
         }
     }
 
-    /// A WRITE call was given up before an answer: its bytes are unsent again.
-    pub(super) fn returned(&mut self, id: u64) {
-        let Some((start, end)) = self.land(id) else {
-            return;
-        };
-        for at in self.of_flight(id, start, end) {
-            self.set_state(at, State::Unsent);
-        }
+    fn land(&mut self, id: u64) -> Option<Out<C>> {
+        let index = self.flights.iter().position(|out| out.id == id)?;
+        Some(self.flights.swap_remove(index))
     }
 
-    fn land(&mut self, id: u64) -> Option<(u64, u64)> {
-        let index = self.flights.iter().position(|f| f.0 == id)?;
-        let (_, start, end) = self.flights.swap_remove(index);
-        Some((start, end))
-    }
-
-    fn of_flight(&self, id: u64, start: u64, end: u64) -> Vec<u64> {
+    fn of_flight(&self, out: &Out<C>) -> Vec<u64> {
         self.segments
-            .range(start..end)
-            .filter(|(_, s)| s.state == State::Sending(id))
+            .range(out.start..out.end)
+            .filter(|(_, s)| s.state == State::Sending(out.id))
             .map(|(&at, _)| at)
             .collect()
     }
 
-    /// Names the moment before a COMMIT call is sent.
+    /// Names the moment before a COMMIT call is sent. One is under way at a time.
     pub(super) fn begin_commit(&mut self) -> u64 {
-        self.tick()
+        self.begun = self.tick();
+        self.begun
+    }
+
+    /// What was written before a COMMIT call was sent.
+    fn written_before(&self, begun: u64) -> Vec<u64> {
+        self.written
+            .range(..(begun, 0))
+            .map(|&(_, at)| at)
+            .collect()
+    }
+
+    fn ghosts_before(&mut self, begun: u64) -> Vec<Ghost<C>> {
+        self.ghosts
+            .extract_if(.., |ghost| ghost.order < begun)
+            .collect()
     }
 
     /// A COMMIT call that was sent at `begun` answered with this verifier. What was written under
-    /// another one is unsent again.
-    pub(super) fn committed(&mut self, begun: u64, now: Verifier) {
-        let written: Vec<(u64, Verifier)> = self
-            .segments
-            .iter()
-            .filter_map(|(&at, s)| match s.state {
-                State::Written { verifier, order } if order < begun => Some((at, verifier)),
-                _ => None,
-            })
-            .collect();
-        for (at, verifier) in written {
-            if verifier == now {
-                self.make_durable(at);
-            } else {
-                self.set_state(at, State::Unsent);
+    /// another one is unsent again; says whether there was any.
+    pub(super) fn committed(&mut self, begun: u64, now: Verifier) -> bool {
+        let mut lost = false;
+        for at in self.written_before(begun) {
+            match self.segments.get(&at).map(|segment| segment.state) {
+                Some(State::Written { verifier, .. }) if verifier == now => self.make_durable(at),
+                _ => {
+                    self.set_state(at, State::Unsent);
+                    self.send_again(at);
+                    lost = true;
+                }
             }
         }
+        for ghost in self.ghosts_before(begun) {
+            if ghost.verifier != now {
+                self.inherit(ghost.mark);
+                lost = true;
+            }
+        }
+        lost
     }
 
     /// COMMIT failed for good: what waited for it is dropped.
     pub(super) fn commit_failed(&mut self, begun: u64) {
-        let written: Vec<u64> = self
-            .segments
-            .iter()
-            .filter(|(_, s)| matches!(s.state, State::Written { order, .. } if order < begun))
-            .map(|(&at, _)| at)
-            .collect();
-        for at in written {
-            self.remove(at);
+        for at in self.written_before(begun) {
+            self.take_out(at);
         }
+        self.ghosts_before(begun);
     }
 
     fn make_durable(&mut self, at: u64) {
         if self.reads.is_empty() {
-            self.remove(at);
+            self.take_out(at);
         } else {
             let after = self.clock;
             self.set_state(at, State::Durable { after });
@@ -484,28 +654,30 @@ impl<C: Clone + PartialEq> Held<C> {
 
     /// Whether something written up to `mark` is not in the server's memory yet.
     pub(super) fn unsent_upto(&self, mark: u64) -> bool {
-        self.segments
-            .values()
-            .any(|s| s.mark <= mark && matches!(s.state, State::Unsent | State::Sending(_)))
+        self.unsent.first().is_some_and(|first| first.0 <= mark)
+            || self.flights.iter().any(|out| out.mark <= mark)
     }
 
     /// Whether something written up to `mark` is not durable yet.
     pub(super) fn pending(&self, mark: u64) -> bool {
-        self.segments
-            .values()
-            .any(|s| s.mark <= mark && !matches!(s.state, State::Durable { .. }))
+        self.unsent_upto(mark)
+            || self
+                .written_marks
+                .first()
+                .is_some_and(|first| first.0 <= mark)
+            || self.ghosts.iter().any(|ghost| ghost.mark <= mark)
     }
 
     /// Whether one WRITE call would carry all there is, so that it may as well be a stable one.
-    pub(super) fn is_one_call(&self, chunk: usize) -> bool {
+    pub(super) fn is_one_call(&self) -> bool {
         self.flights.is_empty()
-            && self.written == 0
+            && !self.needs_commit()
             && self.unsent.len() == 1
             && self
                 .unsent
                 .first()
-                .and_then(|at| self.segments.get(at))
-                .is_some_and(|s| s.data.len() <= chunk)
+                .and_then(|(_, at)| self.segments.get(at))
+                .is_some_and(|s| s.data.len() <= self.chunk)
     }
 
     /// Begins a READ call: nothing that is held now is forgotten before [`Held::end_read`].
@@ -517,27 +689,22 @@ impl<C: Clone + PartialEq> Held<C> {
 
     pub(super) fn end_read(&mut self, token: ReadToken) {
         self.reads.remove(&token.0);
-        if self.durable == 0 {
-            return;
-        }
         let oldest = self.reads.first().copied().unwrap_or(u64::MAX);
-        let gone: Vec<u64> = self
-            .segments
-            .iter()
-            .filter(|(_, s)| matches!(s.state, State::Durable { after } if after < oldest))
-            .map(|(&at, _)| at)
-            .collect();
-        for at in gone {
-            self.remove(at);
+        while let Some(&(after, at)) = self.durable.first()
+            && after < oldest
+        {
+            let segment = self.take_out(at);
+            if mutant::is_on(Mutant::HeldLeaksBesideReads) {
+                std::mem::forget(segment);
+            }
         }
     }
 
     /// On whose behalf some of what waits for a COMMIT was written.
     pub(super) fn writer(&self) -> Option<C> {
-        self.segments
-            .values()
-            .find(|s| matches!(s.state, State::Written { .. }))
-            .map(|s| s.owner.clone())
+        let of_segment = |(_, at): &(u64, u64)| Some(self.segments.get(at)?.owner.clone());
+        let of_ghost = || Some(self.ghosts.first()?.owner.clone());
+        self.written.first().and_then(of_segment).or_else(of_ghost)
     }
 
     /// Whether anything held lies in the range.

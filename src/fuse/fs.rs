@@ -13,11 +13,13 @@
 //! control list grants is not seen; a directory that another host filled is seen late by up to
 //! `acdirmax`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{Attr, FileHandle, FsStat, Nfs3, SetAttr, Wcc, access};
@@ -27,6 +29,7 @@ use super::error::{Errno, Result};
 use super::hidden::Hidden;
 use super::inode::{Inode, Inodes, State};
 use super::options::{FuseOptions, MAX_IO};
+use super::room::Room;
 use super::write::Bounds;
 
 /// The longest name (NAME_MAX).
@@ -42,6 +45,8 @@ pub(super) trait Kernel: Send + Sync + fmt::Debug {
     fn drop_attributes(&self, ino: u64);
     /// Drops the kernel's cached pages of a file, soon.
     fn drop_pages(&self, ino: u64);
+    /// Drops those of a range, and says when it is done. It may wait for reads under way.
+    fn drop_range(&self, ino: u64, offset: u64, len: u64, done: oneshot::Sender<()>);
 }
 
 /// How much the server takes in one call, in bytes.
@@ -116,9 +121,10 @@ pub(super) struct Fs {
     pub(super) hidden: Hidden,
     pub(super) files: Mutex<HashMap<u64, Arc<OpenFile>>>,
     pub(super) next_file: AtomicU64,
-    /// Bytes held over all files.
-    pub(super) held: AtomicUsize,
-    pub(super) room: tokio::sync::Notify,
+    /// Memory for what is held, over all files.
+    pub(super) room: Arc<Room>,
+    /// Files of which something is held that is not durable yet.
+    dirty: Mutex<BTreeMap<u64, Arc<Inode>>>,
     clock: AtomicU64,
     file_limits: Limits,
     dir_limits: Limits,
@@ -164,8 +170,8 @@ impl Fs {
             hidden,
             files: Mutex::default(),
             next_file: AtomicU64::new(1),
-            held: AtomicUsize::new(0),
-            room: tokio::sync::Notify::new(),
+            room: Arc::default(),
+            dirty: Mutex::default(),
             clock: AtomicU64::new(1),
             file_limits,
             dir_limits,
@@ -184,6 +190,10 @@ impl Fs {
         } else {
             self.file_limits
         }
+    }
+
+    pub(super) fn dirty(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Inode>>> {
+        self.dirty.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub(super) fn inode(&self, ino: u64) -> Result<Arc<Inode>> {
@@ -325,7 +335,7 @@ impl Fs {
         let inode = self.inode(ino)?;
         if inode.is_file() {
             // Size and times as the server has them include what was written here.
-            self.send_all(&inode).await;
+            self.send_all(&inode).await?;
         }
         self.fresh(cred, &inode).await
     }
@@ -340,7 +350,7 @@ impl Fs {
         if inode.is_file() {
             // What is written later must not undo the new size or times, nor be refused because
             // of the new owner.
-            self.sync(&inode).await;
+            self.sync(&inode).await?;
         }
         // Who opened the file may cut it, whatever has become of its mode since.
         let file = change.fh.and_then(|fh| self.file(fh).ok());
@@ -356,10 +366,7 @@ impl Fs {
         if let Some(size) = change.set.size {
             let mut state = inode.state();
             let data = state.data();
-            let before = data.held.bytes();
             data.held.cut(size);
-            self.held
-                .fetch_sub(before - data.held.bytes(), Ordering::Relaxed);
             data.own_size.cut(size, self.tick());
         }
         changing.done(wcc);
@@ -457,7 +464,8 @@ impl Fs {
         let Some(file) = file else { return };
         let inode = &file.inode;
         if file.writes() {
-            self.sync(inode).await;
+            // What fails is noted, and what does not end is tried again as long as it is held.
+            let _ = self.sync(inode).await;
         }
         let silly = {
             let mut state = inode.state();

@@ -8,7 +8,6 @@
 //! die before its request is answered.
 
 mod reply;
-mod task;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -28,6 +27,8 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
+use tokio::sync::oneshot;
+
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::SetAttr;
 
@@ -36,6 +37,7 @@ use super::dir::OpenDir;
 use super::error::{Errno, Result};
 use super::fs::{Change, Entry, Found, Fs, Kernel};
 use super::process::{Processes, is_killed};
+use super::task;
 use super::write::{Quick, WriteTo};
 
 /// How long a request may take before its caller's death is looked for, and how often after that.
@@ -48,7 +50,16 @@ const BACKGROUND: u16 = 64;
 #[derive(Debug)]
 pub(super) struct Caches {
     notifier: OnceLock<Notifier>,
-    pages: mpsc::Sender<u64>,
+    pages: mpsc::Sender<Unwanted>,
+}
+
+/// Pages to be dropped: a range of a file's, or all with a length of 0.
+#[derive(Debug)]
+struct Unwanted {
+    ino: u64,
+    offset: i64,
+    len: i64,
+    done: Option<oneshot::Sender<()>>,
 }
 
 impl Caches {
@@ -65,13 +76,19 @@ impl Caches {
             .name("caches".to_owned())
             .stack_size(64 * 1024)
             .spawn(move || {
-                while let Ok(ino) = queue.recv() {
+                while let Ok(unwanted) = queue.recv() {
                     let Some(notifier) = weak.upgrade().and_then(|c| c.notifier.get().cloned())
                     else {
                         continue;
                     };
                     // Fails when the kernel does not know the node, and then there is nothing.
-                    let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
+                    let Unwanted {
+                        ino, offset, len, ..
+                    } = unwanted;
+                    let _ = notifier.inval_inode(INodeNo(ino), offset, len);
+                    if let Some(done) = unwanted.done {
+                        let _ = done.send(()); // unless its caller was killed
+                    }
                 }
             })?;
         Ok(caches)
@@ -92,7 +109,26 @@ impl Kernel for Caches {
     }
 
     fn drop_pages(&self, ino: u64) {
-        let _ = self.pages.send(ino);
+        let (offset, len, done) = (0, 0, None);
+        let _ = self.pages.send(Unwanted {
+            ino,
+            offset,
+            len,
+            done,
+        });
+    }
+
+    fn drop_range(&self, ino: u64, offset: u64, len: u64, done: oneshot::Sender<()>) {
+        // A file's offsets fit; if not, all pages go.
+        let range = i64::try_from(offset).ok().zip(i64::try_from(len).ok());
+        let (offset, len) = range.unwrap_or((0, 0));
+        let done = Some(done);
+        let _ = self.pages.send(Unwanted {
+            ino,
+            offset,
+            len,
+            done,
+        });
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Inode {
     state: Mutex<State>,
     /// Something happened to the bytes that are held: a call came back.
     pub(super) progress: Notify,
+    /// Whose turn it is to wait for room. Requests of one append wait in their order.
+    pub(super) turn: tokio::sync::Mutex<()>,
 }
 
 /// What changes about an inode.
@@ -59,6 +61,9 @@ pub(super) struct State {
     /// The name it has while it is deleted but open.
     pub(super) silly: Option<Silly>,
     pub(super) data: Option<Box<Data>>,
+    /// The kernel may have pages of it in its cache: it has read or written through it since they
+    /// were dropped last.
+    pub(super) may_have_pages: bool,
 }
 
 /// What went wrong in writing back.
@@ -87,6 +92,12 @@ pub(super) struct Data {
     pub(super) tended: bool,
     /// After an error writes wait for the server until one succeeds.
     pub(super) careful: bool,
+    /// Memory is short: what is sent is committed without being asked for.
+    pub(super) pressed: bool,
+    /// The server has lost what the last COMMIT was for; to write it again moves nothing.
+    pub(super) losing: bool,
+    /// Counts what came nearer to the server's disk.
+    pub(super) moved: u64,
 }
 
 impl Inode {
@@ -222,6 +233,13 @@ impl Inodes {
         self.maps().by_ino.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn all(&self) -> Vec<Arc<Inode>> {
+        let maps = self.maps();
+        let slots = maps.by_ino.values();
+        slots.map(|slot| Arc::clone(&slot.inode)).collect()
+    }
+
     /// All inodes with something held or open.
     pub(super) fn busy(&self) -> Vec<Arc<Inode>> {
         let all: Vec<_> = self
@@ -348,7 +366,9 @@ fn make(ino: u64, handle: FileHandle, attr: Attr, asked: u64, limits: Limits) ->
             watched: false,
             silly: None,
             data: None,
+            may_have_pages: false,
         }),
         progress: Notify::new(),
+        turn: tokio::sync::Mutex::default(),
     })
 }

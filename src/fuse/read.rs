@@ -34,6 +34,15 @@ impl Drop for Reading<'_> {
     }
 }
 
+/// A READ that the kernel may keep as pages once it is over.
+struct Pages<'a>(&'a Inode);
+
+impl Drop for Pages<'_> {
+    fn drop(&mut self) {
+        self.0.state().may_have_pages = true;
+    }
+}
+
 impl Fs {
     pub(super) async fn read(
         self: &Arc<Self>,
@@ -44,8 +53,10 @@ impl Fs {
         let inode = &file.inode;
         let mut reading = None;
         self.watch(file);
+        let _pages = Pages(inode);
         {
             let mut state = inode.state();
+            state.may_have_pages = true;
             let known = state.attr().size;
             if let Some(data) = state.data.as_mut()
                 && !data.held.is_empty()

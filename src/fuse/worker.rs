@@ -429,7 +429,7 @@ impl Control {
                 .lock()
                 .unwrap_or_else(|e| e.into_inner())
                 .len(),
-            unsaved: self.fs.held.load(Ordering::Relaxed),
+            unsaved: self.fs.room.bytes(),
             requests: self.load.requests.load(Ordering::Relaxed),
             under_way: self.load.under_way.load(Ordering::Relaxed),
             interrupted: self.load.interrupted.load(Ordering::Relaxed),

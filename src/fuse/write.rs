@@ -1,29 +1,27 @@
-//! Writing: bytes are gathered, sent by parallel unstable WRITE calls, and made durable by COMMIT.
+//! Writing: who may put bytes into memory, when, and how an error is told.
 //!
 //! Invariants:
-//! - what a program wrote stays in memory until the server has it durably, so that it can be sent
-//!   again when the write verifier says that the server lost it;
-//! - bytes in memory are bounded, per file and in all; beyond it writers wait;
+//! - bytes in memory are bounded, per file and in all; beyond it writers wait, in turn;
+//! - an append goes to the end as it is when its bytes are taken;
 //! - an error is told to every open file once: by the next write, fsync or close; if none was open
 //!   or asked, to the next that is opened (the kernel's `errseq_t`). The bytes that could not be
 //!   written are dropped then, also from the kernel's page cache;
-//! - an append goes to the end as it is when its bytes are taken.
+//! - every wait ends: with ETIMEDOUT when nothing has moved for `io_timeout`.
 //!
-//! When bytes are sent: a full chunk at once; the rest at fsync, close, stat and truncate, or
-//! after [`LINGER`].
+//! How the bytes reach the server: [`super::writeback`].
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+
+use tokio::sync::{MutexGuard, oneshot};
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{NfsError, Stable, WriteOk};
 
 use super::error::{Errno, Result};
-use super::extents::Flight;
 use super::fs::{Fs, OpenFile};
-use super::inode::{Inode, State, WriteError};
+use super::inode::{Inode, State};
+use super::room::Room;
 
 /// How much is held in memory, in bytes. A simulation sets less.
 #[derive(Debug, Clone, Copy)]
@@ -47,15 +45,6 @@ impl Default for Bounds {
         }
     }
 }
-
-/// WRITE calls of one file at a time.
-const SENDERS: usize = 16;
-/// How long written bytes may lie unsent, and sent ones uncommitted. The kernel's client lets them
-/// lie for up to 30 s.
-const LINGER: Duration = Duration::from_secs(1);
-/// How often one fsync looks for bytes to send again, which come back when the server restarts;
-/// each look waits for something to happen.
-const ROUNDS: usize = 10_000;
 
 /// What a WRITE request asks for beside its bytes.
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +88,9 @@ pub(super) enum Quick {
     Wait,
 }
 
+/// The turn of one file's writer, and among the files that of the one that waits for memory.
+type Turns<'a> = (MutexGuard<'a, ()>, MutexGuard<'a, ()>);
+
 impl Fs {
     /// Takes bytes if that needs no waiting, which is the common case.
     pub(super) fn write_quick(
@@ -110,22 +102,26 @@ impl Fs {
         if let Some(errno) = told_to_writer(file, to) {
             return Quick::Failed(errno);
         }
-        if self.options.sync || to.syncs(file) {
+        let inode = &file.inode;
+        if self.options.sync
+            || to.syncs(file)
+            || inode.turn.try_lock().is_err()
+            || self.room.is_waited_for()
+        {
             return Quick::Wait;
         }
-        let mut state = file.inode.state();
-        let held = state.data().held.bytes();
-        let all = self.held.load(Ordering::Relaxed);
+        let mut state = inode.state();
         if state.data().careful
-            || (held > 0 && held + data.len() > self.bounds.file)
-            || (all > 0 && all + data.len() > self.bounds.all)
+            || (to.appends(file) && state.may_have_pages)
+            || !self.fits_file(&mut state, data.len())
+            || !self.fits(data.len())
         {
             return Quick::Wait;
         }
         let at = self.hold(&mut state, file, to, data);
         drop(state);
-        self.placed(&file.inode, to, at);
-        self.send(&file.inode);
+        self.placed(inode, to, at);
+        self.send(inode);
         Quick::Done
     }
 
@@ -137,40 +133,82 @@ impl Fs {
         data: &[u8],
     ) -> Result<()> {
         let inode = &file.inode;
-        let at = loop {
-            let progress = inode.progress.notified();
-            let room = self.room.notified();
-            tokio::pin!(progress, room);
-            progress.as_mut().enable();
-            room.as_mut().enable();
-            if let Some(errno) = told_to_writer(file, to) {
-                return Err(errno);
-            }
-            {
-                let mut state = inode.state();
-                let held = state.data().held.bytes();
-                let all = self.held.load(Ordering::Relaxed);
-                let fits = held == 0 || held + data.len() <= self.bounds.file;
-                if fits && (all == 0 || all + data.len() <= self.bounds.all) {
-                    break self.hold(&mut state, file, to, data);
-                }
-            }
-            self.relieve(inode);
-            tokio::select! {
-                () = &mut progress => {}
-                () = &mut room => {}
-            }
+        if let Some(errno) = told_to_writer(file, to) {
+            return Err(errno);
+        }
+        let (at, careful, may_have_pages) = {
+            let turns = self.turns(inode, data.len());
+            let _turns = self.patiently(|| self.room.given_back(), turns).await?;
+            let mut state = inode.state();
+            let at = self.hold(&mut state, file, to, data);
+            let careful = state.data().careful;
+            let append = to.appends(file);
+            let pages = append && std::mem::take(&mut state.may_have_pages);
+            (at, careful, pages)
         };
         self.placed(inode, to, at);
-        let careful = inode.state().data().careful;
-        if to.syncs(file) || self.options.sync {
-            self.sync(inode).await;
+        if may_have_pages && !mutant::is_on(Mutant::AppendsKeepPages) {
+            self.drop_pages_of(inode, at, data.len()).await;
+        }
+        let ended = if to.syncs(file) || self.options.sync {
+            self.sync(inode).await
         } else if careful {
-            self.send_all(inode).await;
+            self.send_all(inode).await
         } else {
             self.send(inode);
+            Ok(())
+        };
+        told_to_writer(file, to).map_or(ended, Err)
+    }
+
+    fn fits(&self, len: usize) -> bool {
+        Room::fits(self.room.cost(), len, self.bounds.all)
+    }
+
+    fn fits_file(&self, state: &mut State, len: usize) -> bool {
+        Room::fits(state.data().held.cost(), len, self.bounds.file)
+    }
+
+    /// Waits until a write of this length may be held, which it may be while this is kept: first
+    /// for the file's own bound, then for that of all files.
+    async fn turns<'a>(self: &'a Arc<Self>, inode: &'a Arc<Inode>, len: usize) -> Turns<'a> {
+        let of_file = inode.turn.lock().await;
+        if !self.fits_file(&mut inode.state(), len) {
+            self.relieve(inode);
+            let fits = || self.fits_file(&mut inode.state(), len);
+            self.room.until(fits).await;
         }
-        told_to_writer(file, to).map_or(Ok(()), Err)
+        let of_all = self.room.turn().await;
+        if !self.fits(len) {
+            self.relieve(inode);
+            self.room.until(|| self.fits(len)).await;
+        }
+        (of_file, of_all)
+    }
+
+    /// Waits for something until nothing has moved for `io_timeout`, and a little: calls have that
+    /// time as well, and what they fail with says more.
+    pub(super) async fn patiently<T>(
+        &self,
+        moved: impl Fn() -> u64,
+        something: impl Future<Output = T>,
+    ) -> Result<T> {
+        /// How often it is looked whether anything has moved.
+        const LOOKS: u32 = 8;
+        let mut something = pin!(something);
+        let Some(patience) = self.options.deadline() else {
+            return Ok(something.await);
+        };
+        let (mut before, mut idle) = (moved(), 0);
+        while idle <= LOOKS {
+            let look = tokio::time::timeout(patience / LOOKS, &mut something);
+            if let Ok(done) = look.await {
+                return Ok(done);
+            }
+            idle = if moved() == before { idle + 1 } else { 0 };
+            before = moved();
+        }
+        Err(Errno(libc::ETIMEDOUT))
     }
 
     /// Holds bytes, and says where: an append goes to the end as it is at this moment, not to the
@@ -180,20 +218,15 @@ impl Fs {
         let offset = if to.appends(file) {
             state.attr().size
         } else {
+            // The kernel keeps what it writes, if it writes through its page cache.
+            state.may_have_pages = true;
             to.offset
         };
         let known = state.data();
-        let before = known.held.bytes();
-        known.held.write(offset, data, &file.cred, chunk);
-        let after = known.held.bytes();
-        let tend = !std::mem::replace(&mut known.tended, true);
-        // It may also have shrunk: nothing is held twice.
-        self.held.fetch_add(after, Ordering::Relaxed);
-        self.held.fetch_sub(before, Ordering::Relaxed);
-        if tend {
-            let fs = Arc::clone(self);
-            let inode = Arc::clone(&file.inode);
-            self.runtime.spawn(async move { fs.tend(&inode).await });
+        let share = self.room.take(data.len());
+        known.held.write(offset, data, &file.cred, chunk, share);
+        if !std::mem::replace(&mut known.tended, true) {
+            self.tend(&file.inode);
         }
         offset
     }
@@ -206,304 +239,24 @@ impl Fs {
         }
     }
 
-    /// Sends and commits what lies around, until nothing does.
-    async fn tend(self: &Arc<Self>, inode: &Arc<Inode>) {
-        loop {
-            tokio::time::sleep(LINGER).await;
-            {
-                let mut state = inode.state();
-                let data = state.data();
-                if data.held.is_clean() {
-                    data.tended = false;
-                    break;
-                }
-            }
-            self.sync(inode).await;
-        }
-        self.inodes.release(inode.ino);
-    }
-
-    /// Memory is short: sends and commits whatever is held, of this file and of all others.
-    fn relieve(self: &Arc<Self>, inode: &Arc<Inode>) {
-        let mut busy = vec![Arc::clone(inode)];
-        if self.held.load(Ordering::Relaxed) > self.bounds.all / 2 {
-            busy = self.inodes.busy();
-        }
-        for inode in busy {
-            {
-                let mut state = inode.state();
-                let data = state.data();
-                data.force = data.held.mark();
-            }
-            self.send(&inode);
-            self.commit_soon(&inode);
-        }
-    }
-
-    /// Starts as many senders as there are calls to make.
-    fn send(self: &Arc<Self>, inode: &Arc<Inode>) {
-        loop {
-            let flight = {
-                let mut state = inode.state();
-                let data = state.data();
-                if data.senders >= SENDERS {
-                    return;
-                }
-                let Some(flight) = data.held.take(self.sizes.write as usize, data.force) else {
-                    return;
-                };
-                data.senders += 1;
-                flight
-            };
-            let fs = Arc::clone(self);
-            let inode = Arc::clone(inode);
-            self.runtime
-                .spawn(async move { fs.sender(&inode, flight).await });
-        }
-    }
-
-    async fn sender(self: &Arc<Self>, inode: &Arc<Inode>, first: Flight<Cred>) {
-        let mut next = Some(first);
-        while let Some(flight) = next {
-            self.fly(inode, flight, Stable::Unstable).await;
-            let mut state = inode.state();
-            let data = state.data();
-            next = data.held.take(self.sizes.write as usize, data.force);
-            if next.is_none() {
-                data.senders -= 1;
-            }
-            let due = data.held.written() >= self.bounds.commit;
-            drop(state);
-            if due {
-                self.commit_soon(inode);
-            }
-        }
-        inode.progress.notify_waiters();
-    }
-
-    /// Makes one WRITE call and notes what it came to.
-    async fn fly(&self, inode: &Inode, flight: Flight<Cred>, stable: Stable) {
-        let landing = Landing {
-            fs: self,
-            inode,
-            id: flight.id,
-            offset: flight.offset,
-        };
-        let changing = self.change(inode);
-        let answer = self
-            .nfs
-            .write(
-                &flight.owner,
-                &inode.handle,
-                flight.offset,
-                flight.data,
-                stable,
-            )
-            .await;
-        match &answer {
-            Ok(ok) => changing.wrote(ok.wcc),
-            Err(_) => drop(changing),
-        }
-        landing.land(answer);
-    }
-
-    fn landed(
-        &self,
-        inode: &Inode,
-        (id, offset): (u64, u64),
-        answer: std::result::Result<WriteOk, NfsError>,
-    ) {
-        let mut state = inode.state();
-        let known = state.data();
-        let before = known.held.bytes();
-        let failed = match answer {
-            Ok(ok) => {
-                known.held.sent(
-                    id,
-                    ok.count as usize,
-                    ok.verf,
-                    ok.committed != Stable::Unstable,
-                );
-                known.careful = false;
-                let end = offset + u64::from(ok.count);
-                state.note_written(end, self.tick());
-                false
-            }
-            Err(error) => {
-                tracing::warn!(ino = inode.ino, "WRITE failed: {error}");
-                known.held.failed(id);
-                self.note_error(&mut state, error.errno());
-                true
-            }
-        };
-        let freed = before - state.data().held.bytes();
-        drop(state);
-        self.freed(inode, freed);
-        if failed {
-            self.kernel.drop_pages(inode.ino);
-        }
-    }
-
-    fn note_error(&self, state: &mut State, errno: i32) {
-        let number = self.tick();
-        let data = state.data();
-        data.error = Some(WriteError {
-            number,
-            errno,
-            told: false,
-        });
-        data.careful = true;
-        state.cached.expire();
-        state.version += 1;
-    }
-
-    fn freed(&self, inode: &Inode, bytes: usize) {
-        self.held.fetch_sub(bytes, Ordering::Relaxed);
-        if bytes > 0 {
-            self.room.notify_waiters();
-        }
-        inode.progress.notify_waiters();
-    }
-
-    fn commit_soon(self: &Arc<Self>, inode: &Arc<Inode>) {
-        {
-            let mut state = inode.state();
-            let data = state.data();
-            if data.committing || data.held.written() == 0 {
-                return;
-            }
-            data.committing = true;
-        }
-        let fs = Arc::clone(self);
-        let inode = Arc::clone(inode);
-        self.runtime.spawn(async move {
-            fs.commit(&inode).await;
-            inode.state().data().committing = false;
-            inode.progress.notify_waiters();
-            fs.send(&inode);
-        });
-    }
-
-    /// Makes one COMMIT call for all that was written so far.
-    async fn commit(&self, inode: &Inode) {
-        let (begun, cred) = {
-            let mut state = inode.state();
-            let data = state.data();
-            let Some(cred) = data.held.writer() else {
-                return;
-            };
-            (data.held.begin_commit(), cred)
-        };
-        let changing = self.change(inode);
-        let answer = self.nfs.commit(&cred, &inode.handle, 0, 0).await;
-        match &answer {
-            Ok(ok) => changing.wrote(ok.wcc),
-            Err(_) => drop(changing),
-        }
-        let mut state = inode.state();
-        let data = state.data();
-        let before = data.held.bytes();
-        let failed = match answer {
-            Ok(ok) => {
-                data.held.committed(begun, ok.verf);
-                // What was lost has to go out again, however small.
-                data.force = data.force.max(data.held.mark());
-                false
-            }
-            Err(error) => {
-                tracing::warn!(ino = inode.ino, "COMMIT failed: {error}");
-                data.held.commit_failed(begun);
-                self.note_error(&mut state, error.errno());
-                true
-            }
-        };
-        let freed = before - state.data().held.bytes();
-        drop(state);
-        self.freed(inode, freed);
-        if failed {
-            self.kernel.drop_pages(inode.ino);
-        }
-    }
-
-    /// Brings everything written so far into the server's memory. What fails is noted for the
-    /// open files.
-    pub(super) async fn send_all(self: &Arc<Self>, inode: &Arc<Inode>) {
-        let Some(mark) = self.force(inode) else {
-            return;
-        };
-        loop {
-            let progress = inode.progress.notified();
-            tokio::pin!(progress);
-            progress.as_mut().enable();
-            if !inode.state().data().held.unsent_upto(mark) {
-                return;
-            }
-            self.send(inode);
-            progress.await;
-        }
-    }
-
-    /// Marks all that is held to be sent; `None` if nothing is.
-    fn force(&self, inode: &Inode) -> Option<u64> {
-        let mut state = inode.state();
-        let data = state.data.as_mut()?;
-        if data.held.is_clean() {
-            return None;
-        }
-        data.force = data.held.mark();
-        Some(data.force)
-    }
-
-    /// Makes everything written so far durable. What fails is noted for the open files.
-    pub(super) async fn sync(self: &Arc<Self>, inode: &Arc<Inode>) {
-        if self.sync_in_one_call(inode).await {
-            return;
-        }
-        let Some(mark) = self.force(inode) else {
-            return;
-        };
-        for _ in 0..ROUNDS {
-            self.send_all(inode).await;
-            let progress = inode.progress.notified();
-            tokio::pin!(progress);
-            progress.as_mut().enable();
-            if !inode.state().data().held.pending(mark) {
-                return;
-            }
-            self.commit_soon(inode);
-            progress.await;
-        }
-        // A server that restarts all the time.
-        self.note_error(&mut inode.state(), libc::EIO);
-    }
-
-    /// One small write and then fsync or close, the common case: one stable WRITE does both.
-    async fn sync_in_one_call(&self, inode: &Inode) -> bool {
-        let flight = {
-            let mut state = inode.state();
-            let Some(data) = state.data.as_mut() else {
-                return true;
-            };
-            let chunk = self.sizes.write as usize;
-            if !data.held.is_one_call(chunk) || data.committing {
-                return false;
-            }
-            let Some(flight) = data.held.take(chunk, u64::MAX) else {
-                return false;
-            };
-            flight
-        };
-        self.fly(inode, flight, Stable::FileSync).await;
-        inode.state().is_clean()
+    /// An append went past the page cache. The last page there may hold zeros in its place, and
+    /// kernels before 6.18 keep it; it is dropped before the append's answer makes the file longer.
+    async fn drop_pages_of(&self, inode: &Inode, at: u64, len: usize) {
+        let (done, is_done) = oneshot::channel();
+        self.kernel.drop_range(inode.ino, at, len as u64, done);
+        // Whoever was to do it is gone only when all of this ends.
+        let _ = is_done.await;
     }
 
     /// fsync and fdatasync: about the file, so through a descriptor for reading as well.
     pub(super) async fn fsync(self: &Arc<Self>, fh: u64) -> Result<()> {
         let file = self.file(fh)?;
-        if file.writes() || !mutant::is_on(Mutant::FsyncOfWritersOnly) {
-            self.sync(&file.inode).await;
-        }
-        take_error(&file).map_or(Ok(()), Err)
+        let ended = if file.writes() || !mutant::is_on(Mutant::FsyncOfWritersOnly) {
+            self.sync(&file.inode).await
+        } else {
+            Ok(())
+        };
+        take_error(&file).map_or(ended, Err)
     }
 
     /// One descriptor of an open file is closed. One for reading has nothing to wait for.
@@ -512,14 +265,28 @@ impl Fs {
         if !file.writes() {
             return Ok(());
         }
-        self.sync(&file.inode).await;
-        take_error(&file).map_or(Ok(()), Err)
+        let ended = self.sync(&file.inode).await;
+        take_error(&file).map_or(ended, Err)
     }
 
-    /// Makes everything of all files durable.
-    pub(super) async fn sync_everything(self: &Arc<Self>) {
-        for inode in self.inodes.busy() {
-            self.sync(&inode).await;
+    /// Whether what is counted is what the files hold.
+    #[cfg(test)]
+    #[allow(dead_code, reason = "for the simulation of the file system")]
+    pub(super) fn check_held(&self) -> std::result::Result<(), String> {
+        let (mut bytes, mut shares) = (0, 0);
+        for inode in self.inodes.all() {
+            if let Some(data) = &inode.state().data {
+                bytes += data.held.bytes();
+                shares += data.held.segments();
+            }
+        }
+        let counted = (self.room.bytes(), self.room.shares());
+        if counted == (bytes, shares) {
+            Ok(())
+        } else {
+            Err(format!(
+                "counted (bytes, segments) {counted:?}, held ({bytes}, {shares})"
+            ))
         }
     }
 }
@@ -540,27 +307,4 @@ fn take_error(file: &OpenFile) -> Option<Errno> {
 /// earlier error would end there, and its own bytes with it.
 fn told_to_writer(file: &OpenFile, to: WriteTo) -> Option<Errno> {
     (!to.from_pages).then(|| take_error(file))?
-}
-
-/// A WRITE call under way: if its future is dropped, its bytes are unsent again.
-struct Landing<'a> {
-    fs: &'a Fs,
-    inode: &'a Inode,
-    id: u64,
-    offset: u64,
-}
-
-impl Landing<'_> {
-    fn land(self, answer: std::result::Result<WriteOk, NfsError>) {
-        let of = (self.id, self.offset);
-        self.fs.landed(self.inode, of, answer);
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for Landing<'_> {
-    fn drop(&mut self) {
-        self.inode.state().data().held.returned(self.id);
-        self.inode.progress.notify_waiters();
-    }
 }

@@ -1,16 +1,20 @@
-//! What fsync, O_SYNC and close promise, whatever the descriptor.
+//! What fsync, O_SYNC and close promise, whatever the descriptor, and that writes always end.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{IoSlice, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use rustix::fs::OFlags;
 use rustix::io::ReadWriteFlags;
 
-use crate::lab::{Lab, Result};
+use crate::lab::{Lab, Proxy, Result};
 use crate::{EXPORT, Host, fuse_trial, nas};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -18,6 +22,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         fuse_trial("fsync_is_about_the_file_not_the_descriptor", any_descriptor),
         fuse_trial("synchronous_writes_are_on_the_server", synchronous),
         fuse_trial("a_cleared_append_flag_appends_no_more", cleared_append),
+        fuse_trial("writes_beside_reads_of_one_file_all_end", beside_reads),
+        fuse_trial("stat_and_close_end_while_others_overwrite", overwritten),
+        fuse_trial("a_cached_reader_sees_what_was_appended", appended_page),
     ]
 }
 
@@ -94,5 +101,136 @@ fn cleared_append(lab: &'static Lab) -> Result {
     file.write_all(b"end")?;
     let text = fs::read_to_string(&path)?;
     ensure!(text == "X123456789end", "{text}");
+    Ok(())
+}
+
+/// Bytes become durable while READ calls of the same file are under way, again and again: as many
+/// as there is room for several times over.
+fn beside_reads(lab: &'static Lab) -> Result {
+    const BLOCKS: u64 = 64;
+    const WRITES: u64 = 200;
+    const BLOCK: usize = 1 << 20;
+    /// No write takes this long unless it takes for ever.
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let (host, _) = mounted(lab, "beside", "")?;
+    let path = host.join("file");
+    File::create(&path)?.set_len(BLOCKS * BLOCK as u64)?;
+    let over = std::sync::Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..4)
+        .map(|reader| {
+            let (path, over) = (path.clone(), std::sync::Arc::clone(&over));
+            thread::spawn(move || read_blocks(&path, reader, BLOCKS, &over))
+        })
+        .collect();
+    let (done, progress) = mpsc::channel();
+    thread::spawn(move || -> Result {
+        let file = OpenOptions::new().write(true).open(path)?;
+        let block = vec![7; BLOCK];
+        for write in 0..WRITES {
+            file.write_all_at(&block, write * 7 % BLOCKS * BLOCK as u64)?;
+            file.sync_all()?;
+            done.send(write)?;
+        }
+        Ok(())
+    });
+    let ended = (0..WRITES).try_for_each(|write| {
+        let done = progress.recv_timeout(PATIENCE);
+        done.map(|_| ()).with_context(|| format!("write {write}"))
+    });
+    over.store(true, Ordering::Relaxed);
+    if ended.is_err() {
+        // Whoever hangs is freed before the mount is taken away.
+        host.runtime.block_on(host.path.abort(&host.volume))?;
+    }
+    for reader in readers {
+        let read = reader.join().map_err(|_| anyhow::anyhow!("a panic"))?;
+        if ended.is_ok() {
+            read?;
+        }
+    }
+    ended?;
+    let began = Instant::now();
+    while host.status()?.unsaved > 0 {
+        ensure!(began.elapsed() < PATIENCE, "bytes are held at rest");
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Reads blocks here and there past the page cache.
+fn read_blocks(path: &Path, seed: u64, blocks: u64, over: &AtomicBool) -> Result {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)?;
+    let mut block = vec![0; 1 << 20];
+    let mut at = seed;
+    while !over.load(Ordering::Relaxed) {
+        file.read_exact_at(&mut block, (at % blocks) << 20)?;
+        at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1) >> 3;
+    }
+    Ok(())
+}
+
+/// A block that is overwritten all the time: on a slow way each call finds its bytes overwritten.
+fn overwritten(lab: &'static Lab) -> Result {
+    /// A look takes a few round trips.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let nas = nas(lab)?;
+    let proxy = Proxy::start(lab, "overwritten-way", &nas.ip(), &[2049, 20048])?;
+    let host = Host::mount_at(proxy.ip(), nas, "overwritten", "")?;
+    proxy.delay(Duration::from_millis(3));
+    let path = host.join("file");
+    let file = File::create(&path)?;
+    let (over, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    let looked = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let _ = file.write_all_at(&[1; 4096], 0);
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        while written.load(Ordering::Relaxed) < 100 {
+            thread::yield_now();
+        }
+        let (done, looks) = mpsc::channel();
+        let path = path.clone();
+        thread::spawn(move || -> Result {
+            for _ in 0..5 {
+                done.send(fs::metadata(&path)?.len())?;
+            }
+            let closed = OpenOptions::new().write(true).open(&path)?;
+            drop(closed);
+            done.send(0)?;
+            Ok(())
+        });
+        let looked: Result = (0..6).try_for_each(|look| {
+            let size = looks.recv_timeout(PATIENCE);
+            let size = size.with_context(|| format!("look {look} does not end"))?;
+            ensure!(size <= 4096, "{size}");
+            Ok(())
+        });
+        over.store(true, Ordering::Relaxed);
+        looked
+    });
+    proxy.delay(Duration::ZERO);
+    looked
+}
+
+/// An append goes past the page cache, also past a page that is there.
+fn appended_page(lab: &'static Lab) -> Result {
+    let (host, _) = mounted(lab, "appended", "")?;
+    let path = host.join("file");
+    fs::write(&path, "a\n")?;
+    let reader = File::open(&path)?;
+    let mut log = OpenOptions::new().append(true).open(&path)?;
+    let mut expected = b"a\n".to_vec();
+    for _ in 0..100 {
+        let mut seen = [0; 512];
+        let count = reader.read_at(&mut seen, 0)?;
+        ensure!(seen[..count] == expected[..], "{:?}", &seen[..count]);
+        log.write_all(b"b\n")?;
+        expected.extend_from_slice(b"b\n");
+    }
     Ok(())
 }

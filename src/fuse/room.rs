@@ -1,0 +1,160 @@
+//! The memory for what is held, of all files: who has some, and who waits for some.
+//!
+//! Invariants:
+//! - a [`Share`] is the only way to have room; dropping it gives the room back and wakes whoever
+//!   waits, and nothing else does either. Each segment of [`super::extents::Held`] owns the share
+//!   of its bytes, so what is counted is the sum over all files at every moment;
+//! - who waits is served in turn: nobody takes room past a writer that waits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use tokio::sync::{Mutex, MutexGuard, Notify};
+
+/// What a segment costs beside its bytes: its entries in the maps and the allocator's head.
+pub(super) const SHARE_COST: usize = 256;
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    bytes: AtomicUsize,
+    shares: AtomicUsize,
+    freed: Notify,
+    given_back: AtomicU64,
+    turn: Mutex<()>,
+}
+
+impl Room {
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn shares(&self) -> usize {
+        self.shares.load(Ordering::Relaxed)
+    }
+
+    /// Memory that is taken.
+    pub(super) fn cost(&self) -> usize {
+        self.bytes() + self.shares() * SHARE_COST
+    }
+
+    /// Whether so many bytes more stay within `most`; they always do where there are none yet.
+    pub(super) fn fits(cost: usize, more: usize, most: usize) -> bool {
+        cost == 0 || cost + more + SHARE_COST <= most
+    }
+
+    /// Takes room, whether or not there is any: who calls has asked [`Self::fits`].
+    pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Share {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.shares.fetch_add(1, Ordering::Relaxed);
+        Share {
+            room: Arc::clone(self),
+            bytes,
+        }
+    }
+
+    /// Counts what was given back.
+    pub(super) fn given_back(&self) -> u64 {
+        self.given_back.load(Ordering::Relaxed)
+    }
+
+    /// Waits for one's turn to wait for room.
+    pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.turn.try_lock().is_err()
+    }
+
+    /// Waits until `ready` says so; it is asked now, and each time that room was given back.
+    pub(super) async fn until(&self, ready: impl Fn() -> bool) {
+        loop {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if ready() {
+                return;
+            }
+            freed.await;
+        }
+    }
+}
+
+/// Room that somebody has.
+#[derive(Debug)]
+pub(super) struct Share {
+    room: Arc<Room>,
+    bytes: usize,
+}
+
+impl Share {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Keeps room for the first `bytes` bytes and returns a share of the others.
+    pub(super) fn split_off(&mut self, bytes: usize) -> Self {
+        let rest = self.bytes - bytes;
+        self.bytes = bytes;
+        self.room.shares.fetch_add(1, Ordering::Relaxed);
+        Self {
+            room: Arc::clone(&self.room),
+            bytes: rest,
+        }
+    }
+
+    /// Takes over what another one has.
+    pub(super) fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.room.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.room.shares.fetch_sub(1, Ordering::Relaxed);
+        self.room.given_back.fetch_add(1, Ordering::Relaxed);
+        self.room.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_split_and_joined_stays_counted_and_all_is_given_back() {
+        let room = Arc::new(Room::default());
+        let mut whole = room.take(10);
+        let rest = whole.split_off(4);
+        assert_eq!((whole.bytes(), rest.bytes()), (4, 6));
+        assert_eq!((room.bytes(), room.shares()), (10, 2));
+        drop(whole);
+        assert_eq!((room.bytes(), room.shares()), (6, 1));
+        let mut more = room.take(1);
+        more.join(rest);
+        assert_eq!((room.bytes(), room.shares()), (7, 1));
+        drop(more);
+        assert_eq!(room.cost(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_woken_by_what_is_given_back() {
+        let room = Arc::new(Room::default());
+        let share = room.take(10);
+        let waiting = room.until(|| room.bytes() == 0);
+        tokio::pin!(waiting);
+        assert!(
+            poll_once(waiting.as_mut()).await.is_pending(),
+            "nothing was given back"
+        );
+        drop(share);
+        waiting.await;
+    }
+
+    async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> std::task::Poll<F::Output> {
+        std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context))).await
+    }
+}
