@@ -10,6 +10,8 @@ mod consistency;
 mod durability;
 #[path = "fuse/faults.rs"]
 mod faults;
+#[path = "fuse/guests.rs"]
+mod guests;
 #[path = "fuse/host.rs"]
 mod host;
 #[path = "fuse/hostile.rs"]
@@ -20,16 +22,21 @@ mod model;
 
 use std::process::ExitCode;
 
-use host::{ATTACH, EXPORT, Host};
+use host::{ATTACH, EXPORT, Host, Served};
 use lab::{Export, Ganesha, Lab, Part, Result, Shared, trial};
 use libtest_mimic::Trial;
 
 const NEEDS: &[Part] = &[Part::Ganesha, Part::Fuse];
 
-static NAS: Shared<Ganesha> = Shared::new();
+static GANESHA: Shared<Ganesha> = Shared::new();
+/// The server that trials use: that one, or the one that a guest was told of.
+static NAS: Shared<&'static dyn Served> = Shared::new();
 
 fn main() -> ExitCode {
     if let Some(code) = host::as_worker() {
+        return code;
+    }
+    if let Some(code) = guests::as_guest() {
         return code;
     }
     lab::main(|| {
@@ -40,6 +47,7 @@ fn main() -> ExitCode {
         trials.extend(durability::trials());
         trials.extend(faults::trials());
         trials.extend(hostile::trials());
+        trials.extend(guests::trials());
         trials
     })
 }
@@ -51,6 +59,10 @@ where
     trial(name, NEEDS, body)
 }
 
-fn nas(lab: &'static Lab) -> Result<&'static Ganesha> {
-    NAS.get(|| Ganesha::start(lab, "fusenas", &[Export::new(EXPORT)]))
+fn ganesha(lab: &'static Lab) -> Result<&'static Ganesha> {
+    GANESHA.get(|| Ganesha::start(lab, "fusenas", &[Export::new(EXPORT)]))
+}
+
+fn nas(lab: &'static Lab) -> Result<&'static dyn Served> {
+    NAS.get(|| Ok(ganesha(lab)?)).copied()
 }

@@ -20,17 +20,11 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use host::{EXPORT, Host};
 use lab::process::Task;
-use lab::{Export, FSX, Ganesha, Lab, Node, Output, PJDFSTEST, Part, Result, Shared, trial};
+use lab::{Export, Ganesha, Lab, Node, Output, PJDFSTEST, Part, Result, Shared, trial};
 
 const NEEDS: &[Part] = &[Part::Ganesha, Part::Fuse, Part::Guest, Part::Judges];
 /// How long one judge may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(400);
-/// Seeds of fsx, and how many steps it does with each on a small file and on a large one.
-const FSX_SEEDS: &str = "1 2";
-const FSX_STEPS: usize = 1000;
-/// The longest of its calls on a large file, in bytes; the file is four times as long.
-const FSX_LARGE: usize = 200_000;
-
 /// Cases that no NFSv3 client passes here, and why.
 const NOBODY_PASSES: &[(&str, &str)] = &[
     (
@@ -208,31 +202,6 @@ fn posix(lab: &'static Lab) -> Result {
 
 // ---- fsx --------------------------------------------------------------------------------------
 
-/// Runs it with these seeds on files in `dir`: small calls on small files, then large ones.
-fn exercise(dir: &str) -> String {
-    format!(
-        "for seed in {FSX_SEEDS}; do
-           for size in 1000 {FSX_LARGE}; do
-             cat >/tmp/fsx.$$ <<END
-flen = $((size * 4))
-[opsize]
-max = $size
-[weights]
-close_open = 3
-invalidate = 1
-truncate = 5
-fsync = 1
-fdatasync = 1
-sendfile = 5
-posix_fadvise = 2
-copy_file_range = 2
-END
-             {FSX} -q -N {FSX_STEPS} -S $seed -f /tmp/fsx.$$ -P /tmp {dir}/file-$seed-$size
-           done
-         done; rm /tmp/fsx.$$"
-    )
-}
-
 fn fsx(lab: &'static Lab) -> Result {
     let nas = nas(lab)?;
     let guest = kernel(lab)?;
@@ -243,17 +212,17 @@ fn fsx(lab: &'static Lab) -> Result {
         ("fsxsmall", "rsize=4096,wsize=4096"),
     ] {
         let volume = Host::mount(nas, name, options)?;
-        let output = bash(&exercise(&volume.display().to_string())).run()?;
+        let output = bash(&lab::fsx::script(&volume.display().to_string())).run()?;
         times.push(format!("{:.0?}", output.took));
         output.ok().with_context(|| format!("with {options:?}"))?;
     }
     guest.sh("mkdir /mnt/nfs/fsxkernel")?;
-    let theirs = guest.run_task(&bash(&exercise("/mnt/nfs/fsxkernel")))?;
+    let theirs = guest.run_task(&bash(&lab::fsx::script("/mnt/nfs/fsxkernel")))?;
     times.push(format!("{:.0?}", theirs.took));
     theirs.ok()?;
     lab::note(format!(
         "fsx: {} steps on each of three FUSE volumes and on the kernel's client, no byte wrong; {}",
-        FSX_STEPS * 2 * FSX_SEEDS.split(' ').count(),
+        lab::fsx::STEPS,
         times.join(", ")
     ));
     Ok(())

@@ -21,6 +21,14 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
+/// tests/judges.rs runs it on the machine's kernel.
+pub(crate) fn judged() -> Trial {
+    fuse_trial("fsx", |lab| {
+        let host = Host::mount(nas(lab)?, "fsx", "")?;
+        script(&host, &crate::lab::fsx::script(".")).map(drop)
+    })
+}
+
 /// Runs a shell script in a mounted directory.
 fn script(host: &Host, text: &str) -> Result<String> {
     let text = format!("set -eu; cd {}; {text}", host.display());

@@ -36,9 +36,14 @@ pub(crate) fn as_worker() -> Option<ExitCode> {
     Some(ended.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
 }
 
-/// An NFS server, and where its files are to be seen beside it.
-pub(crate) trait Served {
+/// An NFS server, and where its files are to be seen without nfsvol.
+pub(crate) trait Served: Send + Sync {
     fn ip(&self) -> String;
+    /// What is to be mounted of it.
+    fn export(&self) -> String {
+        EXPORT.to_owned()
+    }
+    /// Where a path of it is to be seen.
     fn local(&self, path: &str) -> PathBuf;
 }
 
@@ -81,7 +86,7 @@ impl Host {
         let (options, _) = FuseOptions::from_words(options.split(','))?;
         let volume: VolumeName = dir.parse()?;
         let attach = Attach {
-            share: format!("{}:{EXPORT}", server.ip()).parse()?,
+            share: format!("{}:{}", server.ip(), server.export()).parse()?,
             addr: ip.parse::<IpAddr>()?,
             nfs_port: 2049,
             mount_port: 20048,

@@ -41,7 +41,7 @@ fn model(lab: &'static Lab, name: &str, options: &str) -> Result {
     let host = Host::mount(nas(lab)?, name, options)?;
     let local = tempfile::tempdir()?;
     let mut runner = TestRunner::new(Config {
-        cases: CASES,
+        cases: crate::guests::share_of(CASES),
         failure_persistence: None,
         max_shrink_iters: 200,
         ..Config::default()

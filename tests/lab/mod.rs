@@ -15,6 +15,7 @@
 //! | `calls` | calls on nfsvol's socket, timed on its node |
 //! | `docker` | a real dockerd on a node, images, `nfsvol serve` beside it |
 //! | `host` | a node with dockerd and nfsvol, driven by the docker command line |
+//! | `fsx` | another's judge of reads and writes |
 //! | `ganesha` | the user-space NFS server (v3, v4.0, v4.1) |
 //! | `knfsd` | the Linux kernel's NFS server (v3, v4.0, v4.1, v4.2) in a guest |
 //! | `liar` | a hostile server: a real one whose replies are turned into lies |
@@ -29,6 +30,7 @@
 
 pub mod calls;
 pub mod docker;
+pub mod fsx;
 pub mod ganesha;
 pub mod host;
 pub mod knfsd;
@@ -58,7 +60,7 @@ pub use docker::Nfsvol;
 pub use ganesha::{Export, Ganesha};
 pub use host::{DataPath, Host};
 pub use knfsd::Knfsd;
-pub use node::{Node, Process};
+pub use node::{Linux, Node, Process};
 pub use process::Output;
 pub use proxy::Proxy;
 pub use systemd::Systemd;
@@ -139,6 +141,7 @@ pub enum Part {
     Guest,
     Knfsd,
     NewerEngine,
+    NewerLinux,
     Fuse,
     Podman,
     Compose,
@@ -147,6 +150,7 @@ pub enum Part {
     Browser,
     Prometheus,
     Judges,
+    Soak,
 }
 
 /// A named trial. Skipped with the reason when the machine lacks one of its parts, or failed
@@ -229,7 +233,12 @@ pub fn missing(parts: &[Part]) -> Option<String> {
         Part::Prometheus => absent("/usr/bin/prometheus", "prometheus"),
         Part::NewerEngine => (!Path::new(NEWER_ENGINE).exists())
             .then(|| format!("{NEWER_ENGINE} is absent (tests/lab/setup makes it)")),
+        Part::NewerLinux => (!Path::new(node::NEWER_LINUX).exists())
+            .then(|| format!("{} is absent (tests/lab/setup makes it)", node::NEWER_LINUX)),
         Part::Compose => absent("/usr/bin/docker-compose", "docker-compose"),
+        Part::Soak => absent("/usr/bin/fio", "fio")
+            .or_else(|| absent("/usr/bin/stress-ng", "stress-ng"))
+            .or_else(|| absent("/usr/bin/sqlite3", "sqlite3")),
         Part::Judges => [PJDFSTEST, FSX]
             .iter()
             .find(|tool| !Path::new(tool).exists())
@@ -276,6 +285,12 @@ impl Lab {
         LAB.get().context("no lab is up in this process")
     }
 
+    /// Makes trials run on a node of a lab, as this process does, which use what they are told of.
+    pub fn visit(dir: &Path) -> Result {
+        let lab = Self::in_dir(dir)?;
+        LAB.set(lab).map_err(|_| anyhow!("the lab is up already"))
+    }
+
     fn enter(dir: &Path) -> Result<Self> {
         for script in [
             "mount -t tmpfs -o mode=0755 tmpfs /run",
@@ -294,6 +309,10 @@ impl Lab {
         ] {
             process::sh(script)?.ok()?;
         }
+        Self::in_dir(dir)
+    }
+
+    fn in_dir(dir: &Path) -> Result<Self> {
         let hosts = dir.join("hosts");
         fs::write(&hosts, "127.0.0.1 localhost\n::1 localhost\n")?;
         let hosts = File::options().append(true).open(hosts)?;
