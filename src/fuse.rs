@@ -7,7 +7,7 @@
 //! | [`control`] | what daemon and worker say to each other |
 //! | [`worker`] | the process that serves one volume |
 //! | `glue` | FUSE requests to operations |
-//! | `fs`, `names`, `hidden`, `dir` | the operations: async functions, no FUSE types |
+//! | `fs`, `open`, `names`, `hidden`, `dir` | the operations: async functions, no FUSE types |
 //! | `read`, `write`, `extents`, `room` | data: what is held of a file, and the memory for it |
 //! | `writeback` | how it reaches the server |
 //! | `inode`, `attr`, `own` | what is known of files, for how long it is trusted, who changed it |
@@ -28,6 +28,7 @@ mod hidden;
 mod inode;
 mod make;
 mod names;
+mod open;
 pub mod options;
 mod own;
 pub mod path;

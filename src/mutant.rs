@@ -43,6 +43,12 @@ mutants! {
     HeirsTakeOverMarks,
     /// The kernel keeps the page that an append went past.
     AppendsKeepPages,
+    /// An open counts only when the server has granted it.
+    OpenInFlightIsNone,
+    /// A rename that fails leaves its open target under a hidden name.
+    FailedRenameDeletes,
+    /// What is known of a file stays good when an own call ends with an unknown outcome.
+    LostCallsChangeNothing,
 }
 
 #[cfg(any(test, feature = "failpoints"))]

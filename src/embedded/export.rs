@@ -367,6 +367,8 @@ impl Export {
             stable_how::DATA_SYNC => ReadWriteFlags::DSYNC,
             stable_how::FILE_SYNC => ReadWriteFlags::SYNC,
         };
+        // Not as root, for whom the kernel would leave set-id bits and take reserved blocks.
+        let _acting = Acting::caller(caller).map_err(status)?;
         let mut done = 0;
         while done < from.len() {
             let rest = [io::IoSlice::new(&from[done..])];

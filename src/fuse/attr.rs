@@ -206,7 +206,9 @@ impl Cached {
 
     /// The outcome of the own call numbered `asked` will never be known.
     pub(super) fn lost(&mut self, asked: u64, at: u64) -> Verdict {
-        self.expire();
+        if !mutant::is_on(Mutant::LostCallsChangeNothing) {
+            self.expire();
+        }
         self.answered = at;
         if let Some(own) = &mut self.own {
             own.end(asked);
@@ -263,6 +265,11 @@ impl Cached {
     /// For how long they are trusted when freshly heard.
     pub(super) fn trust(&self) -> Duration {
         self.trust
+    }
+
+    /// Whether something happened to the file whose outcome is not known.
+    pub(super) fn is_expired(&self) -> bool {
+        !self.valid
     }
 
     /// Something happened to the file whose outcome is not known.

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -126,6 +126,8 @@ pub(super) struct Fs {
     /// Files of which something is held that is not durable yet.
     dirty: Mutex<BTreeMap<u64, Arc<Inode>>>,
     clock: AtomicU64,
+    /// When an open came too late; see [`super::open`].
+    pub(super) missed: Mutex<Option<Instant>>,
     file_limits: Limits,
     dir_limits: Limits,
     root: FileHandle,
@@ -173,6 +175,7 @@ impl Fs {
             room: Arc::default(),
             dirty: Mutex::default(),
             clock: AtomicU64::new(1),
+            missed: Mutex::default(),
             file_limits,
             dir_limits,
             root,
@@ -376,110 +379,6 @@ impl Fs {
     pub(super) async fn readlink(&self, cred: &Cred, ino: u64) -> Result<bytes::Bytes> {
         let inode = self.inode(ino)?;
         Ok(self.nfs.readlink(cred, &inode.handle).await?.target)
-    }
-
-    /// Asks the server whether a file may be opened, which also brings its attributes up to date:
-    /// the "open" half of close-to-open.
-    pub(super) async fn check_access(&self, cred: &Cred, inode: &Inode, flags: i32) -> Result<()> {
-        let wanted = match flags & libc::O_ACCMODE {
-            libc::O_RDONLY => access::READ | access::EXECUTE,
-            libc::O_WRONLY => access::MODIFY | access::EXTEND,
-            _ => access::READ | access::MODIFY | access::EXTEND,
-        };
-        let asked = self.tick();
-        let answer = self.nfs.access(cred, &inode.handle, wanted).await?;
-        match answer.attr {
-            Some(attr) => self.absorb(inode, attr, asked),
-            None => {
-                let attr = self.nfs.getattr(cred, &inode.handle).await?;
-                self.absorb(inode, attr, asked);
-            }
-        }
-        let granted = answer.granted;
-        let reads = granted & (access::READ | access::EXECUTE) != 0;
-        let changes = granted & (access::MODIFY | access::EXTEND) != 0;
-        let allowed = match flags & libc::O_ACCMODE {
-            libc::O_RDONLY => reads,
-            libc::O_WRONLY => changes,
-            _ => granted & access::READ != 0 && changes,
-        };
-        if allowed {
-            Ok(())
-        } else {
-            Err(Errno(libc::EACCES))
-        }
-    }
-
-    pub(super) async fn open(&self, cred: &Cred, ino: u64, flags: i32) -> Result<Opened> {
-        let inode = self.inode(ino)?;
-        let known = inode.state().version;
-        let size = inode.state().cached.attr.size;
-        self.check_access(cred, &inode, flags).await?;
-        let changed = {
-            let state = inode.state();
-            state.version != known || state.cached.attr.size != size
-        };
-        if changed {
-            self.kernel.drop_attributes(ino);
-        }
-        Ok(self.opened(&inode, cred, flags))
-    }
-
-    pub(super) fn opened(&self, inode: &Arc<Inode>, cred: &Cred, flags: i32) -> Opened {
-        let mut state = inode.state();
-        state.opens += 1;
-        let keep_pages = state.kernel_version == state.version && !state.cached.is_in_doubt();
-        state.kernel_version = state.version;
-        let told = state.told();
-        drop(state);
-        let fh = self.next_file.fetch_add(1, Ordering::Relaxed);
-        let file = Arc::new(OpenFile {
-            inode: Arc::clone(inode),
-            cred: cred.clone(),
-            flags,
-            reported: AtomicU64::new(told),
-        });
-        let writes = file.writes();
-        self.files
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .insert(fh, file);
-        Opened {
-            fh,
-            keep_pages,
-            // The kernel would append where it believes the end to be, and cache it there. And
-            // without attribute caches there is no telling when its pages are good.
-            direct: self.options.acregmax == 0 || (writes && flags & libc::O_APPEND != 0),
-            writes,
-        }
-    }
-
-    /// The last descriptor of an open file is gone.
-    pub(super) async fn release(self: &Arc<Self>, fh: u64) {
-        let file = self
-            .files
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .remove(&fh);
-        let Some(file) = file else { return };
-        let inode = &file.inode;
-        if file.writes() {
-            // What fails is noted, and what does not end is tried again as long as it is held.
-            let _ = self.sync(inode).await;
-        }
-        let silly = {
-            let mut state = inode.state();
-            state.opens = state.opens.saturating_sub(1);
-            if state.opens == 0 {
-                state.silly.take()
-            } else {
-                None
-            }
-        };
-        if let Some(silly) = silly {
-            self.remove_silly(&file.cred, silly).await;
-        }
-        self.inodes.release(inode.ino);
     }
 
     pub(super) async fn access(&self, cred: &Cred, ino: u64, mask: u32) -> Result<()> {

@@ -36,7 +36,7 @@ use self::reply::{Answer, file_attr, file_type, set_time};
 use super::dir::OpenDir;
 use super::error::{Errno, Result};
 use super::fs::{Change, Entry, Found, Fs, Kernel};
-use super::process::{Processes, is_killed};
+use super::process::{Processes, Watched};
 use super::task;
 use super::write::{Quick, WriteTo};
 
@@ -262,10 +262,11 @@ async fn until_killed<T>(
 ) -> Result<T> {
     let _counted = Counted::new(load);
     let mut operation = pin!(operation);
+    let mut caller = Watched::new(pid);
     loop {
         match tokio::time::timeout(PATIENCE, &mut operation).await {
             Ok(result) => return result.inspect_err(|errno| load.note(pid, *errno)),
-            Err(_) if is_killed(pid) => {
+            Err(_) if caller.is_killed() => {
                 load.interrupted.fetch_add(1, Ordering::Relaxed);
                 return Err(Errno(libc::EINTR));
             }
@@ -290,6 +291,13 @@ impl Filesystem for Glue {
         for flag in wanted {
             // An older kernel does without.
             let _ = config.add_capabilities(flag);
+        }
+        // The server clears set-id bits; the kernel would do it by a chmod in the writer's name.
+        if config
+            .add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
+            .is_err()
+        {
+            let _ = config.add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV);
         }
         // Both are clamped by the kernel; neither is refused.
         let _ = config.set_max_write(super::options::MAX_IO);

@@ -1,12 +1,13 @@
 //! Files that were deleted while open, and live on under a hidden name until they are closed.
 //!
-//! Their names are also kept in a file of the host, beside the worker's lock and of its name.
-//! A
-//! worker that is killed takes its open files with it; the next worker of the volume removes what
+//! Their names are also kept in a file of the host, beside the worker's lock and of its name: a
+//! line for each name that is about to be, and one for each that is gone. A worker that is killed takes its open files with it; the next worker of the volume removes what
 //! it left. Without that, and for other hosts' leftovers, the rule is the kernel client's: a
 //! `.nfs…` file older than any program that may have it open can be removed.
 
-use std::io;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -19,13 +20,19 @@ use crate::attendant;
 
 const SUFFIX: &str = ".hidden";
 
+/// Lines of the file before it is written anew with what is left.
+const LINES: usize = 4096;
+
 /// A hidden file, and who deleted it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Entry {
     dir: Vec<u8>,
     name: Vec<u8>,
     uid: u32,
     gid: u32,
+    /// The name is gone again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    gone: bool,
 }
 
 impl Entry {
@@ -35,6 +42,7 @@ impl Entry {
             name: name.to_vec(),
             uid: cred.uid,
             gid: cred.gid,
+            gone: false,
         }
     }
 }
@@ -42,7 +50,13 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct Hidden {
     file: PathBuf,
-    entries: Mutex<Vec<Entry>>,
+    log: Mutex<Log>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    entries: HashMap<(Vec<u8>, Vec<u8>), Entry>,
+    lines: usize,
 }
 
 impl Hidden {
@@ -50,37 +64,81 @@ impl Hidden {
     pub(super) fn new(run_dir: &Path, worker: &str) -> Self {
         Self {
             file: run_dir.join(format!("{worker}{SUFFIX}")),
-            entries: Mutex::default(),
+            log: Mutex::default(),
         }
     }
 
     /// A file is about to get this name.
     pub(super) fn add(&self, dir: &FileHandle, name: &[u8], cred: &Cred) {
-        let mut entries = self.entries.lock().unwrap_or_else(|e| e.into_inner());
-        entries.push(Entry::new(dir, name, cred));
-        self.save(&entries);
+        let mut log = self.log.lock().unwrap_or_else(|e| e.into_inner());
+        let entry = Entry::new(dir, name, cred);
+        let key = (entry.dir.clone(), entry.name.clone());
+        let saved = self.append(&mut log, &entry);
+        log.entries.insert(key, entry);
+        self.noted(saved);
     }
 
     /// The name is gone.
     pub(super) fn remove(&self, dir: &FileHandle, name: &[u8]) {
-        let mut entries = self.entries.lock().unwrap_or_else(|e| e.into_inner());
-        entries.retain(|entry| entry.dir != dir.as_bytes() || entry.name != name);
-        self.save(&entries);
+        let mut log = self.log.lock().unwrap_or_else(|e| e.into_inner());
+        let key = (dir.as_bytes().to_vec(), name.to_vec());
+        let Some(mut entry) = log.entries.remove(&key) else {
+            return;
+        };
+        entry.gone = true;
+        let saved = if log.entries.is_empty() {
+            log.lines = 0;
+            std::fs::remove_file(&self.file)
+        } else if log.lines >= LINES.max(2 * log.entries.len()) {
+            log.lines = log.entries.len();
+            let text: String = log.entries.values().map(line).collect();
+            std::fs::write(&self.file, text)
+        } else {
+            self.append(&mut log, &entry)
+        };
+        self.noted(saved);
     }
 
-    /// There are few at a time, and they live in the page cache of a local directory.
-    fn save(&self, entries: &[Entry]) {
-        let saved = if entries.is_empty() {
-            std::fs::remove_file(&self.file)
-        } else {
-            serde_json::to_vec(entries)
-                .map_err(io::Error::from)
-                .and_then(|text| std::fs::write(&self.file, text))
-        };
+    /// One line into the page cache, usually of a file system in memory.
+    fn append(&self, log: &mut Log, entry: &Entry) -> io::Result<()> {
+        log.lines += 1;
+        File::options()
+            .append(true)
+            .create(true)
+            .open(&self.file)?
+            .write_all(line(entry).as_bytes())
+    }
+
+    fn noted(&self, saved: io::Result<()>) {
         if let Err(error) = saved {
             tracing::warn!("{}: {error}", self.file.display());
         }
     }
+}
+
+fn line(entry: &Entry) -> String {
+    // Bytes and numbers, which JSON has.
+    serde_json::to_string(entry).unwrap_or_default() + "\n"
+}
+
+/// What a file's lines leave; a worker of an earlier version has written one list.
+fn parse(text: &str) -> Vec<Entry> {
+    if let Ok(entries) = serde_json::from_str(text) {
+        return entries;
+    }
+    let mut left: Vec<Entry> = Vec::new();
+    for line in text.lines() {
+        // The last line of a worker that was killed may be half a one: its name was never made.
+        let Ok(entry) = serde_json::from_str::<Entry>(line) else {
+            continue;
+        };
+        if entry.gone {
+            left.retain(|known| (&known.dir, &known.name) != (&entry.dir, &entry.name));
+        } else {
+            left.push(entry);
+        }
+    }
+    left
 }
 
 /// Removes what workers that are dead have left behind.
@@ -94,10 +152,7 @@ pub(super) async fn clean(run_dir: &Path, nfs: &Nfs3) {
         let Some(worker) = worker.filter(|worker| !attendant::lives(run_dir, worker)) else {
             continue;
         };
-        let entries: Vec<Entry> = std::fs::read(file.path())
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default();
+        let entries = parse(&std::fs::read_to_string(file.path()).unwrap_or_default());
         let mut left = false;
         for entry in &entries {
             let Some(dir) = FileHandle::new(&entry.dir) else {
@@ -135,10 +190,28 @@ mod tests {
         hidden.add(&handle, b".nfs1\xff", &Cred::new(5, 6));
         hidden.add(&handle, b".nfs2", &Cred::root());
         hidden.remove(&handle, b".nfs2");
-        let saved: Vec<Entry> =
-            serde_json::from_slice(&std::fs::read(&hidden.file).unwrap()).unwrap();
-        assert_eq!(saved, [Entry::new(&handle, b".nfs1\xff", &Cred::new(5, 6))]);
+        let text = std::fs::read_to_string(&hidden.file).unwrap();
+        let left = [Entry::new(&handle, b".nfs1\xff", &Cred::new(5, 6))];
+        assert_eq!(parse(&text), left);
+        // Half a line, and the list of an earlier version.
+        assert_eq!(parse(&format!("{text}{{\"dir\":[1")), left);
+        assert_eq!(parse(&serde_json::to_string(&left).unwrap()), left);
         hidden.remove(&handle, b".nfs1\xff");
         assert!(!hidden.file.exists());
+    }
+
+    #[test]
+    fn the_file_is_bounded_by_what_is_hidden() {
+        let dir = tempfile::tempdir().unwrap();
+        let hidden = Hidden::new(dir.path(), "worker");
+        let handle = FileHandle::new(b"handle").unwrap();
+        hidden.add(&handle, b".nfs1", &Cred::root());
+        for _ in 0..2 * LINES {
+            hidden.add(&handle, b".nfs2", &Cred::root());
+            hidden.remove(&handle, b".nfs2");
+        }
+        let text = std::fs::read_to_string(&hidden.file).unwrap();
+        assert!(text.lines().count() <= LINES + 1);
+        assert_eq!(parse(&text), [Entry::new(&handle, b".nfs1", &Cred::root())]);
     }
 }

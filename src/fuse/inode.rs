@@ -56,6 +56,8 @@ pub(super) struct State {
     pub(super) kernel_version: u64,
     lookups: u64,
     pub(super) opens: u32,
+    /// Calls under way that take one of its names away.
+    pub(super) going: u32,
     /// A task looks for changes of other hosts.
     pub(super) watched: bool,
     /// The name it has while it is deleted but open.
@@ -124,6 +126,10 @@ impl State {
     /// The attributes as this host's programs see them: with what was written but not sent.
     pub(super) fn attr(&self) -> Attr {
         let mut attr = self.cached.attr;
+        if self.silly.is_some() {
+            // The hidden name is none.
+            attr.nlink = attr.nlink.saturating_sub(1);
+        }
         if let Some(data) = &self.data {
             let size = data.own_size.size(&self.cached);
             attr.size = size.max(data.held.end().unwrap_or(0));
@@ -363,6 +369,7 @@ fn make(ino: u64, handle: FileHandle, attr: Attr, asked: u64, limits: Limits) ->
             kernel_version: 0,
             lookups: 0,
             opens: 0,
+            going: 0,
             watched: false,
             silly: None,
             data: None,

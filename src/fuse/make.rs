@@ -1,11 +1,14 @@
 //! Operations that make something: files, directories, links, special files.
 
+use std::sync::Arc;
+
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime, Wcc};
 
 use super::error::{Errno, Result};
 use super::fs::{Changing, Entry, Fs, Opened, check_name};
 use super::inode::Inode;
+use super::open::Opening;
 
 impl Fs {
     /// Turns the answer of an operation that made something into an entry.
@@ -104,7 +107,7 @@ impl Fs {
     }
 
     pub(super) async fn create(
-        &self,
+        self: &Arc<Self>,
         cred: &Cred,
         parent: u64,
         name: &[u8],
@@ -115,27 +118,43 @@ impl Fs {
         let dir = self.inode(parent)?;
         let changing = self.change(&dir);
         let mut set = with_mode(mode);
-        let made = if flags & libc::O_EXCL != 0 {
-            self.create_exclusive(cred, &dir, name, set).await?
+        let exclusive = flags & libc::O_EXCL != 0;
+        let made = if exclusive {
+            Some(self.create_exclusive(cred, &dir, name, set).await?)
         } else {
-            if flags & libc::O_TRUNC != 0 {
-                set.size = Some(0);
+            // The kernel has found no such name. Only where another host made it since is it opened.
+            match self
+                .nfs
+                .create(cred, &dir.handle, name, How::Guarded(set))
+                .await
+            {
+                Err(error) if error.errno() == libc::EEXIST => None,
+                made => Some(made?),
             }
-            self.nfs
-                .create(cred, &dir.handle, name, How::Unchecked(set))
-                .await?
+        };
+        let ours = made.is_some();
+        let cut = !ours && flags & libc::O_TRUNC != 0;
+        let made = match made {
+            Some(made) => made,
+            None => {
+                set.size = cut.then_some(0);
+                let how = How::Unchecked(set);
+                self.nfs.create(cred, &dir.handle, name, how).await?
+            }
         };
         let entry = self.made(cred, (&dir, changing), name, made).await?;
-        if flags & libc::O_EXCL == 0 && flags & libc::O_TRUNC != 0 {
-            // Another host's file may have been there, and known here.
-            let inode = self.inode(entry.ino)?;
+        let granted = Granted(self, entry.ino);
+        let inode = self.inode(entry.ino)?;
+        let opening = Opening::new(self, &inode, cred);
+        if cut {
             inode.state().data().own_size.cut(0, self.tick());
         }
-        let opened = self.open_made(cred, &entry, mode, flags).await;
-        if opened.is_err() {
-            self.forget(entry.ino, 1);
+        // Who made the file may write to it, whatever its mode, and whoever the server says he is.
+        if !ours {
+            self.check_access(cred, &inode, flags).await?;
         }
-        Ok((entry, opened?))
+        std::mem::forget(granted);
+        Ok((entry, self.opened(opening, flags)))
     }
 
     /// CREATE that a retransmission cannot make fail, then the attributes.
@@ -172,17 +191,6 @@ impl Fs {
         Ok(made)
     }
 
-    async fn open_made(&self, cred: &Cred, entry: &Entry, mode: u32, flags: i32) -> Result<Opened> {
-        let inode = self.inode(entry.ino)?;
-        // Without O_EXCL another's file may be there. One that looks just like ours would look
-        // is as good as ours.
-        let as_made = entry.attr.uid == cred.uid && entry.attr.mode & 0o777 == mode & 0o777;
-        if flags & libc::O_EXCL == 0 && !as_made {
-            self.check_access(cred, &inode, flags).await?;
-        }
-        Ok(self.opened(&inode, cred, flags))
-    }
-
     pub(super) async fn link(
         &self,
         cred: &Cred,
@@ -209,6 +217,15 @@ impl Fs {
         });
         // One more lookup of the same node.
         Ok(self.entry(&dir, name, inode.handle, attr, asked))
+    }
+}
+
+/// A lookup that the kernel has not been told of yet.
+struct Granted<'a>(&'a Fs, u64);
+
+impl Drop for Granted<'_> {
+    fn drop(&mut self) {
+        self.0.forget(self.1, 1);
     }
 }
 

@@ -2,21 +2,26 @@
 
 use std::sync::Arc;
 
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
 
 use super::error::{Errno, Result};
 use super::fs::{Fs, check_name};
 use super::inode::{Inode, Silly};
+use super::open::{Going, Opening};
 
 /// How often a new `.nfs…` name is tried: each has 32 random bits.
 const SILLY_ATTEMPTS: usize = 3;
 
 impl Fs {
-    /// The open file behind a name, if this host has it open.
-    fn open_target(&self, parent: u64, name: &[u8]) -> Option<Arc<Inode>> {
-        self.inodes
-            .named(parent, name)
-            .filter(|inode| !inode.is_directory() && inode.state().opens > 0)
+    /// The open file behind a name, if this host has it open; counted as opened once more.
+    fn open_target(self: &Arc<Self>, cred: &Cred, parent: u64, name: &[u8]) -> Option<Opening> {
+        let inode = self.inodes.named(parent, name)?;
+        let open = inode.state().opens > 0;
+        if inode.is_directory() || !open {
+            return None;
+        }
+        Some(Opening::new(self, &inode, cred))
     }
 
     /// A name for a file that is deleted but open, of the form that the kernel's client uses.
@@ -27,23 +32,30 @@ impl Fs {
         Ok(format!(".nfs{fileid:016x}{:08x}", u32::from_be_bytes(random)).into_bytes())
     }
 
-    pub(super) async fn unlink(&self, cred: &Cred, parent: u64, name: &[u8]) -> Result<()> {
+    pub(super) async fn unlink(
+        self: &Arc<Self>,
+        cred: &Cred,
+        parent: u64,
+        name: &[u8],
+    ) -> Result<()> {
         let dir = self.inode(parent)?;
-        if let Some(inode) = self.open_target(parent, name) {
-            return self.hide(cred, &dir, name, &inode).await;
+        if let Some(target) = self.open_target(cred, parent, name) {
+            self.hide(cred, &dir, name, &target.inode).await?;
+            return Ok(());
         }
         let changing = self.change(&dir);
         let target = self.inodes.named(parent, name);
         // One link less, and a new ctime, which REMOVE does not tell.
         let _target = target.as_deref().map(|inode| self.change(inode));
+        let _going = target.as_deref().map(Going::new);
         let wcc = self.nfs.remove(cred, &dir.handle, name).await?;
         changing.done(wcc);
         self.inodes.drop_name(parent, name);
         Ok(())
     }
 
-    /// Renames an open file out of the way, until it is closed.
-    async fn hide(&self, cred: &Cred, dir: &Inode, name: &[u8], inode: &Inode) -> Result<()> {
+    /// Renames an open file out of the way, until it is closed, and tells its hidden name.
+    async fn hide(&self, cred: &Cred, dir: &Inode, name: &[u8], inode: &Inode) -> Result<Vec<u8>> {
         let known = inode.state().silly.clone();
         if known.is_some_and(|silly| silly.parent == dir.ino && silly.name == name) {
             return Err(Errno(libc::EBUSY));
@@ -62,8 +74,32 @@ impl Fs {
         };
         changing.done(done.to);
         self.inodes.rename((dir.ino, name), (dir.ino, &hidden));
-        self.hid(cred, dir, inode, hidden).await;
-        Ok(())
+        self.hid(cred, dir, inode, hidden.clone()).await;
+        Ok(hidden)
+    }
+
+    /// Gives a file its name back that was hidden for a rename which has failed.
+    async fn unhide(&self, cred: &Cred, dir: &Inode, name: &[u8], inode: &Inode, hidden: &[u8]) {
+        match self.nfs.lookup(cred, &dir.handle, name).await {
+            Err(error) if error.errno() == libc::ENOENT => {}
+            // The rename was carried out after all, or that is not known.
+            _ => return,
+        }
+        let changing = (self.change(dir), self.change(inode));
+        let (from, to) = ((&dir.handle, hidden), (&dir.handle, name));
+        match self.nfs.rename(cred, from, to, Some(&inode.handle)).await {
+            Ok(done) => {
+                changing.0.done(done.to);
+                self.hidden.remove(&dir.handle, hidden);
+                self.inodes.rename((dir.ino, hidden), (dir.ino, name));
+                let mut state = inode.state();
+                state.silly.take_if(|silly| silly.name == hidden);
+            }
+            Err(error) => tracing::warn!(
+                name = %String::from_utf8_lossy(name),
+                "a rename failed, and its target could not get its name back: {error}"
+            ),
+        }
     }
 
     /// A file has got a hidden name.
@@ -126,7 +162,7 @@ impl Fs {
     }
 
     pub(super) async fn rename(
-        &self,
+        self: &Arc<Self>,
         cred: &Cred,
         (parent, name): (u64, &[u8]),
         (new_parent, new_name): (u64, &[u8]),
@@ -146,47 +182,84 @@ impl Fs {
             _ => return Err(Errno(libc::EINVAL)),
         }
         let source = self.inodes.named(parent, name);
+        if self.is_shy() {
+            self.open_shyly(cred, new_parent, new_name);
+        }
         let target = self
-            .open_target(new_parent, new_name)
-            .filter(|target| source.as_ref().is_none_or(|s| s.ino != target.ino));
-        let kept = match &target {
-            Some(inode) => match self.keep(cred, &to, inode).await {
-                Ok(kept) => Some(kept),
-                // No hard links there: the name is free for a moment.
-                Err(Errno(libc::EOPNOTSUPP | libc::EPERM | libc::EMLINK)) => {
-                    self.hide(cred, &to, new_name, inode).await?;
-                    None
-                }
-                Err(error) => return Err(error),
-            },
-            None => None,
+            .open_target(cred, new_parent, new_name)
+            .filter(|target| source.as_ref().is_none_or(|s| s.ino != target.inode.ino));
+        let Some(target) = target else {
+            return self.rename_now(cred, (&from, name), (&to, new_name)).await;
         };
-        let changing = (self.change(&from), self.change(&to));
-        // A new ctime, which RENAME does not tell.
+        // Two calls, and perhaps one to undo the first: all or nothing, whoever is killed.
+        let (fs, cred) = (Arc::clone(self), cred.clone());
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        let pair = self.runtime.spawn(async move {
+            fs.rename_over(&cred, (&from, &name), (&to, &new_name), &target.inode)
+                .await
+        });
+        pair.await.map_err(|_| Errno(libc::EIO))?
+    }
+
+    async fn rename_now(
+        &self,
+        cred: &Cred,
+        (from, name): (&Inode, &[u8]),
+        (to, new_name): (&Inode, &[u8]),
+    ) -> Result<()> {
+        let source = self.inodes.named(from.ino, name);
+        let target = self.inodes.named(to.ino, new_name);
+        let changing = (self.change(from), self.change(to));
+        // New ctimes and one link less, which RENAME does not tell.
         let _source = source.as_deref().map(|inode| self.change(inode));
+        let _target = target.as_deref().map(|inode| self.change(inode));
+        let _going = target.as_deref().map(Going::new);
         let handle = source.as_ref().map(|inode| &inode.handle);
         let done = self
             .nfs
             .rename(cred, (&from.handle, name), (&to.handle, new_name), handle)
-            .await;
-        let done = match done {
-            Ok(done) => done,
-            Err(error) => {
-                if let Some(name) = kept {
-                    let (parent, dir) = (new_parent, to.handle);
-                    self.remove_silly(cred, Silly { parent, dir, name }).await;
-                }
-                return Err(error.into());
-            }
-        };
+            .await?;
         changing.0.done(done.from);
         changing.1.done(done.to);
-        self.inodes.rename((parent, name), (new_parent, new_name));
-        if let (Some(inode), Some(kept)) = (target, kept) {
-            self.inodes.add_name(new_parent, &kept, inode.ino);
-            self.hid(cred, &to, &inode, kept).await;
-        }
+        self.inodes.rename((from.ino, name), (to.ino, new_name));
         Ok(())
+    }
+
+    /// Renames over a file that is open.
+    async fn rename_over(
+        &self,
+        cred: &Cred,
+        from: (&Inode, &[u8]),
+        to: (&Inode, &[u8]),
+        target: &Inode,
+    ) -> Result<()> {
+        let (dir, new_name) = to;
+        let (hidden, linked) = match self.keep(cred, dir, target).await {
+            Ok(hidden) => (hidden, true),
+            // No hard links there: the name is free for a moment.
+            Err(Errno(libc::EOPNOTSUPP | libc::EPERM | libc::EMLINK)) => {
+                (self.hide(cred, dir, new_name, target).await?, false)
+            }
+            Err(error) => return Err(error),
+        };
+        let renamed = self.rename_now(cred, from, to).await;
+        match (&renamed, linked) {
+            (Ok(()), true) => {
+                self.inodes.add_name(dir.ino, &hidden, target.ino);
+                self.hid(cred, dir, target, hidden).await;
+            }
+            (Err(_), true) => {
+                let (parent, name) = (dir.ino, hidden);
+                let dir = dir.handle;
+                self.remove_silly(cred, Silly { parent, dir, name }).await;
+                target.state().cached.expire();
+            }
+            (Err(_), false) if !mutant::is_on(Mutant::FailedRenameDeletes) => {
+                self.unhide(cred, dir, new_name, target, &hidden).await;
+            }
+            (_, false) => {}
+        }
+        renamed
     }
 
     /// RENAME_NOREPLACE out of what NFSv3 does atomically: LINK and MKDIR fail when the name is

@@ -67,17 +67,53 @@ fn groups(status: &str) -> Arc<[u32]> {
         .collect()
 }
 
-/// Whether a thread waits only for us before it dies by a signal: SIGKILL is pending, or it is on
-/// its way out already and closes its files.
-pub(super) fn is_killed(tid: u32) -> bool {
-    if tid == 0 {
-        return false;
+/// The thread that made a request, watched for its death.
+#[derive(Debug)]
+pub(super) struct Watched {
+    tid: u32,
+    /// Its process, once it was seen alive.
+    process: Option<u32>,
+}
+
+impl Watched {
+    pub(super) fn new(tid: u32) -> Self {
+        Self { tid, process: None }
     }
-    let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else {
-        return true; // gone
-    };
+
+    /// Whether it waits only for us before it dies by a signal: SIGKILL is pending, or it is on its
+    /// way out already and closes its files.
+    ///
+    /// A thread that is gone has ended without waiting for the request (asynchronous I/O): then
+    /// what becomes of its process counts.
+    pub(super) fn is_killed(&mut self) -> bool {
+        if self.tid == 0 {
+            return false;
+        }
+        if let Some(status) = status(self.tid) {
+            self.process = process(&status);
+            return is_dying(self.tid, &status);
+        }
+        match self.process {
+            Some(process) if process != self.tid => {
+                status(process).is_none_or(|status| is_dying(process, &status))
+            }
+            process => process.is_some(),
+        }
+    }
+}
+
+fn status(tid: u32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{tid}/status")).ok()
+}
+
+fn is_dying(tid: u32, status: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
-    has_sigkill(&status) || dies_by_signal(&stat)
+    has_sigkill(status) || dies_by_signal(&stat)
+}
+
+fn process(status: &str) -> Option<u32> {
+    let of = |line: &str| line.strip_prefix("Tgid:")?.trim().parse().ok();
+    status.lines().find_map(of)
 }
 
 fn has_sigkill(status: &str) -> bool {
@@ -128,15 +164,37 @@ mod tests {
 
     #[test]
     fn this_process_lives_and_a_child_that_was_killed_does_not() {
-        assert!(!is_killed(std::process::id()));
+        assert!(!Watched::new(std::process::id()).is_killed());
         let mut child = std::process::Command::new("sleep")
             .arg("60")
             .spawn()
             .unwrap();
-        assert!(!is_killed(child.id()));
+        let mut watched = Watched::new(child.id());
+        assert!(!watched.is_killed());
         child.kill().unwrap();
-        let id = child.id();
         child.wait().unwrap();
-        assert!(is_killed(id));
+        assert!(watched.is_killed());
+    }
+
+    #[test]
+    fn a_thread_that_ended_normally_was_not_killed() {
+        let (told, tid) = std::sync::mpsc::channel();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let tid = rustix::thread::gettid().as_raw_nonzero().get();
+            told.send(tid.cast_unsigned()).unwrap();
+            wait.recv().unwrap();
+        });
+        let tid = tid.recv().unwrap();
+        let mut watched = Watched::new(tid);
+        assert!(!watched.is_killed());
+        go.send(()).unwrap();
+        thread.join().unwrap();
+        // The kernel takes it out of /proc a moment after it has told the joiner.
+        while status(tid).is_some() {
+            std::thread::yield_now();
+        }
+        assert!(!watched.is_killed());
+        assert!(!Watched::new(tid).is_killed(), "never seen alive");
     }
 }

@@ -112,6 +112,7 @@ impl Fs {
         }
         let mut state = inode.state();
         if state.data().careful
+            || (to.appends(file) && state.cached.is_expired())
             || (to.appends(file) && state.may_have_pages)
             || !self.fits_file(&mut state, data.len())
             || !self.fits(data.len())
@@ -133,6 +134,10 @@ impl Fs {
         data: &[u8],
     ) -> Result<()> {
         let inode = &file.inode;
+        if to.appends(file) && inode.state().cached.is_expired() {
+            // A call of unknown outcome may have cut the file.
+            self.fresh(&file.cred, inode).await?;
+        }
         if let Some(errno) = told_to_writer(file, to) {
             return Err(errno);
         }

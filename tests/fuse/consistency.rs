@@ -28,6 +28,12 @@ pub(crate) fn trials() -> Vec<Trial> {
         ),
         fuse_trial("own_writes_do_not_drop_own_pages", own_writes),
         fuse_trial("exclusive_create_has_one_winner", exclusive),
+        fuse_trial(
+            "a_file_is_replaced_while_others_open_it",
+            opened_while_replaced,
+        ),
+        fuse_trial("link_counts_are_those_of_names", link_counts),
+        fuse_trial("set_id_files_are_written_by_others", set_id),
         fuse_trial("deleted_open_files_live_until_closed", deleted_open),
         fuse_trial("mapped_writes_reach_the_server", mapped),
         fuse_trial("direct_io_is_on_the_server_when_it_returns", direct),
@@ -257,6 +263,99 @@ fn exclusive(lab: &'static Lab) -> Result {
         let age = made.modified()?.elapsed().unwrap_or_default();
         ensure!(age < Duration::from_secs(60), "mtime {age:?} ago");
     }
+    Ok(())
+}
+
+fn opened_while_replaced(lab: &'static Lab) -> Result {
+    const OPENS: usize = 3000;
+    let host = Host::mount(nas(lab)?, "reopened", "")?;
+    let (path, new) = (host.join("file"), host.join("file.new"));
+    let put = |version: usize| -> Result {
+        fs::write(&new, format!("{version}").repeat(100))?;
+        Ok(fs::rename(&new, &path)?)
+    };
+    put(0)?;
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            (1..)
+                .take_while(|_| !over.load(Ordering::Relaxed))
+                .try_for_each(put)
+        });
+        let failed: Vec<_> = (0..OPENS)
+            .filter_map(|_| {
+                File::open(&path)
+                    .and_then(|mut file| file.read(&mut [0; 200]))
+                    .err()
+            })
+            .collect();
+        over.store(true, Ordering::Relaxed);
+        writer.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+        ensure!(failed.is_empty(), "{} of {OPENS}: {failed:?}", failed.len());
+        Ok(())
+    })
+}
+
+fn link_counts(lab: &'static Lab) -> Result {
+    let host = Host::mount(nas(lab)?, "links", "")?;
+    let at = |name: &str| host.join(name);
+    let links = |name: &str| -> Result<u64> { Ok(fs::metadata(at(name))?.nlink()) };
+    fs::write(at("a"), "text")?;
+    fs::hard_link(at("a"), at("b"))?;
+    ensure!((links("a")?, links("b")?) == (2, 2), "linked");
+    fs::write(at("c"), "more")?;
+    fs::rename(at("c"), at("b"))?;
+    ensure!(links("a")? == 1, "the twin was replaced: {}", links("a")?);
+    fs::hard_link(at("a"), at("d"))?;
+    fs::rename(at("a"), at("d"))?; // two names of one file: nothing happens
+    ensure!((links("a")?, links("d")?) == (2, 2), "renamed over itself");
+    fs::remove_file(at("d"))?;
+    ensure!(links("a")? == 1, "the twin was removed");
+    // While it is open, the hidden name counts as none.
+    fs::hard_link(at("a"), at("e"))?;
+    let open = File::open(at("a"))?;
+    fs::remove_file(at("a"))?;
+    let seen = (open.metadata()?.nlink(), links("e")?);
+    ensure!(seen == (1, 1), "the open twin was removed: {seen:?}");
+    drop(open);
+    let gone = Instant::now();
+    while fs::read_dir(&*host)?.count() > 2 {
+        ensure!(
+            gone.elapsed() < Duration::from_secs(10),
+            "a hidden name stays"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+    ensure!(links("e")? == 1, "closed");
+    let open = File::open(at("e"))?;
+    fs::rename(at("b"), at("e"))?;
+    ensure!(open.metadata()?.nlink() == 0, "no name is left");
+    Ok(())
+}
+
+fn set_id(lab: &'static Lab) -> Result {
+    let host = Host::mount(nas(lab)?, "setid", "")?;
+    let place = tempfile::tempdir_in("/run")?;
+    fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755))?;
+    let script = format!(
+        "set -e
+mount --bind {mount} {place}; trap 'cd /; umount {place}' EXIT; cd {place}
+as() {{ setpriv --reuid=1000 --regid=1000 --clear-groups sh -c \"$*\"; }}
+for change in 'echo x >f' 'echo x >>f' 'dd if=/dev/zero of=f bs=1 count=1 conv=notrunc' \
+    'truncate -s 0 f'; do
+    echo text >f; chown 0:1000 f; chmod 4770 f; as \"$change\"
+done",
+        mount = host.display(),
+        place = place.path().display(),
+    );
+    let output = std::process::Command::new("bash")
+        .args(["-xc", &script])
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }
 

@@ -20,6 +20,7 @@ impl Export {
     pub(in crate::embedded) fn set(&self, node: &Node, to: &sattr3, caller: &Caller) -> Result<()> {
         if let set_size3::Some(size) = to.size {
             let file = self.data(node, OFlags::WRONLY, caller)?;
+            let _acting = Acting::caller(caller).map_err(status)?;
             rustix::fs::ftruncate(&file, size).map_err(status)?;
         }
         let _acting = Acting::caller(caller).map_err(status)?;

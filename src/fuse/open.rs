@@ -1,0 +1,249 @@
+//! Opening and closing.
+//!
+//! Invariants:
+//! - an open counts from its first call to the server on, so that no unlink or rename of this host
+//!   takes the file away in between; whoever deletes counts as an opener while at it, so that a
+//!   close in between finds the hidden name;
+//! - an open that comes while a name of the file is being taken away waits for the outcome;
+//! - what was counted is taken back by [`Opening`], also when the caller is killed; the last one
+//!   removes the hidden name.
+//!
+//! An open can still come too late: the kernel sends it to the file that a name led to before this
+//! host's rename. It gets ESTALE and looks the name up again, once. For [`SHY`] after that a file
+//! that a rename replaces is kept as if it were open, so that the second try finds it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::mutant::{self, Mutant};
+use crate::nfs::rpc::Cred;
+use crate::nfs::rpc::nfs3::access;
+
+use super::attr::now;
+use super::error::{Errno, Result};
+use super::fs::{Fs, OpenFile, Opened};
+use super::inode::{Inode, Silly};
+
+/// How long replaced files are kept after an open came too late: a second try of the kernel's
+/// takes two calls.
+const SHY: Duration = Duration::from_secs(1);
+
+/// Counts as an open file until it is dropped or becomes one.
+#[derive(Debug)]
+pub(super) struct Opening {
+    fs: Arc<Fs>,
+    pub(super) inode: Arc<Inode>,
+    cred: Cred,
+}
+
+impl Opening {
+    pub(super) fn new(fs: &Arc<Fs>, inode: &Arc<Inode>, cred: &Cred) -> Self {
+        inode.state().opens += 1;
+        Self {
+            fs: Arc::clone(fs),
+            inode: Arc::clone(inode),
+            cred: cred.clone(),
+        }
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let Some(silly) = self.fs.closed(&self.inode) else {
+            return;
+        };
+        let fs = Arc::clone(&self.fs);
+        let (inode, cred) = (Arc::clone(&self.inode), self.cred.clone());
+        self.fs.runtime.spawn(async move {
+            fs.remove_hidden(&cred, &inode, silly).await;
+        });
+    }
+}
+
+/// Takes a name of a file away that nobody has open; opens wait for it.
+#[derive(Debug)]
+pub(super) struct Going<'a>(&'a Inode);
+
+impl<'a> Going<'a> {
+    pub(super) fn new(inode: &'a Inode) -> Self {
+        inode.state().going += 1;
+        Self(inode)
+    }
+}
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        self.0.state().going -= 1;
+        self.0.progress.notify_waiters();
+    }
+}
+
+/// Waits until no call of ours takes a name of the file away: the file may be gone then.
+async fn settled(inode: &Inode) {
+    loop {
+        let progress = inode.progress.notified();
+        tokio::pin!(progress);
+        progress.as_mut().enable();
+        if inode.state().going == 0 {
+            return;
+        }
+        progress.await;
+    }
+}
+
+impl Fs {
+    /// Asks the server whether a file may be opened, which also brings its attributes up to date:
+    /// the "open" half of close-to-open.
+    pub(super) async fn check_access(&self, cred: &Cred, inode: &Inode, flags: i32) -> Result<()> {
+        let wanted = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => access::READ | access::EXECUTE,
+            libc::O_WRONLY => access::MODIFY | access::EXTEND,
+            _ => access::READ | access::MODIFY | access::EXTEND,
+        };
+        let asked = self.tick();
+        let answer = self.nfs.access(cred, &inode.handle, wanted).await?;
+        match answer.attr {
+            Some(attr) => self.absorb(inode, attr, asked),
+            None => {
+                let attr = self.nfs.getattr(cred, &inode.handle).await?;
+                self.absorb(inode, attr, asked);
+            }
+        }
+        let granted = answer.granted;
+        let reads = granted & (access::READ | access::EXECUTE) != 0;
+        let changes = granted & (access::MODIFY | access::EXTEND) != 0;
+        let allowed = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => reads,
+            libc::O_WRONLY => changes,
+            _ => granted & access::READ != 0 && changes,
+        };
+        if allowed {
+            Ok(())
+        } else {
+            Err(Errno(libc::EACCES))
+        }
+    }
+
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        cred: &Cred,
+        ino: u64,
+        flags: i32,
+    ) -> Result<Opened> {
+        let inode = self.inode(ino)?;
+        let known = inode.state().version;
+        let size = inode.state().cached.attr.size;
+        let late = mutant::is_on(Mutant::OpenInFlightIsNone);
+        let opening = (!late).then(|| Opening::new(self, &inode, cred));
+        if !late {
+            settled(&inode).await;
+        }
+        if let Err(error) = self.check_access(cred, &inode, flags).await {
+            if error.0 == libc::ESTALE {
+                *self.missed.lock().unwrap_or_else(|e| e.into_inner()) = Some(now());
+            }
+            return Err(error);
+        }
+        let changed = {
+            let state = inode.state();
+            state.version != known || state.cached.attr.size != size
+        };
+        if changed {
+            self.kernel.drop_attributes(ino);
+        }
+        let opening = opening.unwrap_or_else(|| Opening::new(self, &inode, cred));
+        Ok(self.opened(opening, flags))
+    }
+
+    /// Whether an open came too late a moment ago.
+    pub(super) fn is_shy(&self) -> bool {
+        let missed = *self.missed.lock().unwrap_or_else(|e| e.into_inner());
+        missed.is_some_and(|when| now().saturating_duration_since(when) < SHY)
+    }
+
+    /// Counts as an opener of what a name leads to, for so long that whoever looked it up has
+    /// opened it.
+    pub(super) fn open_shyly(self: &Arc<Self>, cred: &Cred, parent: u64, name: &[u8]) {
+        let Some(inode) = self.inodes.named(parent, name) else {
+            return;
+        };
+        let opening = Opening::new(self, &inode, cred);
+        self.runtime.spawn(async move {
+            tokio::time::sleep(SHY).await;
+            drop(opening);
+        });
+    }
+
+    pub(super) fn opened(&self, opening: Opening, flags: i32) -> Opened {
+        let inode = Arc::clone(&opening.inode);
+        let mut state = inode.state();
+        // The open file counts from here on.
+        state.opens += 1;
+        let keep_pages = state.kernel_version == state.version && !state.cached.is_in_doubt();
+        state.kernel_version = state.version;
+        let told = state.told();
+        drop(state);
+        let fh = self.next_file.fetch_add(1, Ordering::Relaxed);
+        let file = Arc::new(OpenFile {
+            cred: opening.cred.clone(),
+            inode,
+            flags,
+            reported: AtomicU64::new(told),
+        });
+        drop(opening);
+        let writes = file.writes();
+        self.files
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(fh, file);
+        Opened {
+            fh,
+            keep_pages,
+            // The kernel would append where it believes the end to be, and cache it there. And
+            // without attribute caches there is no telling when its pages are good.
+            direct: self.options.acregmax == 0 || (writes && flags & libc::O_APPEND != 0),
+            writes,
+        }
+    }
+
+    /// The last descriptor of an open file is gone.
+    pub(super) async fn release(self: &Arc<Self>, fh: u64) {
+        let file = self
+            .files
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .remove(&fh);
+        let Some(file) = file else { return };
+        if file.writes() {
+            // What fails is noted, and what does not end is tried again as long as it is held.
+            let _ = self.sync(&file.inode).await;
+        }
+        if let Some(silly) = self.closed(&file.inode) {
+            self.remove_hidden(&file.cred, &file.inode, silly).await;
+        }
+    }
+
+    /// One opener less. The last one has to remove the hidden name.
+    fn closed(&self, inode: &Inode) -> Option<Silly> {
+        let silly = {
+            let mut state = inode.state();
+            state.opens = state.opens.saturating_sub(1);
+            if state.opens == 0 {
+                state.silly.take()
+            } else {
+                None
+            }
+        };
+        self.inodes.release(inode.ino);
+        silly
+    }
+
+    async fn remove_hidden(&self, cred: &Cred, inode: &Inode, silly: Silly) {
+        // It may have another name, and has one link less now.
+        let changing = self.change(inode);
+        self.remove_silly(cred, silly).await;
+        drop(changing);
+        self.kernel.drop_attributes(inode.ino);
+    }
+}
