@@ -22,6 +22,10 @@
 //! Costs: an answer costs what its own range holds, not what the file does; only an answer that
 //! shows a restart of the server walks over everything.
 
+mod answers;
+mod buffer;
+mod view;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
@@ -30,50 +34,13 @@ use crate::mutant::{self, Mutant};
 
 use super::room::{SHARE_COST, Share};
 
+use buffer::Buffer;
+
 /// The write verifier of RFC 1813: it changes when a server may have lost unstable writes.
 pub(super) type Verifier = [u8; 8];
 /// How many segments [`Held::take`] looks at to find one that no flight is in the way of. If all of
 /// them have to wait, so may the others: the flights' ends ask again.
 const LOOKS: usize = 64;
-
-/// Bytes that can still grow, or that a WRITE call shares.
-#[derive(Debug)]
-enum Buffer {
-    Open(BytesMut),
-    Shut(Bytes),
-}
-
-impl Buffer {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Open(bytes) => bytes,
-            Self::Shut(bytes) => bytes,
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.as_slice().len()
-    }
-
-    /// Keeps the first `at` bytes and returns the others.
-    fn split_off(&mut self, at: usize) -> Self {
-        match self {
-            Self::Open(bytes) => Self::Open(bytes.split_off(at)),
-            Self::Shut(bytes) => Self::Shut(bytes.split_off(at)),
-        }
-    }
-
-    fn share(&mut self) -> Bytes {
-        match self {
-            Self::Open(bytes) => {
-                let shut = std::mem::take(bytes).freeze();
-                *self = Self::Shut(shut.clone());
-                shut
-            }
-            Self::Shut(bytes) => bytes.clone(),
-        }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -529,124 +496,6 @@ impl<C: Clone + PartialEq> Held<C> {
         }
     }
 
-    /// A WRITE call came back: `count` bytes from the flight's start are in the server's memory,
-    /// or on its disk when `durable`. The rest is unsent again.
-    pub(super) fn sent(&mut self, id: u64, count: usize, verifier: Verifier, durable: bool) {
-        let Some(out) = self.land(id) else {
-            return;
-        };
-        let upto = out.end.min(out.start + count as u64);
-        self.split(upto);
-        let order = self.tick();
-        for at in self.of_flight(&out) {
-            if at >= upto {
-                self.set_state(at, State::Unsent);
-                self.send_again(at);
-            } else if durable {
-                self.make_durable(at);
-            } else {
-                self.set_state(at, State::Written { verifier, order });
-            }
-        }
-        if let Some(mark) = out.overwritten {
-            if upto < out.end {
-                self.inherit(mark);
-            } else if !durable {
-                self.add_ghost(verifier, order, mark, out.owner);
-            }
-        }
-    }
-
-    /// It has to go out again, however small.
-    fn send_again(&mut self, at: u64) {
-        if let Some(segment) = self.segments.get(&at) {
-            self.full.insert((segment.mark, at));
-        }
-    }
-
-    /// A WRITE call failed for good: its bytes are dropped.
-    pub(super) fn failed(&mut self, id: u64) {
-        let Some(out) = self.land(id) else {
-            return;
-        };
-        for at in self.of_flight(&out) {
-            self.take_out(at);
-        }
-    }
-
-    fn land(&mut self, id: u64) -> Option<Out<C>> {
-        let index = self.flights.iter().position(|out| out.id == id)?;
-        Some(self.flights.swap_remove(index))
-    }
-
-    fn of_flight(&self, out: &Out<C>) -> Vec<u64> {
-        self.segments
-            .range(out.start..out.end)
-            .filter(|(_, s)| s.state == State::Sending(out.id))
-            .map(|(&at, _)| at)
-            .collect()
-    }
-
-    /// Names the moment before a COMMIT call is sent. One is under way at a time.
-    pub(super) fn begin_commit(&mut self) -> u64 {
-        self.begun = self.tick();
-        self.begun
-    }
-
-    /// What was written before a COMMIT call was sent.
-    fn written_before(&self, begun: u64) -> Vec<u64> {
-        self.written
-            .range(..(begun, 0))
-            .map(|&(_, at)| at)
-            .collect()
-    }
-
-    fn ghosts_before(&mut self, begun: u64) -> Vec<Ghost<C>> {
-        self.ghosts
-            .extract_if(.., |ghost| ghost.order < begun)
-            .collect()
-    }
-
-    /// A COMMIT call that was sent at `begun` answered with this verifier. What was written under
-    /// another one is unsent again; says whether there was any.
-    pub(super) fn committed(&mut self, begun: u64, now: Verifier) -> bool {
-        let mut lost = false;
-        for at in self.written_before(begun) {
-            match self.segments.get(&at).map(|segment| segment.state) {
-                Some(State::Written { verifier, .. }) if verifier == now => self.make_durable(at),
-                _ => {
-                    self.set_state(at, State::Unsent);
-                    self.send_again(at);
-                    lost = true;
-                }
-            }
-        }
-        for ghost in self.ghosts_before(begun) {
-            if ghost.verifier != now {
-                self.inherit(ghost.mark);
-                lost = true;
-            }
-        }
-        lost
-    }
-
-    /// COMMIT failed for good: what waited for it is dropped.
-    pub(super) fn commit_failed(&mut self, begun: u64) {
-        for at in self.written_before(begun) {
-            self.take_out(at);
-        }
-        self.ghosts_before(begun);
-    }
-
-    fn make_durable(&mut self, at: u64) {
-        if self.reads.is_empty() {
-            self.take_out(at);
-        } else {
-            let after = self.clock;
-            self.set_state(at, State::Durable { after });
-        }
-    }
-
     /// Names the moment: everything written so far has a mark at or below it.
     pub(super) fn mark(&self) -> u64 {
         self.clock
@@ -705,54 +554,6 @@ impl<C: Clone + PartialEq> Held<C> {
         let of_segment = |(_, at): &(u64, u64)| Some(self.segments.get(at)?.owner.clone());
         let of_ghost = || Some(self.ghosts.first()?.owner.clone());
         self.written.first().and_then(of_segment).or_else(of_ghost)
-    }
-
-    /// Whether anything held lies in the range.
-    pub(super) fn touches(&self, start: u64, end: u64) -> bool {
-        self.segments
-            .range(..end)
-            .next_back()
-            .is_some_and(|(at, s)| at + s.data.len() as u64 > start)
-    }
-
-    /// Whether every byte of the range is held.
-    pub(super) fn covers(&self, start: u64, end: u64) -> bool {
-        let mut at = start;
-        let first = self
-            .segments
-            .range(..=start)
-            .next_back()
-            .map_or(start, |(&k, _)| k);
-        for (&from, segment) in self.segments.range(first..end) {
-            if from > at {
-                return false;
-            }
-            at = at.max(from + segment.data.len() as u64);
-        }
-        at >= end
-    }
-
-    /// Puts what is held over the bytes at `offset`.
-    pub(super) fn overlay(&self, offset: u64, bytes: &mut [u8]) {
-        let end = offset + bytes.len() as u64;
-        let first = self
-            .segments
-            .range(..=offset)
-            .next_back()
-            .map_or(offset, |(&k, _)| k);
-        for (&from, segment) in self.segments.range(first..end) {
-            let data = segment.data.as_slice();
-            let to = from + data.len() as u64;
-            let (low, high) = (from.max(offset), to.min(end));
-            if low >= high {
-                continue;
-            }
-            // All differences lie within `bytes` or within the segment, both in memory.
-            let range = |base: u64| {
-                usize::try_from(low - base).unwrap_or(0)..usize::try_from(high - base).unwrap_or(0)
-            };
-            bytes[range(offset)].copy_from_slice(&data[range(from)]);
-        }
     }
 
     /// The file was cut to `size`: nothing held beyond it counts any more. The caller has made

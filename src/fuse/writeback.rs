@@ -182,9 +182,11 @@ impl Fs {
         let due = {
             let mut state = inode.state();
             let data = state.data();
-            data.pressed &= !data.held.is_clean();
             let all_sent = !data.held.unsent_upto(data.force);
-            data.held.written() >= self.bounds.commit || (data.pressed && all_sent)
+            let due = data.held.written() >= self.bounds.commit || (data.pressed && all_sent);
+            // That COMMIT relieves; one under way began too early for it.
+            data.pressed &= !due || data.committing;
+            due
         };
         if due {
             self.commit_soon(inode);
