@@ -14,6 +14,7 @@ mod adopt;
 mod create;
 mod data;
 mod error;
+mod expiry;
 mod layout;
 mod local;
 mod share;
@@ -31,17 +32,24 @@ use tokio::sync::Mutex;
 pub use self::adopt::Adopted;
 pub use self::create::Creation;
 pub use self::error::CatalogError;
-pub(crate) use self::layout::{frame, rfc3339};
+pub(crate) use self::expiry::since_boot;
+use self::layout::TrashName;
+pub(crate) use self::layout::{frame, remover, rfc3339};
 use self::local::{Copy, LocalCopy, Stamp};
 pub use self::sync::Changes;
 pub use self::trash::{TrashEntry, Trashed};
 use crate::files::write_durably;
-use crate::nfs::address::Share;
+use crate::mutant::{self, Mutant};
+use crate::nfs::address::{Server, Share};
 use crate::nfs::admin::Admin;
+use crate::nfs::connect;
 use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
 
 /// How long a Get for a volume that is not in the local copy may wait for the share.
 pub const LOOKUP_WAIT: Duration = Duration::from_millis(250);
+
+/// How long finding a server's addresses may take before two names count as one server's.
+const RESOLVE_WAIT: Duration = Duration::from_secs(2);
 
 /// What is known of a name.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,6 +72,8 @@ pub struct Catalog {
     /// Records of volumes made without a home share: they are only here.
     only_here: LocalCopy,
     sync: Mutex<sync::State>,
+    /// What lies in the trash, and for how long this host has seen it.
+    seen: Mutex<expiry::Seen>,
     /// Held while `.nfsvol/` is made, so that one process does not race with itself.
     making: Mutex<()>,
 }
@@ -85,6 +95,7 @@ impl Catalog {
             copies: opened("catalog")?,
             only_here: opened("volumes")?,
             sync: sync.into(),
+            seen: expiry::Seen::load(state_dir)?.into(),
             making: Mutex::default(),
         })
     }
@@ -281,49 +292,47 @@ impl Catalog {
         trash::try_out(on, record).await
     }
 
-    /// Removes a volume; its data goes where `on_remove` says. Returns the trash entry to purge at
-    /// once, for `on_remove=delete` and volumes that leave nothing to restore.
+    /// Removes a volume; its data goes where `on_remove` says. `on` is the share of its data, for a
+    /// record that [moves it](Record::moves_data). Returns the trash entry to purge at once, for
+    /// `on_remove=delete` and volumes that leave nothing to restore.
     ///
     /// # Errors
     /// What the share answered; a removal that has begun is finished by the next call, by any host.
     pub async fn remove(
         &self,
         home: Option<&Admin>,
-        on: &Admin,
+        on: Option<&Admin>,
         record: &Record,
     ) -> Result<Option<String>, CatalogError> {
-        let mut record = record.clone();
-        if record.on_remove != OnRemove::Retain
-            && let Some(other) = self
-                .list()
-                .iter()
-                .find(|other| other.name != record.name && other.overlaps(&record, self.home()))
-        {
-            tracing::warn!(volume = %record.name, other = %other.name, path = %record.data_dir,
-                "the data directory stays: another volume uses it");
-            record.on_remove = OnRemove::Retain;
-        }
+        let on = on.filter(|_| record.moves_data());
         let entry = match home.filter(|_| !self.is_only_here(&record.name)) {
             Some(home) => {
                 // Marked already, by whoever looked at the other hosts' holds, or by a crash.
-                let entry = match share::removal(home, &record).await? {
+                let entry = match share::removal(home, record).await? {
                     Some(entry) => entry,
                     None => {
-                        if on.share() != home.share() {
-                            trash::try_out(on, &record).await?;
+                        if let Some(on) = on.filter(|on| on.share() != home.share()) {
+                            trash::try_out(on, record).await?;
                         }
-                        trash::try_out(home, &record).await?;
-                        share::begin_removal(home, &self.host, &record).await?
+                        trash::try_out(home, record).await?;
+                        share::begin_removal(home, &self.host, record).await?
                     }
                 };
                 fail::fail_point!("remove.begun", |_| crate::failpoint::die());
-                trash::finish_removal(home, on, &record, &entry).await?;
-                fail::fail_point!("remove.finished", |_| crate::failpoint::die());
-                self.forget(&record.name).await?;
+                self.finish_removal(home, on, record, &entry).await?;
                 Some(entry)
             }
             None => {
-                let entry = trash::remove_local(on, &record).await?;
+                let entry = match on {
+                    Some(on) if self.other_user(None, record).await?.is_none() => {
+                        let mut seen = self.seen.lock().await;
+                        seen.note(on.share());
+                        self.write_seen(&seen)?;
+                        drop(seen);
+                        trash::remove_local(on, record).await?
+                    }
+                    _ => None,
+                };
                 tokio::task::block_in_place(|| self.only_here.remove(&record.name))
                     .map_err(CatalogError::state("removing the volume's record"))?;
                 entry
@@ -331,6 +340,66 @@ impl Catalog {
         };
         let nothing_to_restore = record.on_remove != OnRemove::Trash || record.made.is_none();
         Ok(entry.filter(|_| nothing_to_restore).map(|e| e.entry()))
+    }
+
+    /// Finishes a removal whose mark is binding. Only now is it looked who else uses the directory:
+    /// a volume that is made of it from now on finds the mark ([`Self::create`]).
+    async fn finish_removal(
+        &self,
+        home: &Admin,
+        on: Option<&Admin>,
+        record: &Record,
+        entry: &TrashName,
+    ) -> Result<(), CatalogError> {
+        let mut on = on.filter(|_| record.moves_data());
+        if on.is_some() {
+            if !mutant::is_on(Mutant::RemoveTrustsItsList) {
+                self.poll(home).await?;
+            }
+            if self.other_user(Some(home), record).await?.is_some() {
+                on = None;
+            }
+        }
+        trash::finish_removal(home, on, record, entry).await?;
+        fail::fail_point!("remove.finished", |_| crate::failpoint::die());
+        self.forget(&record.name).await
+    }
+
+    /// Another volume whose directory is the removed one's, lies in it or holds it.
+    async fn other_user(
+        &self,
+        home: Option<&Admin>,
+        record: &Record,
+    ) -> Result<Option<Arc<Record>>, CatalogError> {
+        for other in self.overlapping(record).await {
+            // What is being removed itself, and never had data of its own, uses nothing.
+            if other.made.is_none()
+                && let Some(home) = home.filter(|_| !self.is_only_here(&other.name))
+                && share::removal(home, &other).await?.is_some()
+            {
+                continue;
+            }
+            tracing::warn!(volume = %record.name, other = %other.name, path = %record.data_dir,
+                "the data directory stays: another volume uses it");
+            return Ok(Some(other));
+        }
+        Ok(None)
+    }
+
+    /// The volumes, as far as they are known here, whose directory overlaps with a record's.
+    async fn overlapping(&self, record: &Record) -> Vec<Arc<Record>> {
+        let home = self.home();
+        let mut found = Vec::new();
+        for other in self.list() {
+            if other.name != record.name
+                && other.overlaps(record, home)
+                && let (Some(share), Some(its)) = (record.share(home), other.share(home))
+                && may_be_one_server(share.server(), its.server()).await
+            {
+                found.push(other);
+            }
+        }
+        found
     }
 
     /// What is in the trash of a share.
@@ -374,7 +443,9 @@ impl Catalog {
         name: Option<&VolumeName>,
     ) -> Result<Arc<Record>, CatalogError> {
         let mut record = entry.record.clone();
-        if let Some(name) = name {
+        // A restore under another name that was cut off has written that one into the record.
+        let name = name.unwrap_or(&entry.name);
+        if record.name != *name {
             record.name = name.clone();
             // A directory that was found, not made, never moved.
             if record.made.is_some() {
@@ -387,7 +458,24 @@ impl Catalog {
         if self.is_only_here(&record.name) || share::read(home, &record.name).await?.is_some() {
             return Err(taken());
         }
-        trash::restore_data(on, entry, &record).await?;
+        if self.home.is_some() {
+            self.poll(home).await?;
+        }
+        let moved = Record {
+            name: record.name.clone(),
+            ..entry.record.clone()
+        };
+        let is_used = !self.overlapping(&moved).await.is_empty();
+        trash::gather_data(on, entry, &record.data_dir, is_used).await?;
+        if record != entry.record {
+            trash::rename_record(home, entry, &record).await?;
+        }
+        fail::fail_point!("restore.renamed", |_| crate::failpoint::die());
+        let made = trash::restore_data(on, entry, &record).await?;
+        if made != record.made {
+            record.made = made;
+            trash::rename_record(home, entry, &record).await?;
+        }
         fail::fail_point!("restore.data", |_| crate::failpoint::die());
         let record = Arc::new(record);
         if self.home.is_some() {
@@ -404,7 +492,7 @@ impl Catalog {
             Self::purge(home, &entry.entry).await?;
         }
         trash::clear(home, entry).await;
-        if on.share() != home.share() {
+        if on.share() != home.share() && record.moves_data() {
             trash::clear(on, entry).await;
         }
         Ok(record)
@@ -418,31 +506,184 @@ impl Catalog {
         trash::purge(admin, entry).await
     }
 
-    /// Trash entries of the share that were removed more than `age` ago by the server's clock, and
-    /// those that are not kept at all.
+    /// Deletes a trash entry for good, with the data that is on another share. That goes first: as
+    /// long as the entry is there, the data is not forgotten.
+    ///
+    /// # Errors
+    /// As [`purge`](Self::purge).
+    pub async fn purge_both(
+        home: Option<&Admin>,
+        on: Option<&Admin>,
+        entry: &str,
+    ) -> Result<(), CatalogError> {
+        if let Some(on) = on.filter(|on| home.map(Admin::share) != Some(on.share())) {
+            trash::purge(on, entry).await?;
+        }
+        match home {
+            Some(home) => trash::purge(home, entry).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Trash entries of a share that are older than `age`, and those that are not kept at all.
+    /// Takes away those that a crash left empty.
+    ///
+    /// Costs a listing of the trash, the reading of each entry that this host has not seen before,
+    /// and, of each one that is old by the clocks, a look at its remover's.
     ///
     /// # Errors
     /// What the share answered.
     pub async fn expired(
         &self,
-        home: &Admin,
+        admin: &Admin,
         age: Duration,
     ) -> Result<Vec<TrashEntry>, CatalogError> {
-        self.init(home).await?;
-        trash::expired(home, age).await
+        if self.is_home(admin) {
+            self.init(admin).await?;
+        } else if admin.attr(&layout::trash()).await?.is_none() {
+            return Ok(Vec::new());
+        }
+        let clocks = self.clocks(admin).await?;
+        let names = trash::entry_names(admin).await?;
+        let (unread, maybe_old) = {
+            let mut seen = self.seen.lock().await;
+            seen.look(admin.share(), since_boot(), &names);
+            let mut of = |name: &TrashName| seen.entry(admin.share(), name).clone();
+            let unread = names.iter().filter(|name| of(name).at_once.is_none());
+            let unread: Vec<TrashName> = unread.cloned().collect();
+            let is_candidate = |name: &&TrashName| {
+                let entry = of(name);
+                entry.at_once == Some(true)
+                    || entry.seen >= age.as_secs()
+                    || clocks.may_be_old(name, age)
+            };
+            let maybe_old: Vec<TrashName> = names.iter().filter(is_candidate).cloned().collect();
+            (unread, maybe_old)
+        };
+        let mut expired = self.read_new(admin, &unread).await?;
+        let is_known = |name: &&TrashName| !expired.iter().any(|e| e.entry == name.entry());
+        let maybe_old: Vec<&TrashName> = maybe_old.iter().filter(is_known).collect();
+        for name in maybe_old {
+            if let Some(entry) = self.if_old(admin, name, age).await? {
+                expired.push(entry);
+            }
+        }
+        let mut seen = self.seen.lock().await;
+        if !self.is_home(admin) && names.is_empty() {
+            seen.forget_empty(admin.share());
+        }
+        self.write_seen(&seen)?;
+        expired.sort_by(|a, b| (a.removed_secs, &a.entry).cmp(&(b.removed_secs, &b.entry)));
+        Ok(expired)
     }
 
-    /// Deletes what crashes left in `tmp/`, and puts in place what one left aside.
+    /// Reads entries for the first time; returns those that are to be deleted whatever their age.
+    async fn read_new(
+        &self,
+        admin: &Admin,
+        names: &[TrashName],
+    ) -> Result<Vec<TrashEntry>, CatalogError> {
+        let read = trash::read(admin, names.to_vec()).await;
+        let mut seen = self.seen.lock().await;
+        let mut at_once = Vec::new();
+        for (name, entry) in names.iter().zip(read) {
+            let Some(entry) = entry else { continue };
+            let is_deleted = entry.record.on_remove == OnRemove::Delete;
+            seen.entry(admin.share(), name).at_once = Some(is_deleted);
+            if is_deleted {
+                at_once.push(entry);
+            }
+        }
+        Ok(at_once)
+    }
+
+    /// The entry, if it is older than `age` by what this host has seen or by clocks that agree.
+    async fn if_old(
+        &self,
+        admin: &Admin,
+        name: &TrashName,
+        age: Duration,
+    ) -> Result<Option<TrashEntry>, CatalogError> {
+        let seen = self.seen.lock().await.entry(admin.share(), name).clone();
+        let Some(entry) = trash::read(admin, vec![name.clone()]).await.pop().flatten() else {
+            if seen.seen >= trash::LEFT_OVER.as_secs() {
+                trash::clear_bare(admin, name).await?;
+            }
+            return Ok(None);
+        };
+        if seen.seen >= age.as_secs() || seen.at_once == Some(true) {
+            return Ok(Some(entry));
+        }
+        let removers = trash::removers_time(admin, name).await?;
+        let created = layout::secs(&entry.record.created);
+        Ok(expiry::is_true(name, removers, created).then_some(entry))
+    }
+
+    /// The shares that this host keeps a trash on although no volume may name them any more.
+    pub async fn trash_shares(&self) -> Vec<Share> {
+        self.seen.lock().await.shares()
+    }
+
+    /// Deletes what crashes left in `.nfsvol/` of a share, if that is there.
     ///
     /// # Errors
-    /// What the share answered.
-    pub async fn sweep(&self, home: &Admin) -> Result<usize, CatalogError> {
+    /// The first thing that the share answered; the others were deleted.
+    pub async fn sweep(&self, admin: &Admin) -> Result<usize, CatalogError> {
+        if admin.attr(&layout::tmp()).await?.is_none() {
+            return Ok(0);
+        }
+        let clocks = self.clocks(admin).await?;
+        if !clocks.agree() {
+            tracing::warn!(share = %admin.share(), "the server's clock is not this host's: \
+                what is left over stays until they agree");
+            return Ok(0);
+        }
         let records = self.list();
-        trash::sweep(home, |id| records.iter().any(|r| r.id == id)).await
+        let waits = |id: &str| records.iter().any(|record| record.id == id);
+        let (swept, result) = trash::sweep(admin, clocks, waits).await;
+        if swept > 0 {
+            tracing::info!(swept, share = %admin.share(), "left-over entries of .nfsvol deleted");
+        }
+        result.map(|()| swept)
+    }
+
+    fn is_home(&self, admin: &Admin) -> bool {
+        self.home() == Some(admin.share())
+    }
+
+    async fn clocks(&self, admin: &Admin) -> Result<expiry::Clocks, CatalogError> {
+        let server = trash::now(admin).await?;
+        let host = expiry::host_time();
+        Ok(expiry::Clocks { server, host })
+    }
+
+    fn write_seen(&self, seen: &expiry::Seen) -> Result<(), CatalogError> {
+        write_durably(&self.state_dir.join(expiry::FILE), &seen.to_json())
+            .map_err(CatalogError::state(expiry::FILE))
     }
 
     fn write_sync_state(&self, state: &sync::State) -> Result<(), CatalogError> {
         write_durably(&self.state_dir.join(sync::FILE), &state.to_json())
             .map_err(CatalogError::state(sync::FILE))
+    }
+}
+
+/// Whether two servers may be one under two names: they are two only if they have no address in
+/// common.
+async fn may_be_one_server(one: &Server, other: &Server) -> bool {
+    if one == other || mutant::is_on(Mutant::ServersByName) {
+        return one == other;
+    }
+    if [one, other].contains(&&Server::Embedded) {
+        return false;
+    }
+    let addresses = tokio::join!(
+        connect::resolve(one, RESOLVE_WAIT),
+        connect::resolve(other, RESOLVE_WAIT)
+    );
+    match addresses {
+        (Ok(one), Ok(other)) => one.iter().any(|address| other.contains(address)),
+        // What cannot be told apart is not.
+        _ => true,
     }
 }

@@ -12,30 +12,35 @@
 //! | [`attachments`] | who uses what on this host, on disk |
 //! | [`paths`] | which data path carries a volume, and mounting by it |
 //! | [`cluster`] | this host as one of several: its session, its holds |
+//! | [`elsewhere`] | what the other hosts hold, as of the last look |
 //! | [`adopt`] | volumes of directories that are there |
 //! | [`calls`], [`ask`] | the calls of the protocol, and of the command line |
 //! | [`shares`] | reaching shares, their admin path and health |
 //! | [`reconcile`] | what the kernel shows against what was written down |
+//! | [`rights`] | who on this host may look into what is ours |
 //! | [`status`] | what people see |
 //! | [`view`] | what operators see: metrics and the status page |
-//! | [`tasks`] | polling, sweeping, checking in the background |
+//! | [`tasks`] | polling, checking in the background |
+//! | [`trash`] | emptying the trash, and sweeping what crashes left |
 
 mod adopt;
 mod ask;
 mod attachments;
 mod calls;
 mod cluster;
+mod elsewhere;
 mod error;
 mod locks;
 mod paths;
 mod reconcile;
+mod rights;
 mod shares;
 mod status;
 mod tasks;
+mod trash;
 mod view;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,10 +53,11 @@ use crate::catalog::{Catalog, CatalogError, Creation, Known};
 use crate::config::Config;
 use crate::fuse::{Fence, FuseOptions};
 use crate::mount::{MountError, MountOptions};
+use crate::mutant::{self, Mutant};
 use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::Admin;
 use crate::plugin::Calls;
-use crate::volume::options::OWN_DIR;
+use crate::volume::options::is_own_dir;
 use crate::volume::{Access, DataPath, Record, VolumeName, VolumeOptions};
 
 /// How long before its deadline a Mount stops trying, so that its own error is the answer.
@@ -59,6 +65,8 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// Pauses between the tries of a Mount whose share does not answer: from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
+/// How many removals that others have begun a Create finishes, which are in its way.
+const REMOVALS_FINISHED: usize = 3;
 /// How long a Mount waits for the home share's word on a volume whose data is on another share.
 const HOME_WAIT: Duration = Duration::from_millis(250);
 
@@ -84,6 +92,8 @@ pub struct Driver {
     tasks: tokio_util::task::TaskTracker,
     calls: Calls,
     watch: view::Watch,
+    /// Held as long as this daemon has the state directory.
+    _lock: Option<std::fs::File>,
 }
 
 impl Driver {
@@ -92,6 +102,7 @@ impl Driver {
     /// # Errors
     /// When the state directory or the mount root cannot be used.
     pub fn open(config: Config) -> Result<Self, DriverError> {
+        let lock = rights::lock(&config)?;
         let catalog = Catalog::open(&config.state_dir, config.share.clone(), &config.host)?;
         let attachments =
             Attachments::open(&config.state_dir).map_err(|source| DriverError::State {
@@ -99,6 +110,7 @@ impl Driver {
                 source,
             })?;
         let paths = Paths::open(&config)?;
+        rights::close(&config)?;
         let cluster = cluster::Cluster::open(&config, &attachments, &catalog)?;
         Ok(Self {
             shares: Shares::new(&config, &cluster.frame()),
@@ -114,6 +126,7 @@ impl Driver {
             tasks: tokio_util::task::TaskTracker::new(),
             calls: Calls::default(),
             watch: view::Watch::default(),
+            _lock: lock,
             config,
         })
     }
@@ -191,13 +204,9 @@ impl Driver {
         if let Some(word) = refused.and_then(|mount| self.config.refused_option(mount)) {
             return Err(DriverError::OptionNotAllowed(word));
         }
-        // Also by way of another export of its server.
-        let place = |share: &Share, path: &str| Path::new(share.export()).join(path);
-        let is_own = |home: &Share| {
-            home.server() == share.server()
-                && place(share, data_dir.as_str()).starts_with(place(home, OWN_DIR))
-        };
-        match self.config.share.as_ref().is_some_and(is_own) {
+        // By whatever name of its server, and by whatever export and path.
+        let parts = share.export().split('/').chain(data_dir.components());
+        match parts.into_iter().any(is_own_dir) {
             true => Err(DriverError::OwnDirectory(share.clone(), data_dir.clone())),
             false => Ok(()),
         }
@@ -237,11 +246,7 @@ impl Driver {
         let _lock = self.locks.lock(name).await;
         let home = self.scoped_home().await?;
         let on = self.scoped_data(home.as_ref(), &options).await?;
-        let default = self.config.on_remove;
-        let creation = self
-            .catalog
-            .create(home.as_ref(), &on, name, &options, default)
-            .await?;
+        let creation = self.make(home.as_ref(), &on, name, &options).await?;
         fail::fail_point!("create.kept", |_| crate::failpoint::die());
         let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
         match &creation {
@@ -249,6 +254,43 @@ impl Driver {
             Creation::Existing(_) => fresh.remove(name),
         };
         Ok(creation)
+    }
+
+    /// Makes the volume's record and directory, after removals that are in its way.
+    async fn make(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        name: &VolumeName,
+        options: &VolumeOptions,
+    ) -> Result<Creation, DriverError> {
+        let mut tries = 0..REMOVALS_FINISHED;
+        loop {
+            let default = self.config.on_remove;
+            let made = self.catalog.create(home, on, name, options, default);
+            match made.await {
+                Err(CatalogError::Removing(record)) if tries.next().is_some() => {
+                    let its = self.scoped_data(home, &record.options).await?;
+                    self.catalog.remove(home, Some(&its), &record).await?;
+                }
+                Err(CatalogError::HalfMade { record, source }) => {
+                    self.undo(home, on, &record).await;
+                    return Err((*source).into());
+                }
+                made => return Ok(made?),
+            }
+        }
+    }
+
+    /// Takes a volume back that this host has made, unless another one has it by now.
+    async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
+        if !mutant::is_on(Mutant::UndoneByName)
+            && let Err(error) = self.begin_removal(home, None, record).await
+        {
+            tracing::warn!(volume = %record.name, %error, "could not be taken back; it stays");
+            return;
+        }
+        self.catalog.undo(home, on, record).await;
     }
 
     async fn take_back(&self, name: &VolumeName) {
@@ -266,7 +308,7 @@ impl Driver {
             return;
         };
         match (self.home().await, self.data_admin(&record.options).await) {
-            (Ok(home), Ok(on)) => self.catalog.undo(home.as_ref(), &on, &record).await,
+            (Ok(home), Ok(on)) => self.undo(home.as_ref(), &on, &record).await,
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(volume = %name, %error, "a Create nobody heard of could not be undone");
             }
@@ -443,8 +485,8 @@ impl Driver {
         // Unmounted first: after a crash in between, the attachment is still there to be let go.
         if last {
             let detached = self.paths.detach(name, self.config.flush_wait).await;
-            if matches!(detached, Err(DriverError::Kept { .. })) {
-                // Docker does not ask again; `settle` does.
+            if detached.is_err() {
+                // Docker does not ask again; `settle` and `reconcile` do.
                 self.attachments.remove(name, id);
                 self.cluster.changed.notify_one();
             }
@@ -474,7 +516,11 @@ impl Driver {
             .remove(name);
         let Some(record) = known else { return Ok(()) };
         self.check_free(&record).await?;
-        let on = self.scoped_data(home.as_ref(), &record.options).await?;
+        // A share of which nothing is needed may be read-only, or gone.
+        let on = match record.moves_data() || mutant::is_on(Mutant::RemoveTouchesEveryShare) {
+            true => Some(self.scoped_data(home.as_ref(), &record.options).await?),
+            false => None,
+        };
         // Also without an attachment: a Mount that a crash interrupted may have left a mount.
         self.paths.detach(name, self.config.flush_wait).await?;
         self.attachments.retain(name, |_| false);
@@ -482,8 +528,9 @@ impl Driver {
         self.let_go(name).await;
         self.cluster.changed.notify_one();
         let removed = async {
-            self.begin_removal(home.as_ref(), &on, &record).await?;
-            let entry = self.catalog.remove(home.as_ref(), &on, &record).await?;
+            let (home, on) = (home.as_ref(), on.as_ref());
+            self.begin_removal(home, on, &record).await?;
+            let entry = self.catalog.remove(home, on, &record).await?;
             Ok::<_, DriverError>(entry)
         };
         let entry = match removed.await {
@@ -512,15 +559,10 @@ impl Driver {
     }
 
     /// Deletes a trash entry without making the caller wait; a sweep finishes what fails.
-    fn purge_later(&self, home: Option<Admin>, on: Admin, entry: String) {
+    fn purge_later(&self, home: Option<Admin>, on: Option<Admin>, entry: String) {
         tokio::spawn(async move {
-            for admin in home
-                .iter()
-                .chain((home.as_ref().map(Admin::share) != Some(on.share())).then_some(&on))
-            {
-                if let Err(error) = Catalog::purge(admin, &entry).await {
-                    tracing::warn!(entry, %error, "not deleted yet; the next sweep goes on");
-                }
+            if let Err(error) = Catalog::purge_both(home.as_ref(), on.as_ref(), &entry).await {
+                tracing::warn!(entry, %error, "not deleted yet; the next sweep goes on");
             }
         });
     }
@@ -529,11 +571,6 @@ impl Driver {
     fn mountpoint(&self, name: &VolumeName) -> Option<std::path::PathBuf> {
         self.attachments.get(name).map(|held| held.how.mountpoint)
     }
-}
-
-/// How long ago the given time (seconds since 1970) was, by this host's clock.
-fn age(since: u64) -> Duration {
-    Duration::from_secs(attachments::now().saturating_sub(since))
 }
 
 #[cfg(test)]
@@ -564,6 +601,8 @@ mod tests {
             ("options", "suid", "--allow-option"),
             ("options", "ro,dev", "mount option dev"),
             ("share", "nas:/export/.nfsvol", "belongs to the driver"),
+            ("share", "nas:/.nfsvol", "belongs to the driver"),
+            ("share", "nas:/export/.NFSVOL/tmp", "belongs to the driver"),
             (
                 "share",
                 "nas:/export/.nfsvol/volumes",

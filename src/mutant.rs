@@ -49,6 +49,24 @@ mutants! {
     FailedRenameDeletes,
     /// What is known of a file stays good when an own call ends with an unknown outcome.
     LostCallsChangeNothing,
+    /// A Remove makes `.nfsvol/` on the share of data that it leaves alone.
+    RemoveTouchesEveryShare,
+    /// A Remove looks for other users of its directory in its own list of volumes only.
+    RemoveTrustsItsList,
+    /// One server under two names is two servers.
+    ServersByName,
+    /// A directory that has taken the place of a removed one is removed as well.
+    RemovedUnseen,
+    /// A data directory is known by the number that it had before it was put in place.
+    FileIdOfBeforeTheRename,
+    /// A Create is taken back by name, whoever has the volume.
+    UndoneByName,
+    /// An entry of the trash is as old as the server's clock says.
+    TrashTrustsTheServersClock,
+    /// An entry of the trash whose record bears another name cannot be read.
+    TrashKnowsOneName,
+    /// What cannot be deleted keeps all that comes after it.
+    SweepEndsAtTheFirstError,
 }
 
 #[cfg(any(test, feature = "failpoints"))]

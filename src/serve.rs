@@ -8,8 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ServeArgs};
 use crate::driver::Driver;
-use crate::plugin::{Listener, Settings, server};
+use crate::plugin::{Listener, Settings, VolumeDriver, server};
 use crate::watch::{self, host::Names};
+
+/// In the environment of a daemon that is a managed plugin.
+pub(crate) const MANAGED: &str = "NFSVOL_MANAGED";
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
@@ -35,6 +38,10 @@ pub(crate) async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let driver = Arc::new(Driver::open(config)?);
     let stop = CancellationToken::new();
+    if std::env::var_os(MANAGED).is_some() {
+        // dockerd activates a managed plugin itself: it starts it when it starts.
+        driver.activated();
+    }
     driver.start(&stop);
     if let Some(address) = args.metrics.get() {
         let names = args.metrics_name.iter().cloned();

@@ -70,12 +70,7 @@ impl Catalog {
                 created: record.created.clone(),
             });
         }
-        if !overlap
-            && let Some(other) = self
-                .list()
-                .iter()
-                .find(|other| other.name != *name && other.overlaps(&draft, self.home()))
-        {
+        if !overlap && let Some(other) = self.overlapping(&draft).await.first() {
             return Err(CatalogError::Overlap {
                 path: draft.data_dir,
                 other: other.name.clone(),

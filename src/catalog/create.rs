@@ -8,10 +8,11 @@
 use std::sync::Arc;
 
 use super::share::{self, Published};
-use super::{Catalog, CatalogError, Copy, Stamp, data, layout, trash};
+use super::{Catalog, CatalogError, Copy, Stamp, data, expiry, layout, trash};
+use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
 use crate::volume::record::FORMAT;
-use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
+use crate::volume::{MAX_RECORD, OnRemove, Record, VolumeName, VolumeOptions};
 
 /// How often a Create starts over because another host was removing the volume just then.
 const CREATE_TRIES: usize = 5;
@@ -83,8 +84,11 @@ impl Catalog {
                 if let Some(home) = home.filter(|_| !self.is_only_here(name))
                     && let Some(entry) = share::removal(home, &record).await?
                 {
-                    trash::finish_removal(home, on, &record, &entry).await?;
-                    self.forget(name).await?;
+                    let share = self.share_of(&record.options)?;
+                    if record.moves_data() && share != on.share() {
+                        return Err(CatalogError::Removing(record));
+                    }
+                    self.finish_removal(home, Some(on), &record, &entry).await?;
                     continue;
                 }
                 return self.existing(on, record, options).await;
@@ -141,7 +145,12 @@ impl Catalog {
         fail::fail_point!("create.aside", |_| crate::failpoint::die());
         let now = match prepared {
             Some(prepared) => prepared.at,
-            None => trash::now(home.unwrap_or(on)).await?,
+            // Nothing is made on the share of a directory that was found: without a home share
+            // nobody but this host reads when.
+            None => match home {
+                Some(home) => trash::now(home).await?,
+                None => expiry::host_time(),
+            },
         };
         let mut record = Record {
             format: FORMAT,
@@ -155,20 +164,18 @@ impl Catalog {
             made: prepared.map(|p| p.fileid),
             squashed: prepared.is_some_and(|p| p.squashed),
         };
-        match self
+        let failed = match self
             .publish_and_place(home, on, &mut record, prepared.is_some())
             .await
         {
-            Ok(Published::Won) => Ok(Some(Arc::new(record))),
-            Ok(Published::Lost) => {
-                data::discard_prepared(on, &record.id).await;
-                Ok(None)
-            }
-            Err(error) => {
-                data::discard_prepared(on, &record.id).await;
-                Err(error)
-            }
+            Ok(Published::Won) => return Ok(Some(Arc::new(record))),
+            Ok(Published::Lost) => Ok(None),
+            Err(error) => Err(error),
+        };
+        if prepared.is_some() {
+            data::discard_prepared(on, &record.id).await;
         }
+        failed
     }
 
     async fn publish_and_place(
@@ -184,12 +191,43 @@ impl Catalog {
             return Ok(Published::Lost);
         }
         fail::fail_point!("create.published", |_| crate::failpoint::die());
-        let placed = self.place_and_keep(home, on, record, prepared).await;
-        if let Err(error) = placed {
-            self.undo(home, on, record).await;
-            return Err(error);
+        if let Some(home) = home
+            && let Some(other) = self.removed_around(home, record).await?
+        {
+            self.retract(home, record).await?;
+            return Err(CatalogError::Removing(other));
         }
-        Ok(Published::Won)
+        match self.place_and_keep(home, on, record, prepared).await {
+            Ok(()) => Ok(Published::Won),
+            Err(error) if home.is_some() => Err(CatalogError::HalfMade {
+                record: Arc::new(record.clone()),
+                source: error.into(),
+            }),
+            Err(error) => {
+                self.undo(None, on, record).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A volume that is being removed and whose directory overlaps with a new one's. The remover
+    /// marks, then looks at the volumes; a new volume is published, then the marks are looked at:
+    /// one of them sees the other.
+    async fn removed_around(
+        &self,
+        home: &Admin,
+        record: &Record,
+    ) -> Result<Option<Arc<Record>>, CatalogError> {
+        if !record.may_overlap() || mutant::is_on(Mutant::RemoveTrustsItsList) {
+            return Ok(None);
+        }
+        self.poll(home).await?;
+        for other in self.overlapping(record).await {
+            if other.moves_data() && share::removal(home, &other).await?.is_some() {
+                return Ok(Some(other));
+            }
+        }
+        Ok(None)
     }
 
     async fn place_and_keep(
@@ -240,20 +278,27 @@ impl Catalog {
     }
 
     /// Takes back a volume that was made by a call whose caller is gone or that failed half-way:
-    /// its record, and its data directory while that is empty.
+    /// its record, and its data directory while that is empty. With a home share its removal is
+    /// marked, so that no host has it or will ([`crate::cluster::removal`]).
     pub async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
         let undone = async {
+            let there = on.attr(&record.data_dir).await?;
+            let is_made = there.is_some_and(|attr| record.made == Some(attr.fileid));
             // Somebody may have found the volume by itself and written to it.
-            let used = on.list(&record.data_dir).await?;
-            if record.made.is_some() && used.is_some_and(|entries| !entries.is_empty()) {
+            if is_made
+                && on
+                    .list(&record.data_dir)
+                    .await?
+                    .is_some_and(|e| !e.is_empty())
+            {
                 return Ok(());
             }
-            if let Some(home) = home {
-                let aside = layout::tmp().join(&format!("{}.undo", record.id));
-                home.rename(&layout::volume(&record.name), &aside).await?;
-                share::discard(home, &aside).await;
+            if let Some(home) = home
+                && !self.retract(home, record).await?
+            {
+                return Ok(());
             }
-            if record.made.is_some() {
+            if is_made {
                 on.remove_dir(&record.data_dir).await?;
             }
             self.forget(&record.name).await?;
@@ -263,5 +308,22 @@ impl Catalog {
         if let Err(error) = undone.await {
             tracing::warn!(volume = %record.name, %error, "could not be taken back; it stays");
         }
+    }
+
+    /// Takes a record from the share, if it is still the volume's: what was moved is looked at, and
+    /// put back if it is another one.
+    async fn retract(&self, home: &Admin, record: &Record) -> Result<bool, CatalogError> {
+        let volume = layout::volume(&record.name);
+        let aside = layout::tmp().join(&format!("{}.undo", record.id));
+        home.rename(&volume, &aside).await?;
+        let json = home.read(&aside.join(layout::RECORD), MAX_RECORD).await?;
+        let moved = json.and_then(|json| Record::from_json(&record.name, &json).ok());
+        let is_it = moved.is_none_or(|moved| moved.id == record.id);
+        if is_it || mutant::is_on(Mutant::UndoneByName) {
+            share::discard(home, &aside).await;
+        } else {
+            home.rename(&aside, &volume).await?;
+        }
+        Ok(is_it)
     }
 }

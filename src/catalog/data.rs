@@ -6,6 +6,7 @@
 
 use super::error::CatalogError;
 use super::{layout, share};
+use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminErrorKind, Attr, Kind, Made};
 use crate::volume::options::OWN_DIR;
@@ -116,10 +117,25 @@ async fn give(
 pub(super) enum Placed {
     /// In place, as the record says.
     There,
-    /// Made in place because the share spans file systems; its `fileid` goes into the record.
+    /// In place with another `fileid`, which goes into the record: made anew because the share
+    /// spans file systems, or numbered anew by a server whose numbers follow the path.
     Remade(u64),
     /// Somebody else's directory came first; the record must not claim it.
     Found,
+}
+
+/// A directory that was just renamed into its place.
+async fn placed(admin: &Admin, record: &Record) -> Result<Placed, CatalogError> {
+    if mutant::is_on(Mutant::FileIdOfBeforeTheRename) {
+        return Ok(Placed::There);
+    }
+    let there = admin.attr(&record.data_dir).await?;
+    Ok(
+        match there.filter(|attr| record.made != Some(attr.fileid)) {
+            Some(attr) => Placed::Remade(attr.fileid),
+            None => Placed::There,
+        },
+    )
 }
 
 /// Puts the directory that was made aside in its place; harmless when it is there already.
@@ -131,7 +147,7 @@ pub(super) async fn place(admin: &Admin, record: &Record) -> Result<Placed, Cata
         .await
         .map_err(|e| (e.kind.clone(), e))
     {
-        Ok(()) => Ok(Placed::There),
+        Ok(()) => placed(admin, record).await,
         Err((AdminErrorKind::Exists, _)) => {
             share::discard(admin, &from).await;
             Ok(Placed::Found)
@@ -152,7 +168,7 @@ pub(super) async fn place(admin: &Admin, record: &Record) -> Result<Placed, Cata
             make_parents(admin, dir).await?;
             fail::fail_point!("create.parents", |_| crate::failpoint::die());
             admin.rename(&from, dir).await.map_err(|_| error)?;
-            Ok(Placed::There)
+            placed(admin, record).await
         }
         Err((AdminErrorKind::CrossDevice, _)) => {
             let made = admin.mkdir(dir, record.options.owner.mode & 0o700).await?;
@@ -234,21 +250,47 @@ pub(super) async fn move_away(
         // Left over from a crash before the directory was put in place.
         discard_prepared(admin, &record.id).await;
     }
-    match there {
-        Some(attr) if is_made(attr) => {}
+    let before = match there {
+        Some(attr) if is_made(attr) => attr,
         Some(_) => {
-            tracing::warn!(volume = %record.name, path = %record.data_dir,
-                "the data directory is not the one that was made for the volume: left in place");
+            tracing::warn!(volume = %record.name, share = %admin.share(), path = %record.data_dir,
+                "the data stays: its directory is not the one that was made for the volume \
+                 (brought back from a backup?). The next volume of this name finds it");
             return Ok(false);
         }
         None => return Ok(admin.attr(to).await?.is_some()),
-    }
+    };
     match admin.rename(&record.data_dir, to).await {
-        Ok(()) => Ok(true),
+        Ok(()) => moved(admin, record, to, before).await,
         // Another host finished first, or the reply was lost.
         Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => {
             Ok(admin.attr(to).await?.is_some())
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Looks at what was moved: a host that was held up may have moved a directory that another one
+/// has made meanwhile, and puts that back. A server whose numbers follow the path gives a new one
+/// to the same directory, whose other attributes are as they were.
+pub(super) async fn moved(
+    admin: &Admin,
+    record: &Record,
+    to: &SharePath,
+    before: Attr,
+) -> Result<bool, CatalogError> {
+    let what = |attr: &Attr| (attr.mtime, attr.mode, attr.uid, attr.gid, attr.nlink);
+    match admin.attr(to).await? {
+        Some(attr)
+            if attr.fileid != before.fileid
+                && what(&attr) != what(&before)
+                && !mutant::is_on(Mutant::RemovedUnseen) =>
+        {
+            tracing::warn!(volume = %record.name, path = %record.data_dir,
+                "made anew by another host during its removal: put back");
+            admin.rename(to, &record.data_dir).await?;
+            Ok(false)
+        }
+        there => Ok(there.is_some()),
     }
 }

@@ -1,10 +1,11 @@
 //! What can go wrong between a volume's name and its record and directory.
 
 use std::io;
+use std::sync::Arc;
 
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::AdminError;
-use crate::volume::{OptionError, RecordError, VolumeName};
+use crate::volume::{OptionError, Record, RecordError, VolumeName};
 
 /// An error of the catalog; the text says what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,16 @@ pub enum CatalogError {
         "volume {0} is being created, removed and created again faster than this host can follow; try again"
     )]
     Unsettled(VolumeName),
+    /// The volume was made, but could not be finished; whoever knows the other hosts' holds takes
+    /// it back.
+    #[error("{source}")]
+    HalfMade {
+        record: Arc<Record>,
+        source: Box<Self>,
+    },
+    /// Its removal has begun, and is to be finished before its name or directory is used anew.
+    #[error("volume {} is being removed; try again", .0.name)]
+    Removing(Arc<Record>),
     #[error("the record of volume {name} on the share: {source}")]
     Record {
         name: VolumeName,
@@ -80,6 +91,15 @@ pub enum CatalogError {
     NotInTrash {
         name: String,
         nearest: Option<String>,
+    },
+    #[error(
+        "share {share}: the server does not let the driver delete {path} (root_squash?); delete it \
+         on the server: {source}"
+    )]
+    NotDeletable {
+        share: String,
+        path: SharePath,
+        source: Box<AdminError>,
     },
     #[error("volume {0} exists; restore under another name (--as NAME), or remove it first")]
     NameTaken(VolumeName),
@@ -134,7 +154,8 @@ impl CatalogError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Share(error) => error.is_transient(),
-            Self::Unsettled(_) => true,
+            Self::HalfMade { source, .. } => source.is_transient(),
+            Self::Unsettled(_) | Self::Removing(_) => true,
             _ => false,
         }
     }

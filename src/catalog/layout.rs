@@ -101,6 +101,18 @@ pub(super) fn trash() -> SharePath {
     own().join("trash")
 }
 
+/// How a removal's mark names its remover: with the time by that host's clock, in seconds since
+/// 1970, which tells whether the server's clock was right then.
+pub(crate) fn remover(host: &str, secs: u64) -> String {
+    format!("{secs}.{host}")
+}
+
+/// The remover's time, by the name of an entry of the mark: `by.<secs>.<host>`.
+pub(super) fn removers_time(entry: &str) -> Option<u64> {
+    let (secs, _) = entry.strip_prefix("by.")?.split_once('.')?;
+    secs.parse().ok()
+}
+
 /// A removed volume's place in the trash: `<name>.<time>.<random>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TrashName {
@@ -162,6 +174,12 @@ fn timestamp(secs: u64) -> Timestamp {
         .ok()
         .and_then(|s| Timestamp::from_second(s).ok())
         .unwrap_or_default()
+}
+
+/// Seconds since 1970 of an RFC 3339 time; 0 if it is none.
+pub(super) fn secs(rfc3339: &str) -> u64 {
+    let parsed = rfc3339.parse::<Timestamp>().ok();
+    parsed.map_or(0, |time| u64::try_from(time.as_second()).unwrap_or(0))
 }
 
 /// Seconds since 1970 as RFC 3339.

@@ -5,6 +5,7 @@
 //! reply never makes the winner think that it lost.
 
 use super::error::CatalogError;
+use super::expiry;
 use super::layout::{self, FORMAT, Format, README, RECORD, TrashName};
 use super::local::Stamp;
 use crate::cluster::removal::{self as mark, Bound};
@@ -197,7 +198,8 @@ pub(super) async fn begin_removal(
         return Ok(entry);
     }
     let nonce = layout::random_id().map_err(CatalogError::state("random bytes"))?;
-    mark::announce(admin, name, &nonce, host).await?;
+    let by = layout::remover(host, expiry::host_time());
+    mark::announce(admin, name, &nonce, &by).await?;
     if mark::bind(admin, name, &nonce).await? == Bound::Withdrawn {
         return Err(CatalogError::Unsettled(name.clone()));
     }

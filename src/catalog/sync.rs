@@ -5,8 +5,8 @@
 //! only records whose directory changed are read.
 //!
 //! Known limit: servers stamp times in ticks of some milliseconds, so a change may hide behind a
-//! listing of the same tick; a list is therefore trusted only when a second one finds the same
-//! stamp, and the whole is listed again every [`RELIST`].
+//! listing of the same tick; a list is therefore trusted only when a second one, at least [`TICK`]
+//! later, finds the same stamp, and the whole is listed again every [`RELIST`].
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -24,6 +24,9 @@ use crate::volume::VolumeName;
 pub(super) const FILE: &str = "home.json";
 /// How often the catalog is listed although nothing seems to have changed.
 const RELIST: Duration = Duration::from_secs(600);
+/// Two listings of the same stamp at least so far apart are not of one tick: servers that keep
+/// whole seconds have the longest, and NFSv3 itself rounds to nothing more.
+const TICK: Duration = Duration::from_secs(2);
 /// Records read at once while catching up: enough to hide the round trip, little for the server.
 const READS_AT_ONCE: usize = 8;
 
@@ -159,7 +162,7 @@ impl Catalog {
         }
         let changes = self.list_and_read(home).await?;
         let mut state = self.sync.lock().await;
-        let same = last.is_some_and(|(seen, _)| seen == stamp);
+        let same = last.is_some_and(|(seen, at)| seen == stamp && at.elapsed() >= TICK);
         state.settled = same.then_some(stamp);
         state.last = Some((stamp, Instant::now()));
         if !state.known.complete {

@@ -1,6 +1,8 @@
 //! Several hosts on one share; the share is a directory, as it is over a kernel mount.
 
 mod adopt;
+mod removing;
+mod trashed;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -80,7 +82,7 @@ impl Host {
             .unwrap()
             .unwrap();
         self.catalog
-            .remove(Some(&self.admin), &self.admin, &record)
+            .remove(Some(&self.admin), Some(&self.admin), &record)
             .await
             .unwrap()
     }
@@ -411,11 +413,18 @@ async fn a_full_state_disk_leaves_nothing_half_made() {
     let host = lab.host("a").await;
     // A directory in the way of the record's file stands for any failure to write it.
     fs::create_dir_all(lab.state.path().join("a/catalog/db.json.tmp")).unwrap();
-    let error = host.create("db", &[]).await.unwrap_err().to_string();
+    let error = host.create("db", &[]).await.unwrap_err();
+    let text = error.to_string();
     assert!(
-        error.starts_with("state directory: writing the volume's record"),
-        "{error}"
+        text.starts_with("state directory: writing the volume's record"),
+        "{text}"
     );
+    // The driver takes it back, once it knows that no host has it.
+    let CatalogError::HalfMade { record, .. } = error else {
+        panic!("{error:?}");
+    };
+    let home = Some(&host.admin);
+    host.catalog.undo(home, &host.admin, &record).await;
     assert!(!lab.path("db").exists() && !lab.path(".nfsvol/volumes/db").exists());
 }
 
@@ -445,7 +454,10 @@ async fn without_a_home_share_volumes_name_their_own() {
     fs::write(lab.path("db/file"), "data").unwrap();
     let again = Catalog::open(&lab.state.path().join("a"), None, "a").unwrap();
     assert_eq!(again.look_up(None, &db).await, Known::Here(record.clone()));
-    assert_eq!(again.remove(None, &admin, &record).await.unwrap(), None);
+    assert_eq!(
+        again.remove(None, Some(&admin), &record).await.unwrap(),
+        None
+    );
     assert_eq!(again.look_up(None, &db).await, Known::Absent);
     let entry = again.find_in_trash(&admin, "db").await.unwrap();
     again.restore(&admin, &admin, &entry, None).await.unwrap();
@@ -464,21 +476,9 @@ async fn what_is_expired_is_purged_and_what_is_left_over_is_swept() {
         host.catalog.expired(&host.admin, week).await.unwrap().len(),
         0
     );
-    let entry = host
-        .catalog
-        .trash(&host.admin)
-        .await
-        .unwrap()
-        .remove(0)
-        .entry;
-    // As if it had been removed in the year 2020.
-    let old = "db.20200101T000000Z.01234567";
-    fs::rename(
-        lab.path(".nfsvol/trash").join(entry),
-        lab.path(".nfsvol/trash").join(old),
-    )
-    .unwrap();
-    let expired = host.catalog.expired(&host.admin, week).await.unwrap();
+    // Not kept at all.
+    let none = Duration::ZERO;
+    let expired = host.catalog.expired(&host.admin, none).await.unwrap();
     assert_eq!(expired.len(), 1);
     Catalog::purge(&host.admin, &expired[0].entry)
         .await

@@ -18,15 +18,19 @@ use serde::Serialize;
 
 use super::data;
 use super::error::CatalogError;
+use super::expiry::Clocks;
 use super::layout::{self, TRASH_DATA, TRASH_VOLUME, TrashName};
 use super::share;
 use crate::cluster::layout::REMOVING;
+use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminErrorKind};
+use crate::nfs::admin::{self, Admin, AdminErrorKind, Attr};
 use crate::volume::{MAX_RECORD, OnRemove, Record, RecordError, VolumeName};
 
 /// What lies in `tmp/` longer than this was left by a crash; nothing takes near as long to make.
-const LEFT_OVER: Duration = Duration::from_secs(3600);
+pub(super) const LEFT_OVER: Duration = Duration::from_secs(3600);
+/// Entries of the trash that are read at once: enough to hide the round trip, little for the server.
+const READS_AT_ONCE: usize = 8;
 /// Entries of `tmp/` that are being deleted.
 const PURGE_PREFIX: &str = "purge.";
 
@@ -53,16 +57,17 @@ pub struct Trashed {
     pub removed_secs: u64,
 }
 
-/// Moves a volume whose removal has begun to the trash. `home` holds its record, `on` its data.
+/// Moves a volume whose removal has begun to the trash. `home` holds its record, `on` its data, if
+/// that is to be moved.
 pub(super) async fn finish_removal(
     home: &Admin,
-    on: &Admin,
+    on: Option<&Admin>,
     record: &Record,
     entry: &TrashName,
 ) -> Result<(), CatalogError> {
     make_dir(home, &entry.path()).await?;
     fail::fail_point!("remove.entry", |_| crate::failpoint::die());
-    if record.on_remove != OnRemove::Retain {
+    if let Some(on) = on {
         if on.share() != home.share() {
             make_dir(on, &entry.path()).await?;
         }
@@ -70,8 +75,9 @@ pub(super) async fn finish_removal(
     }
     fail::fail_point!("remove.data", |_| crate::failpoint::die());
     let volume = layout::volume(&record.name);
-    match home.rename(&volume, &entry.path().join(TRASH_VOLUME)).await {
-        Ok(()) => Ok(()),
+    let moved = entry.path().join(TRASH_VOLUME);
+    match home.rename(&volume, &moved).await {
+        Ok(()) => look_at_moved(home, record, &moved).await,
         // Another host finished, or the reply was lost: then the name is free or taken anew.
         Err(error) => match share::read(home, &record.name).await {
             Ok(Some(there)) if there.id == record.id => Err(error.into()),
@@ -79,6 +85,27 @@ pub(super) async fn finish_removal(
             Err(_) => Err(error.into()),
         },
     }
+}
+
+/// Looks at the record that was moved: a host that was held up may have moved that of a volume
+/// that was made meanwhile, and puts it back.
+pub(super) async fn look_at_moved(
+    home: &Admin,
+    record: &Record,
+    moved: &SharePath,
+) -> Result<(), CatalogError> {
+    let Some(json) = home.read(&moved.join(layout::RECORD), MAX_RECORD).await? else {
+        return Ok(());
+    };
+    match Record::from_json(&record.name, &json) {
+        Ok(there) if there.id != record.id && !mutant::is_on(Mutant::RemovedUnseen) => {
+            tracing::warn!(volume = %record.name,
+                "made anew by another host during its removal: put back");
+            home.rename(moved, &layout::volume(&record.name)).await?;
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Puts the data of a volume without a record on the share into its share's trash.
@@ -153,7 +180,17 @@ pub(super) async fn now(admin: &Admin) -> Result<u64, CatalogError> {
 
 /// What is in the trash of a share, oldest first.
 pub(super) async fn list(home: &Admin) -> Result<Vec<TrashEntry>, CatalogError> {
-    Ok(scan(home).await?.0)
+    let names = entry_names(home).await?;
+    let mut entries: Vec<TrashEntry> = read(home, names).await.into_iter().flatten().collect();
+    entries.sort_by(|a, b| (a.removed_secs, &a.entry).cmp(&(b.removed_secs, &b.entry)));
+    Ok(entries)
+}
+
+/// The entries of the trash of a share: one listing.
+pub(super) async fn entry_names(home: &Admin) -> Result<Vec<TrashName>, CatalogError> {
+    let listed = home.list(&layout::trash()).await?.unwrap_or_default();
+    let names = listed.iter().filter_map(|entry| entry.name.to_str());
+    Ok(names.filter_map(TrashName::parse).collect())
 }
 
 /// The names of what is in the trash of a share, oldest first: one listing, no record is read.
@@ -172,46 +209,62 @@ pub(super) async fn names(home: &Admin) -> Result<Vec<Trashed>, CatalogError> {
     Ok(names)
 }
 
-/// What is in the trash of a share, oldest first, and the entries that hold no record.
-async fn scan(home: &Admin) -> Result<(Vec<TrashEntry>, Vec<TrashName>), CatalogError> {
-    let (mut entries, mut bare) = (Vec::new(), Vec::new());
-    for entry in home.list(&layout::trash()).await?.unwrap_or_default() {
-        let Some(name) = entry.name.to_str().and_then(TrashName::parse) else {
-            continue;
-        };
-        match record_of(home, &name).await {
-            Ok(Some(record)) => entries.push(TrashEntry {
-                entry: name.entry(),
-                name: name.volume.clone(),
-                removed: layout::rfc3339(name.removed),
-                removed_secs: name.removed,
-                record,
-            }),
-            // Data of a volume whose record is in the home share's trash, a removal under way, or
-            // a restore that a crash interrupted at its last step.
-            Ok(None) => bare.push(name),
-            Err(error) => tracing::warn!(entry = name.entry(), %error, "unreadable trash entry"),
+/// Reads entries, in their order; `None` for one without a readable record: data of a volume whose
+/// record is in the home share's trash, a removal under way, or a restore that was cut off at its
+/// last step.
+pub(super) async fn read(home: &Admin, names: Vec<TrashName>) -> Vec<Option<TrashEntry>> {
+    let mut entries = Vec::with_capacity(names.len());
+    let mut names = names.into_iter().peekable();
+    while names.peek().is_some() {
+        let mut reads = tokio::task::JoinSet::new();
+        let from = entries.len();
+        for (at, name) in names.by_ref().take(READS_AT_ONCE).enumerate() {
+            let home = home.clone();
+            reads.spawn(async move { (at, read_one(&home, name).await) });
+            entries.push(None);
+        }
+        while let Some(read) = reads.join_next().await {
+            if let Ok((at, entry)) = read {
+                entries[from + at] = entry;
+            }
         }
     }
-    entries.sort_by(|a, b| (a.removed_secs, &a.entry).cmp(&(b.removed_secs, &b.entry)));
-    Ok((entries, bare))
+    entries
 }
 
-/// The entries that were removed more than `age` ago. Takes away those that a crash left empty.
-pub(super) async fn expired(home: &Admin, age: Duration) -> Result<Vec<TrashEntry>, CatalogError> {
-    let now = now(home).await?;
-    let older = |removed: u64, age: Duration| now.saturating_sub(removed) > age.as_secs();
-    let (mut entries, bare) = scan(home).await?;
-    for name in bare.iter().filter(|name| older(name.removed, LEFT_OVER)) {
-        match home.remove_dir(&name.path()).await {
-            Err(error) if !matches!(error.kind, AdminErrorKind::NotEmpty) => {
-                return Err(error.into());
-            }
-            _ => {}
+async fn read_one(home: &Admin, name: TrashName) -> Option<TrashEntry> {
+    match record_of(home, &name).await {
+        Ok(record) => record.map(|record| TrashEntry {
+            entry: name.entry(),
+            removed: layout::rfc3339(name.removed),
+            removed_secs: name.removed,
+            name: name.volume,
+            record,
+        }),
+        Err(error) => {
+            tracing::warn!(entry = name.entry(), %error, "unreadable trash entry");
+            None
         }
     }
-    entries.retain(|e| e.record.on_remove == OnRemove::Delete || older(e.removed_secs, age));
-    Ok(entries)
+}
+
+/// Takes away an entry that a crash left empty.
+pub(super) async fn clear_bare(home: &Admin, name: &TrashName) -> Result<(), CatalogError> {
+    match home.remove_dir(&name.path()).await {
+        Err(error) if !matches!(error.kind, AdminErrorKind::NotEmpty) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// When an entry was removed by its remover's clock, in seconds since 1970, if that was noted.
+pub(super) async fn removers_time(
+    home: &Admin,
+    name: &TrashName,
+) -> Result<Option<u64>, CatalogError> {
+    let mark = name.path().join(TRASH_VOLUME).join(REMOVING);
+    let by = home.list(&mark).await?.unwrap_or_default();
+    let times = by.iter().filter_map(|entry| entry.name.to_str());
+    Ok(times.filter_map(layout::removers_time).next())
 }
 
 async fn record_of(home: &Admin, entry: &TrashName) -> Result<Option<Record>, CatalogError> {
@@ -219,8 +272,22 @@ async fn record_of(home: &Admin, entry: &TrashName) -> Result<Option<Record>, Ca
     let Some(json) = home.read(&file, MAX_RECORD).await? else {
         return Ok(None);
     };
-    let record = Record::from_json(&entry.volume, &json);
+    let name = named(&entry.volume, &json);
+    let record = Record::from_json(&name, &json);
     Ok(Some(record.map_err(|source| wrong(&entry.volume, source))?))
+}
+
+/// The name that a record in an entry of `volume` bears: a restore under another one that was cut
+/// off has written that.
+pub(super) fn named(volume: &VolumeName, json: &[u8]) -> VolumeName {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        name: VolumeName,
+    }
+    match serde_json::from_slice(json) {
+        Ok(Named { name }) if !mutant::is_on(Mutant::TrashKnowsOneName) => name,
+        _ => volume.clone(),
+    }
 }
 
 fn wrong(name: &VolumeName, source: RecordError) -> CatalogError {
@@ -230,36 +297,67 @@ fn wrong(name: &VolumeName, source: RecordError) -> CatalogError {
     }
 }
 
-/// The newest entry called `wanted`: a volume's name or an entry's.
+/// The newest entry called `wanted`: a volume's name or an entry's. Reads no other's record.
 pub(super) async fn find(home: &Admin, wanted: &str) -> Result<TrashEntry, CatalogError> {
-    let entries = list(home).await?;
-    if let Some(found) = entries
-        .iter()
-        .rev()
-        .find(|e| e.name.as_str() == wanted || e.entry == wanted)
-    {
-        return Ok(found.clone());
+    let mut names = entry_names(home).await?;
+    names.sort_by_key(|name| std::cmp::Reverse(name.removed));
+    let is_wanted = |name: &&TrashName| name.volume.as_str() == wanted || name.entry() == wanted;
+    for name in names.iter().filter(is_wanted) {
+        if let Some(found) = read_one(home, name.clone()).await {
+            return Ok(found);
+        }
     }
-    let score = |e: &TrashEntry| strsim::jaro_winkler(e.name.as_str(), wanted);
-    let nearest = entries.iter().filter(|e| score(e) > 0.75);
+    let score = |name: &TrashName| strsim::jaro_winkler(name.volume.as_str(), wanted);
+    let nearest = names.iter().filter(|name| score(name) > 0.75);
     let nearest = nearest.max_by(|a, b| score(a).total_cmp(&score(b)));
     Err(CatalogError::NotInTrash {
         name: wanted.to_owned(),
-        nearest: nearest.map(|e| e.name.to_string()),
+        nearest: nearest.map(|name| name.volume.to_string()),
     })
 }
 
-/// Brings an entry's data back to `record.data_dir`; `record` may bear a new name.
+/// Brings data that a restore under another name has moved, before it was cut off, back into its
+/// entry. `is_used` says whether a volume uses that directory by now.
+pub(super) async fn gather_data(
+    on: &Admin,
+    entry: &TrashEntry,
+    to: &SharePath,
+    is_used: bool,
+) -> Result<(), CatalogError> {
+    let (moved, trashed) = (&entry.record.data_dir, data_of(entry));
+    if moved == to || !entry.record.moves_data() || on.attr(&trashed).await?.is_some() {
+        return Ok(());
+    }
+    match on.attr(moved).await? {
+        Some(attr) if entry.record.made == Some(attr.fileid) => {}
+        _ => return Ok(()),
+    }
+    if is_used {
+        return Err(CatalogError::PathTaken {
+            share: on.share().to_string(),
+            path: moved.clone(),
+        });
+    }
+    on.rename(moved, &trashed).await?;
+    Ok(())
+}
+
+fn data_of(entry: &TrashEntry) -> SharePath {
+    layout::trash().join(&entry.entry).join(TRASH_DATA)
+}
+
+/// Brings an entry's data back to `record.data_dir`; `record` may bear a new name. Returns the
+/// directory's number, which may be another one there.
 pub(super) async fn restore_data(
     on: &Admin,
     entry: &TrashEntry,
     record: &Record,
-) -> Result<(), CatalogError> {
-    let from = layout::trash().join(&entry.entry).join(TRASH_DATA);
+) -> Result<Option<u64>, CatalogError> {
+    let from = data_of(entry);
     if on.attr(&from).await?.is_none() {
         // Retained or found directories never moved; a restore that crashed has moved it already.
         return match on.attr(&record.data_dir).await? {
-            Some(attr) if record.made.is_none_or(|made| made == attr.fileid) => Ok(()),
+            Some(attr) if record.made.is_none_or(|made| made == attr.fileid) => Ok(record.made),
             _ => Err(data::gone(on, record)),
         };
     }
@@ -272,10 +370,25 @@ pub(super) async fn restore_data(
     }
     data::make_parents(on, &record.data_dir).await?;
     on.rename(&from, &record.data_dir).await?;
+    let there = on.attr(&record.data_dir).await?;
+    Ok(there
+        .map(|attr| attr.fileid)
+        .filter(|_| record.made.is_some()))
+}
+
+/// Writes a record into its entry, before anything of it moves: what is cut off then is found again.
+pub(super) async fn rename_record(
+    home: &Admin,
+    entry: &TrashEntry,
+    record: &Record,
+) -> Result<(), CatalogError> {
+    let volume = layout::trash().join(&entry.entry).join(TRASH_VOLUME);
+    home.write(&volume.join(layout::RECORD), &record.to_json())
+        .await?;
     Ok(())
 }
 
-/// Brings an entry's record back; its data is in place.
+/// Brings an entry's record back, as it is in its entry; its data is in place.
 pub(super) async fn restore_record(
     home: &Admin,
     entry: &TrashEntry,
@@ -287,10 +400,6 @@ pub(super) async fn restore_record(
         if let Some(name) = entry.name.to_str().filter(|n| n.starts_with(REMOVING)) {
             share::delete_tree(home, &volume.join(name)).await?;
         }
-    }
-    if *record != entry.record {
-        home.write(&volume.join(layout::RECORD), &record.to_json())
-            .await?;
     }
     match home.rename(&volume, &layout::volume(&record.name)).await {
         Ok(()) => {}
@@ -321,34 +430,77 @@ pub(super) async fn purge(admin: &Admin, entry: &str) -> Result<(), CatalogError
         _ => {}
     }
     fail::fail_point!("purge.renamed", |_| crate::failpoint::die());
-    share::delete_tree(admin, &aside).await?;
-    Ok(())
+    delete(admin, &aside).await
 }
 
-/// Deletes what crashes left in `tmp/`. `unplaced` says whether `tmp/<id>.data` still waits to be
-/// put in place. Returns how many entries were removed.
+/// Deletes a tree, or says that the server does not let the driver do so.
+async fn delete(admin: &Admin, path: &SharePath) -> Result<(), CatalogError> {
+    share::delete_tree(admin, path)
+        .await
+        .map_err(|error| match error.kind {
+            AdminErrorKind::Access(_) => CatalogError::NotDeletable {
+                share: admin.share().to_string(),
+                path: path.clone(),
+                source: error.into(),
+            },
+            _ => error.into(),
+        })
+}
+
+/// Deletes what crashes left in `.nfsvol/`, if that is there. `unplaced` says whether
+/// `tmp/<id>.data` still waits to be put in place, `clocks` the time. Goes on after what cannot be
+/// deleted; returns how many entries were removed, and the first error.
 pub(super) async fn sweep(
     admin: &Admin,
+    clocks: Clocks,
     unplaced: impl Fn(&str) -> bool,
-) -> Result<usize, CatalogError> {
-    let now = now(admin).await?;
-    let mut swept = 0;
-    for entry in admin.list(&layout::tmp()).await?.unwrap_or_default() {
-        let Some(name) = entry.name.to_str() else {
-            continue;
+) -> (usize, Result<(), CatalogError>) {
+    let (mut swept, mut result) = (0, Ok(()));
+    for dir in [layout::tmp(), crate::cluster::layout::hosts()] {
+        let is_tmp = dir == layout::tmp();
+        let entries = match admin.list(&dir).await {
+            Ok(entries) => entries.unwrap_or_default(),
+            Err(error) => return (swept, Err(error.into())),
         };
-        let path: SharePath = layout::tmp().join(name);
-        let attr = match entry.attr {
-            Some(attr) => Some(attr),
-            None => admin.attr(&path).await?,
-        };
-        let Some(attr) = attr else { continue };
-        let old = now.saturating_sub(attr.mtime.secs) > LEFT_OVER.as_secs();
-        let waiting = name.strip_suffix(".data").is_some_and(&unplaced);
-        if old && !waiting {
-            share::delete_tree(admin, &path).await?;
-            swept += 1;
+        for entry in entries {
+            let Some(name) = entry.name.to_str() else {
+                continue;
+            };
+            let is_ours = is_tmp || admin::is_temporary(&entry.name);
+            let waiting = name.strip_suffix(".data").is_some_and(&unplaced);
+            if !is_ours || waiting {
+                continue;
+            }
+            match sweep_one(admin, &dir.join(name), entry.attr, clocks).await {
+                Ok(gone) => swept += usize::from(gone),
+                Err(error)
+                    if result.is_ok() && !mutant::is_on(Mutant::SweepEndsAtTheFirstError) =>
+                {
+                    tracing::warn!(%error, "left over");
+                    result = Err(error);
+                }
+                Err(error) if result.is_ok() => return (swept, Err(error)),
+                Err(error) => tracing::warn!(%error, "left over"),
+            }
         }
     }
-    Ok(swept)
+    (swept, result)
+}
+
+async fn sweep_one(
+    admin: &Admin,
+    path: &SharePath,
+    attr: Option<Attr>,
+    clocks: Clocks,
+) -> Result<bool, CatalogError> {
+    let attr = match attr {
+        Some(attr) => Some(attr),
+        None => admin.attr(path).await?,
+    };
+    let old = |attr: Attr| clocks.server.saturating_sub(attr.mtime.secs) > LEFT_OVER.as_secs();
+    let old = attr.is_some_and(old);
+    if old {
+        delete(admin, path).await?;
+    }
+    Ok(old)
 }

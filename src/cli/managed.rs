@@ -28,6 +28,7 @@ pub(super) async fn run() -> anyhow::Result<()> {
     loop {
         let mut daemon = Command::new(&program)
             .arg("serve")
+            .env(crate::serve::MANAGED, "")
             .spawn()
             .context("starting the daemon")?;
         let pid = daemon

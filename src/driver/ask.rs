@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{Driver, DriverError};
-use crate::catalog::{Catalog, CatalogError, Known, TrashEntry};
+use crate::catalog::{CatalogError, Known};
 use crate::nfs::admin::Admin;
-use crate::plugin::{Ask, Purge};
+use crate::plugin::Ask;
 use crate::volume::{DataPath, VolumeName};
 
 impl Driver {
@@ -13,11 +13,7 @@ impl Driver {
         match question {
             Ask::Ls => {
                 self.look_soon().await;
-                let records = self.catalog.list();
-                Ok(records
-                    .iter()
-                    .map(|record| self.volume_line(record))
-                    .collect())
+                Ok(self.volume_lines().into())
             }
             Ask::Inspect { name } => self.inspect(&name.parse()?).await,
             Ask::Status => Ok(self.daemon_status()),
@@ -63,7 +59,7 @@ impl Driver {
         Ok(json!({ "aborted": name }))
     }
 
-    async fn trash_share(&self) -> Result<Admin, DriverError> {
+    pub(super) async fn trash_share(&self) -> Result<Admin, DriverError> {
         self.home()
             .await?
             .ok_or_else(|| CatalogError::NoHome("the trash").into())
@@ -85,28 +81,5 @@ impl Driver {
             .await?;
         self.watch.trash_changed();
         Ok(json!({ "name": record.name, "entry": entry.entry, "removed": entry.removed }))
-    }
-
-    async fn purge(&self, purge: Purge) -> Result<Value, DriverError> {
-        let home = self.trash_share().await?;
-        let entries: Vec<TrashEntry> = match purge {
-            Purge::All => self.catalog.trash(&home).await?,
-            Purge::Name(name) => {
-                let newest = self.catalog.find_in_trash(&home, &name).await?;
-                let mut entries = self.catalog.trash(&home).await?;
-                entries
-                    .retain(|e| e.entry == name || (newest.entry != name && e.name == newest.name));
-                entries
-            }
-        };
-        for entry in &entries {
-            let on = self.data_admin(&entry.record.options).await?;
-            if on.share() != home.share() {
-                Catalog::purge(&on, &entry.entry).await?;
-            }
-            Catalog::purge(&home, &entry.entry).await?;
-        }
-        self.watch.trash_changed();
-        Ok(json!({ "purged": entries.iter().map(|e| &e.entry).collect::<Vec<_>>() }))
     }
 }

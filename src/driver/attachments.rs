@@ -5,16 +5,17 @@
 //! crash, and may never send an Unmount, so counts are only hints: what the kernel's mount
 //! namespaces show decides (see [`super::reconcile`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::since_boot;
 use crate::files::{write_durably, write_whole};
 use crate::mount::Held as HeldBy;
 use crate::nfs::address::Share;
@@ -43,8 +44,11 @@ pub(super) struct How {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Attachment {
     pub(super) id: String,
-    /// Seconds since 1970 by this host's clock.
+    /// Seconds since 1970 by this host's clock, for people.
     pub(super) since: u64,
+    /// Seconds since the boot, by which its age is told: nobody sets that clock.
+    #[serde(default)]
+    pub(super) at: u64,
     /// Which start of the engine it belongs to.
     pub(super) epoch: u64,
 }
@@ -71,6 +75,8 @@ pub(super) struct Attachments {
     epoch_file: PathBuf,
     boot_id: String,
     state: Mutex<State>,
+    /// Held while the epoch is written.
+    starting: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -118,6 +124,7 @@ impl Attachments {
             epoch_file,
             boot_id,
             state: State { epoch, held }.into(),
+            starting: Mutex::default(),
         })
     }
 
@@ -132,15 +139,25 @@ impl Attachments {
 
     /// The engine has (re)started: what comes from now on belongs to a new epoch.
     pub(super) fn engine_started(&self) {
-        let mut state = self.state();
-        state.epoch += 1;
-        if let Err(error) = write_durably(&self.epoch_file, state.epoch.to_string().as_bytes()) {
+        let epoch = {
+            let mut state = self.state();
+            state.epoch += 1;
+            state.epoch
+        };
+        // Not under the lock, for which every Get and List would wait.
+        let _alone = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = write_durably(&self.epoch_file, epoch.to_string().as_bytes()) {
             tracing::warn!(%error, "engine epoch not written; stale attachments may stay longer");
         }
     }
 
     pub(super) fn get(&self, name: &VolumeName) -> Option<Held> {
         self.state().held.get(name).cloned()
+    }
+
+    /// The volumes that are attached.
+    pub(super) fn names(&self) -> HashSet<VolumeName> {
+        self.state().held.keys().cloned().collect()
     }
 
     pub(super) fn all(&self) -> Vec<(VolumeName, Held)> {
@@ -181,6 +198,7 @@ impl Attachments {
         let attachment = Attachment {
             id: id.to_owned(),
             since: now(),
+            at: since_boot(),
             epoch: state.epoch,
         };
         let mut attachments = state
@@ -250,6 +268,13 @@ impl Attachments {
 
     fn file(&self, name: &VolumeName) -> PathBuf {
         self.dir.join(format!("{name}.json"))
+    }
+}
+
+impl Attachment {
+    /// How long ago it was made.
+    pub(super) fn age(&self) -> Duration {
+        Duration::from_secs(since_boot().saturating_sub(self.at))
     }
 }
 

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
-use serde_json::{Value, json};
 
-use super::attachments::Attachments;
+use super::attachments::{Attachments, now};
+use super::elsewhere::Elsewhere;
 use super::{Driver, DriverError};
 use crate::catalog::{Catalog, CatalogError};
 use crate::cluster::removal::{self, Bound};
@@ -81,7 +81,7 @@ pub(super) struct Cluster {
     /// What this host held when it was last asked.
     holds: Mutex<BTreeMap<VolumeName, crate::cluster::Hold>>,
     /// The last words on other hosts' holds.
-    view: Mutex<Vec<(String, crate::cluster::HostDoc)>>,
+    view: Mutex<Arc<Elsewhere>>,
     /// Volumes that were unmounted, and since when: the others are told together.
     leaving: Mutex<BTreeMap<VolumeName, Instant>>,
     /// Something is in `leaving`.
@@ -137,24 +137,10 @@ impl Cluster {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn view(&self) -> Vec<(String, crate::cluster::HostDoc)> {
+    /// What the other hosts that live hold, as of the last look.
+    pub(super) fn elsewhere(&self) -> Arc<Elsewhere> {
         let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-        view.clone()
-    }
-
-    /// What the other hosts hold of a volume, as of the last look.
-    pub(super) fn elsewhere(&self, name: &VolumeName) -> Vec<Value> {
-        self.view()
-            .iter()
-            .filter_map(|(host, doc)| {
-                let hold = doc.holds.get(name)?;
-                Some(json!({
-                    "host": host,
-                    "since": crate::catalog::rfc3339(hold.since),
-                    "holders": hold.holders,
-                }))
-            })
-            .collect()
+        Arc::clone(&view)
     }
 
     /// What this host holds; as it was before while the share keeps the answer waiting.
@@ -168,16 +154,6 @@ impl Cluster {
             *holds = now;
         }
         holds.clone()
-    }
-
-    /// What the other hosts that live hold, as of the last look.
-    pub(super) fn others(&self) -> Vec<(String, crate::cluster::HostDoc)> {
-        self.view()
-    }
-
-    /// The hosts of the cluster that live, as of the last look.
-    pub(super) fn hosts(&self) -> Vec<String> {
-        self.view().into_iter().map(|(host, _)| host).collect()
     }
 }
 
@@ -650,13 +626,13 @@ impl Driver {
                 let times = Times::new(Duration::from_millis(other.doc.session_ms));
                 other.silent < times.expire()
             })
-            .map(|other| (other.doc.host.clone(), other.doc))
+            .map(|other| other.doc)
             .collect();
         *self
             .cluster
             .view
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = view;
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(Elsewhere::new(view));
         Ok(looked?)
     }
 
@@ -677,14 +653,14 @@ impl Driver {
     pub(super) async fn begin_removal(
         &self,
         home: Option<&Admin>,
-        on: &Admin,
+        on: Option<&Admin>,
         record: &Record,
     ) -> Result<(), DriverError> {
         let name = &record.name;
         let Some(home) = self.shared_home(home, name) else {
             return Ok(());
         };
-        if on.share() != home.share() {
+        if let Some(on) = on.filter(|on| on.share() != home.share()) {
             Catalog::try_removal(on, record).await?;
         }
         let mut begun = self.try_to_begin_removal(home, name).await;
@@ -707,13 +683,13 @@ impl Driver {
         name: &VolumeName,
     ) -> Result<(), DriverError> {
         // What is held, as far as is known, gets no intent before that has been asked.
-        if !self.cluster.elsewhere(name).is_empty() {
+        if self.cluster.elsewhere().of(name).next().is_some() {
             self.check_elsewhere(home, name).await?;
         }
         let nonce = HostEnv.nonce();
-        let host = &self.cluster.member.host().name;
+        let host = crate::catalog::remover(&self.cluster.member.host().name, now());
         // Shows as well that the share takes changes: an intent by itself changes nothing.
-        if let Err(error) = removal::announce(home, name, &nonce, host).await {
+        if let Err(error) = removal::announce(home, name, &nonce, &host).await {
             removal::withdraw(home, name, &nonce).await;
             return Err(error.into());
         }

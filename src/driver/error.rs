@@ -71,6 +71,8 @@ pub enum DriverError {
          half a minute, or stop the container"
     )]
     Starting(VolumeName),
+    #[error("another nfsvol runs with the state directory {}; stop it first, or name another (--state-dir)", .0.display())]
+    Running(std::path::PathBuf),
     #[error("the mount ID is empty: a client of the volume plugin protocol sends one")]
     NoId,
     #[error("share {0} is not among those that --allow-share permits on this host")]
@@ -81,8 +83,8 @@ pub enum DriverError {
     )]
     OptionNotAllowed(String),
     #[error(
-        "share {0} with directory {1} lies in the directory .nfsvol of the home share, which belongs to \
-         the driver; name another directory"
+        "share {0} with directory {1} lies in a directory .nfsvol, which belongs to the driver; name \
+         another directory"
     )]
     OwnDirectory(Share, SharePath),
     #[error("the options of the admin mount: {0}")]

@@ -13,9 +13,11 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Driver, DriverError, age};
+use super::attachments::Attachment;
+use super::{Driver, DriverError};
 use crate::mount::holders::{self, Holder, Wanted};
 use crate::mount::{Held, MountedVolume};
+use crate::nfs::address::{Share, SharePath};
 use crate::volume::{Record, VolumeName};
 
 /// Between the answer to Mount and the container's own mount lie image set-up and runc: seconds
@@ -26,8 +28,22 @@ const START_GRACE: Duration = Duration::from_secs(20);
 const WORKER_ENDS: Duration = Duration::from_secs(3);
 /// How often it is looked whether the worker has ended.
 const WORKER_LOOK: Duration = Duration::from_millis(50);
+/// The ID of all mounts by Podman, which counts them itself. Each of its commands activates the
+/// plugin, so that says nothing of an engine's start, and `podman volume mount` shows no process.
+const PODMAN: &str = "2f73349cfc4630255319c6c8dfc1b46a8996ace9d14d8e07563b165915918ec2";
 /// How old the holders in Status may be: finding them reads all of /proc.
 const HOLDERS_FRESH: Duration = Duration::from_secs(2);
+
+/// What mountinfo shows as the source of a directory of a share; of the share itself there is no
+/// slash at its end.
+fn source(share: &Share, dir: &SharePath) -> String {
+    let (share, dir) = (share.to_string(), dir.as_str());
+    if dir.is_empty() || dir == "." {
+        return share;
+    }
+    // `nas:/` ends in a slash by itself.
+    format!("{}/{dir}", share.trim_end_matches('/'))
+}
 
 /// The last look at each volume's holders, for Status.
 #[derive(Debug, Default)]
@@ -40,10 +56,7 @@ impl Driver {
         let mut marks = Vec::new();
         marks.extend(self.attachments.get(&record.name).map(|held| held.how.held));
         if let Ok(share) = self.catalog.share_of(&record.options) {
-            marks.push(Held::Source(format!(
-                "{share}/{}",
-                record.data_dir.as_str()
-            )));
+            marks.push(Held::Source(source(share, &record.data_dir)));
         }
         marks.dedup();
         marks
@@ -136,7 +149,7 @@ impl Driver {
         let starting = self.attachments.get(name).is_some_and(|held| {
             held.attachments
                 .iter()
-                .any(|a| a.epoch == epoch && age(a.since) < START_GRACE)
+                .any(|a| a.epoch == epoch && a.age() < START_GRACE)
         });
         if starting {
             Err(DriverError::Starting(name.clone()))
@@ -152,18 +165,25 @@ impl Driver {
         for (name, held) in self.attachments.all() {
             // Docker sends no Unmount for a volume that it was told is gone.
             let gone = self.catalog.get(&name).is_none();
-            let stale = |since, of| (gone || of != epoch) && age(since) >= START_GRACE;
-            if !held.attachments.iter().any(|a| stale(a.since, a.epoch)) {
+            let earlier = |a: &Attachment| a.epoch != epoch && a.id != PODMAN;
+            let stale = |a: &Attachment| (gone || earlier(a)) && a.age() >= START_GRACE;
+            if !held.attachments.iter().any(stale) {
                 continue;
             }
             // A call for the volume is under way: it knows better, and this comes again.
             let Some(_lock) = self.locks.try_lock(&name) else {
                 continue;
             };
-            if !matches!(self.holders(&name, vec![held.how.held]), Ok(found) if found.is_empty()) {
+            let marks = vec![held.how.held];
+            if !matches!(self.holders(&name, marks.clone()), Ok(found) if found.is_empty()) {
                 continue;
             }
-            let left = self.attachments.retain(&name, |a| !stale(a.since, a.epoch));
+            // A copy by the engine, or a process that works in the volume by the host's own mount.
+            let used = tokio::task::block_in_place(|| holders::in_use(&marks));
+            if !matches!(used, Ok(false)) {
+                continue;
+            }
+            let left = self.attachments.retain(&name, |a| !stale(a));
             tracing::info!(volume = %name, left, "attachments that nothing stands behind dropped");
             if left == 0 {
                 self.unmount_unattached(&name).await;
@@ -178,7 +198,9 @@ impl Driver {
 
     /// Removes what volumes that are gone have left in the state directory.
     fn forget_removed(&self) {
-        for name in self.paths.logged() {
+        let mut left = self.paths.logged();
+        left.extend(self.guarded());
+        for name in left {
             let Some(_lock) = self.locks.try_lock(&name) else {
                 continue;
             };
@@ -186,10 +208,24 @@ impl Driver {
             if used || self.catalog.get(&name).is_some() {
                 continue;
             }
-            if let Err(error) = self.paths.forget(&name) {
-                tracing::warn!(volume = %name, %error, "its workers' logs are not removed");
+            let of_guards = std::fs::remove_dir_all(self.paths.guards().run_dir(&name));
+            for removed in [self.paths.forget(&name), of_guards] {
+                if let Err(error) = removed
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    tracing::warn!(volume = %name, %error, "its processes' logs are not removed");
+                }
             }
         }
+    }
+
+    /// Volumes that guards have written logs of.
+    fn guarded(&self) -> Vec<VolumeName> {
+        let entries = std::fs::read_dir(self.config.state_dir.join("guard"));
+        let names = entries.into_iter().flatten().flatten();
+        names
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
     }
 
     async fn unmount_all_unattached(&self, mounted: &[MountedVolume]) {
@@ -211,5 +247,20 @@ impl Driver {
         if let Err(error) = self.paths.detach(name, self.config.flush_wait).await {
             tracing::warn!(volume = %name, %error, "not unmounted");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_as_the_kernel_shows_it() {
+        let of = |share: &str, dir: &str| {
+            source(&share.parse().unwrap(), &SharePath::parse(dir).unwrap())
+        };
+        assert_eq!(of("nas:/export", "db"), "nas:/export/db");
+        assert_eq!(of("nas:/export", "."), "nas:/export");
+        assert_eq!(of("nas:/", "db"), "nas:/db");
     }
 }

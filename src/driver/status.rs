@@ -1,5 +1,7 @@
 //! What `docker volume inspect` and the command line show of a volume and of this host.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -7,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::Driver;
 use super::attachments::Held;
 use super::cluster::describe;
+use super::elsewhere::Elsewhere;
 use crate::fuse::WorkerStatus;
 use crate::mount::Holder;
 use crate::volume::{Access, DataPath, Record, VolumeName};
@@ -47,7 +50,7 @@ impl Driver {
         put("data_dir", json!(record.data_dir));
         put(
             "held_by_other_hosts",
-            json!(self.cluster.elsewhere(&record.name)),
+            json!(self.cluster.elsewhere().lines(&record.name)),
         );
         put("data_dir_made_by_driver", json!(record.made.is_some()));
         put("options", json!(record.options));
@@ -156,20 +159,16 @@ impl Driver {
     }
 
     /// The hosts that hold a volume, with what holds it there, in one line.
-    fn held_by(&self, record: &Record) -> String {
+    fn held_by(&self, record: &Record, here: Option<&[Holder]>, elsewhere: &Elsewhere) -> String {
         let mut hosts = Vec::new();
-        if self.attachments.get(&record.name).is_some() {
-            let mut holders: Vec<String> =
-                self.recent_holders(record).iter().map(describe).collect();
+        if let Some(here) = here {
+            let mut holders: Vec<String> = here.iter().map(describe).collect();
             holders.sort();
             holders.dedup();
             hosts.push((self.config.host.clone(), holders.join(", ")));
         }
-        for other in self.cluster.elsewhere(&record.name) {
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let holders = other["holders"].as_array().into_iter().flatten().map(text);
-            hosts.push((text(&other["host"]), holders.collect::<Vec<_>>().join(", ")));
-        }
+        let others = elsewhere.of(&record.name);
+        hosts.extend(others.map(|(host, hold)| (host.to_owned(), hold.holders.join(", "))));
         hosts.sort();
         let hosts = hosts.iter().map(|(host, holders)| match holders.as_str() {
             "" => host.clone(),
@@ -178,11 +177,36 @@ impl Driver {
         hosts.collect::<Vec<_>>().join(", ")
     }
 
-    /// One line of `nfsvol ls`.
-    pub(super) fn volume_line(&self, record: &Record) -> Value {
+    /// `nfsvol ls`: one look at /proc for all attached volumes, and one view of the other hosts.
+    pub(super) fn volume_lines(&self) -> Vec<Value> {
+        let records = self.catalog.list();
+        let attached = self.attachments.names();
+        let of_attached = records
+            .iter()
+            .filter(|record| attached.contains(&record.name));
+        let of_attached: Vec<_> = of_attached.cloned().collect();
+        let found = self.holders_of_all(&of_attached).unwrap_or_default();
+        let names = of_attached.iter().map(|record| &record.name);
+        let mut holders: HashMap<&VolumeName, Vec<Holder>> =
+            names.clone().map(|n| (n, Vec::new())).collect();
+        holders.extend(names.zip(found));
+        let elsewhere = self.cluster.elsewhere();
+        let line = |record: &Arc<Record>| {
+            let here = holders.get(&record.name).map(Vec::as_slice);
+            self.volume_line(record, here, &elsewhere)
+        };
+        records.iter().map(line).collect()
+    }
+
+    fn volume_line(
+        &self,
+        record: &Record,
+        here: Option<&[Holder]>,
+        elsewhere: &Elsewhere,
+    ) -> Value {
         let held = self.attachments.get(&record.name);
         json!({
-            "held_by": self.held_by(record),
+            "held_by": self.held_by(record, here, elsewhere),
             "name": record.name,
             "share": self.catalog.share_of(&record.options).ok(),
             "data_dir": record.data_dir,
@@ -222,7 +246,7 @@ impl Driver {
             },
             "volumes": self.catalog.len(),
             "attachments": self.attachments.count(),
-            "hosts": self.cluster.hosts(),
+            "hosts": self.cluster.elsewhere().hosts().collect::<Vec<_>>(),
             "shares": shares,
         })
     }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::{LEAVE_TOGETHER, STARTED};
 use super::{Driver, DriverError};
-use crate::catalog::{Catalog, Changes};
+use crate::catalog::Changes;
 use crate::cluster::Times;
 
 /// How often the health of shares in use is looked at.
@@ -175,7 +175,7 @@ impl Driver {
             );
         }
         // Every other time, and more rarely the more hosts there are to list.
-        let hosts = self.cluster.hosts().len();
+        let hosts = self.cluster.elsewhere().hosts().count();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         if turn.is_multiple_of(2 + hosts / 100) {
             self.look(&self.admin(&contact).await?).await?;
@@ -197,24 +197,5 @@ impl Driver {
             }
         }
         while checks.join_next().await.is_some() {}
-    }
-
-    async fn empty_trash(&self) -> Result<(), DriverError> {
-        let Some(home) = self.home().await? else {
-            return Ok(());
-        };
-        for entry in self.catalog.expired(&home, self.config.trash_time).await? {
-            let on = self.data_admin(&entry.record.options).await?;
-            if on.share() != home.share() {
-                Catalog::purge(&on, &entry.entry).await?;
-            }
-            Catalog::purge(&home, &entry.entry).await?;
-            tracing::info!(entry = entry.entry, "purged from the trash");
-        }
-        let swept = self.catalog.sweep(&home).await?;
-        if swept > 0 {
-            tracing::info!(swept, "left-over entries of .nfsvol/tmp deleted");
-        }
-        Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! background task, and only while somebody watches.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::attachments::{Held, now};
+use super::elsewhere::Elsewhere;
 use super::{Driver, DriverError};
 use crate::catalog;
 use crate::cluster::Hold;
@@ -88,16 +90,20 @@ impl Watched for Driver {
         let view = self.view().await;
         let holds = self.cluster.holds(HOLDS_WAIT).await;
         let find = find.trim().to_lowercase();
-        let records = self.catalog.list();
-        let mut rows: Vec<Row> = records
-            .iter()
-            .filter(|record| record.name.as_str().to_lowercase().contains(&find))
-            .map(|record| self.row(record, holds.get(&record.name)))
-            .collect();
-        let found = rows.len();
+        let elsewhere = self.cluster.elsewhere();
+        let attached = self.attachments.names();
+        let mut records = self.catalog.list();
+        records.retain(|record| record.name.as_str().to_lowercase().contains(&find));
+        let found = records.len();
         // Stable: each part stays in the order of names.
-        rows.sort_by_key(|row| row.held.is_empty());
-        rows.truncate(MAX_ROWS);
+        records.sort_by_key(|record| {
+            let name = &record.name;
+            let here = holds.contains_key(name) || attached.contains(name);
+            !here && elsewhere.of(name).next().is_none()
+        });
+        records.truncate(MAX_ROWS);
+        let row = |record: &Arc<Record>| self.row(record, holds.get(&record.name), &elsewhere);
+        let rows = records.iter().map(row).collect();
         Page { view, found, rows }
     }
 }
@@ -185,7 +191,7 @@ impl Driver {
 
     /// The shares of this host, one entry for each, whatever ports its volumes name.
     fn shares_seen(&self) -> Vec<Share> {
-        let mut seen: Vec<Share> = Vec::new();
+        let mut seen: HashMap<String, Share> = HashMap::new();
         for contact in self.shares.all() {
             let health = contact.health();
             let home = self.config.share.as_ref() == Some(&contact.share);
@@ -202,11 +208,12 @@ impl Driver {
                 available: health.bytes_available,
                 rpcs: contact.rpcs(),
             };
-            match seen.iter_mut().find(|known| known.share == share.share) {
-                None => seen.push(share),
-                Some(known) => merge(known, share),
+            match seen.entry(share.share.clone()) {
+                Entry::Vacant(vacant) => drop(vacant.insert(share)),
+                Entry::Occupied(mut known) => merge(known.get_mut(), share),
             }
         }
+        let mut seen: Vec<Share> = seen.into_values().collect();
         seen.sort_by(|a, b| (b.home, &a.share).cmp(&(a.home, &b.share)));
         seen
     }
@@ -239,7 +246,7 @@ impl Driver {
         let holds = self.cluster.holds(HOLDS_WAIT).await;
         let claims = holds.values().filter(|h| h.access == Access::Exclusive);
         let mut hosts = vec![member.host().name.clone()];
-        hosts.extend(self.cluster.hosts());
+        hosts.extend(self.cluster.elsewhere().hosts().map(str::to_owned));
         Some(Cluster {
             session: member.has_right(),
             right: member
@@ -252,7 +259,7 @@ impl Driver {
         })
     }
 
-    fn row(&self, record: &Record, hold: Option<&Hold>) -> Row {
+    fn row(&self, record: &Record, hold: Option<&Hold>, elsewhere: &Elsewhere) -> Row {
         let mut held = Vec::new();
         if hold.is_some() || self.attachments.get(&record.name).is_some() {
             held.push(view::Held {
@@ -260,12 +267,10 @@ impl Driver {
                 holders: hold.map(|hold| hold.holders.clone()).unwrap_or_default(),
             });
         }
-        for (host, doc) in self.cluster.others() {
-            if let Some(hold) = doc.holds.get(&record.name) {
-                let holders = hold.holders.clone();
-                held.push(view::Held { host, holders });
-            }
-        }
+        held.extend(elsewhere.of(&record.name).map(|(host, hold)| view::Held {
+            host: host.to_owned(),
+            holders: hold.holders.clone(),
+        }));
         let share = self.catalog.share_of(&record.options);
         Row {
             volume: record.name.to_string(),

@@ -142,6 +142,64 @@ pub fn find_all(wanted: &[Wanted]) -> io::Result<Vec<Vec<Holder>>> {
     Ok(found)
 }
 
+/// Whether a process of any namespace has a file of a volume open or works in it, by whichever of
+/// its mounts, the host's own included: `docker cp`, a copy by nfsvol, somebody's shell.
+///
+/// Blocking, but it never waits for a server.
+///
+/// # Errors
+/// When /proc cannot be listed. Processes that end meanwhile are passed over.
+pub fn in_use(marks: &[Held]) -> io::Result<bool> {
+    let needles: Vec<String> = marks.iter().map(Held::needle).collect();
+    let mut shows: BTreeMap<PathBuf, (Vec<MountEntry>, Vec<u64>)> = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|t| t.parse::<u32>().ok()) else {
+            continue;
+        };
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let Ok(namespace) = std::fs::read_link(proc.join("ns/mnt")) else {
+            continue;
+        };
+        let (mounts, ours) = shows.entry(namespace).or_insert_with(|| {
+            let text = std::fs::read(proc.join("mountinfo")).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            if !needles.iter().any(|needle| text.contains(needle)) {
+                return (Vec::new(), Vec::new());
+            }
+            let all = MountInfo::parse(&text).entries;
+            let is_ours = |entry: &&MountEntry| marks.iter().any(|held| held.is(entry));
+            let ours = all.iter().filter(is_ours).map(|entry| entry.id).collect();
+            (all, ours)
+        });
+        if !ours.is_empty() && uses_one_of(&proc, mounts, ours) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a process works in, or has a file open of, one of the mounts with these ids.
+fn uses_one_of(proc: &Path, mounts: &[MountEntry], ids: &[u64]) -> bool {
+    let works_in = std::fs::read_link(proc.join("cwd")).is_ok_and(|at| {
+        let below = mounts.iter().filter(|e| at.starts_with(&e.mountpoint));
+        // Of stacked mounts the last one is seen.
+        let on = below.max_by_key(|e| e.mountpoint.as_os_str().len());
+        on.is_some_and(|entry| ids.contains(&entry.id))
+    });
+    let is_of_it = |info: &str| {
+        let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        let id = id.and_then(|id| id.trim().parse::<u64>().ok());
+        id.is_some_and(|id| ids.contains(&id))
+    };
+    works_in
+        || std::fs::read_dir(proc.join("fdinfo")).is_ok_and(|files| {
+            files
+                .flatten()
+                .any(|file| std::fs::read_to_string(file.path()).is_ok_and(|info| is_of_it(&info)))
+        })
+}
+
 /// A process that uses a file system, and the container that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -259,24 +317,9 @@ impl Shown {
 
     /// Whether a process of the namespace has a file of it open, or works in it.
     fn is_used_by(&self, proc: &Path) -> bool {
-        let works_in = std::fs::read_link(proc.join("cwd")).is_ok_and(|at| {
-            let below = self.mounts.iter().filter(|e| at.starts_with(&e.mountpoint));
-            // Of stacked mounts the last one is seen.
-            let on = below.max_by_key(|e| e.mountpoint.as_os_str().len());
-            on.is_some_and(|entry| entry.device == self.device)
-        });
-        let is_of_it = |info: &str| {
-            let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
-            let id = id.and_then(|id| id.trim().parse::<u64>().ok());
-            let mut ours = self.mounts.iter().filter(|e| e.device == self.device);
-            ours.any(|entry| Some(entry.id) == id)
-        };
-        works_in
-            || std::fs::read_dir(proc.join("fdinfo")).is_ok_and(|files| {
-                files.flatten().any(|file| {
-                    std::fs::read_to_string(file.path()).is_ok_and(|info| is_of_it(&info))
-                })
-            })
+        let ours = self.mounts.iter().filter(|e| e.device == self.device);
+        let ids: Vec<u64> = ours.map(|entry| entry.id).collect();
+        uses_one_of(proc, &self.mounts, &ids)
     }
 }
 

@@ -33,6 +33,24 @@ pub const OPTION_NAMES: [&str; 13] = [
 ];
 /// The directory of ours on a share; no volume may live in it.
 pub const OWN_DIR: &str = ".nfsvol";
+/// Whether a component of a path is [`OWN_DIR`] to some server: those that fold case, that leave
+/// out what cannot be seen, or that cut off dots, spaces and the names of streams at the end.
+#[must_use]
+pub fn is_own_dir(component: &str) -> bool {
+    let seen = |ch: &char| {
+        !matches!(ch, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    let folded: String = component
+        .chars()
+        .filter(seen)
+        .flat_map(char::to_uppercase)
+        .flat_map(char::to_lowercase)
+        .take_while(|ch| *ch != ':')
+        .collect();
+    folded.trim_end_matches(['.', ' ']) == OWN_DIR
+}
+
 /// What stands for the volume's name in `subdir`.
 const NAME_TEMPLATE: &str = "{name}";
 /// Permission bits of a data directory that the driver makes.
@@ -272,7 +290,7 @@ impl VolumeOptions {
         let template = self.subdir.as_deref().unwrap_or(NAME_TEMPLATE);
         let path = SharePath::parse(&template.replace(NAME_TEMPLATE, name.as_str()))
             .map_err(|e| bad("subdir", template, e.to_string()))?;
-        if path.components().next() == Some(OWN_DIR) {
+        if path.components().any(is_own_dir) {
             return Err(bad(
                 "subdir",
                 template,

@@ -105,20 +105,28 @@ impl Record {
         self.options.share.as_ref().or(home)
     }
 
-    /// Whether `other`'s data directory is this one, or one lies in the other; also by way of
-    /// different exports of one server. One server under two names is taken for two.
+    /// Whether `other`'s data directory is this one, or one lies in the other, if both lie on one
+    /// server; also by way of different exports of it.
     #[must_use]
     pub fn overlaps(&self, other: &Self, home: Option<&Share>) -> bool {
         let place = |record: &Self| {
-            let share = record.share(home);
-            let export = Path::new(share.map_or("/", Share::export));
-            (
-                share.map(|share| share.server().clone()),
-                export.join(record.data_dir.as_str()),
-            )
+            let export = record.share(home).map_or("/", Share::export);
+            Path::new(export).join(record.data_dir.as_str())
         };
-        let ((server, path), (other_server, other_path)) = (place(self), place(other));
-        server == other_server && (path.starts_with(&other_path) || other_path.starts_with(&path))
+        let (path, other_path) = (place(self), place(other));
+        path.starts_with(&other_path) || other_path.starts_with(&path)
+    }
+
+    /// Whether a Remove moves the data directory; otherwise it needs nothing of the data's share.
+    #[must_use]
+    pub fn moves_data(&self) -> bool {
+        self.made.is_some() && self.on_remove != OnRemove::Retain
+    }
+
+    /// Whether the data directory may lie in another volume's, or hold one.
+    #[must_use]
+    pub fn may_overlap(&self) -> bool {
+        self.made.is_none() || !self.data_dir.parent().is_root()
     }
 }
 
@@ -197,6 +205,5 @@ pub(crate) mod tests {
         assert!(a.overlaps(&on("nas:/export/a/b"), Some(&home)));
         assert!(a.overlaps(&on("nas:/"), Some(&home)));
         assert!(!a.overlaps(&on("nas:/export/ab"), Some(&home)));
-        assert!(!a.overlaps(&on("other:/export/a"), Some(&home)));
     }
 }

@@ -1,0 +1,187 @@
+//! What stays in the trash, what comes back from it, and what is left over.
+
+use super::*;
+use crate::mutant::{Mutant, put_back};
+
+const WEEK: Duration = Duration::from_secs(7 * 86_400);
+
+impl Lab {
+    fn entries(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path(".nfsvol/trash")).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    /// Gives the only entry another time.
+    fn date(&self, time: &str) {
+        let entry = self.entries().pop().unwrap();
+        let mut parts: Vec<&str> = entry.split('.').collect();
+        parts[1] = time;
+        let trash = self.path(".nfsvol/trash");
+        fs::rename(trash.join(&entry), trash.join(parts.join("."))).unwrap();
+    }
+
+    /// Gives the only entry's remover another clock.
+    fn removed_by(&self, secs: u64) {
+        let entry = self.entries().pop().unwrap();
+        let mark = self.path(&format!(".nfsvol/trash/{entry}/volume/removing"));
+        let by = fs::read_dir(&mark).unwrap().next().unwrap().unwrap();
+        fs::rename(by.path(), mark.join(format!("by.{secs}.a"))).unwrap();
+    }
+}
+
+/// A volume is removed while the server believes that it is the year 2000; then its clock is set.
+async fn kept_through_a_wrong_clock() -> bool {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    host.made("db", &[]).await;
+    host.remove("db").await;
+    lab.date("20000102T000000Z");
+    let expired = host.catalog.expired(&host.admin, WEEK).await.unwrap();
+    expired.is_empty()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_clock_of_the_server_empties_no_trash() {
+    assert!(kept_through_a_wrong_clock().await);
+    let _back = put_back(Mutant::TrashTrustsTheServersClock);
+    assert!(!kept_through_a_wrong_clock().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_all_clocks_call_old_goes_whoever_looks() {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    let json = |record: &Record| {
+        let created = "2019-12-31T00:00:00Z".to_owned();
+        Record {
+            created,
+            ..record.clone()
+        }
+        .to_json()
+    };
+    let record = host.made("db", &[]).await;
+    fs::write(lab.path(".nfsvol/volumes/db/record.json"), json(&record)).unwrap();
+    host.remove("db").await;
+    lab.date("20200101T000000Z");
+    lab.removed_by(1_577_836_805);
+    let other = lab.host("b").await;
+    let expired = other.catalog.expired(&other.admin, WEEK).await.unwrap();
+    assert_eq!(expired.len(), 1);
+}
+
+/// A restore under another name is cut off after its `steps`; whether what was removed comes back.
+async fn restored_after_a_cut(steps: usize, as_name: Option<&str>) -> Result<(), CatalogError> {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    host.made("x", &[]).await;
+    fs::write(lab.path("x/file"), "data").unwrap();
+    host.remove("x").await;
+    let entry = host.catalog.find_in_trash(&host.admin, "x").await?;
+    let mut renamed = entry.record.clone();
+    renamed.name = name("y");
+    renamed.data_dir = renamed.options.data_dir(&renamed.name)?;
+    if steps > 0 {
+        trash::rename_record(&host.admin, &entry, &renamed).await?;
+    }
+    if steps > 1 {
+        trash::restore_data(&host.admin, &entry, &renamed).await?;
+    }
+    assert_eq!(host.catalog.trash(&host.admin).await?.len(), 1);
+    let restored = host.restore("x", as_name).await?;
+    let file = lab.path(restored.data_dir.as_str()).join("file");
+    assert_eq!(fs::read_to_string(file).unwrap(), "data");
+    assert_eq!(restored.name.as_str(), as_name.unwrap_or("x"));
+    let known = lab.host("b").await.look_up(restored.name.as_str()).await;
+    assert_eq!(known, Known::Here(restored));
+    assert_eq!(lab.entries(), Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_under_another_name_that_was_cut_off_loses_nothing() {
+    for steps in 0..=2 {
+        for as_name in [None, Some("y"), Some("z")] {
+            let restored = restored_after_a_cut(steps, as_name).await;
+            restored.unwrap_or_else(|error| panic!("{steps} {as_name:?}: {error}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_trash_that_knows_one_name_only_is_found_out() {
+    let renamed = Record {
+        name: name("y"),
+        ..crate::volume::record::tests::record("x")
+    };
+    let known = || trash::named(&name("x"), &renamed.to_json());
+    assert_eq!(known(), name("y"));
+    let _back = put_back(Mutant::TrashKnowsOneName);
+    assert_eq!(known(), name("x"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_restore_takes_what_another_volume_has_found_meanwhile() {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    host.made("x", &[]).await;
+    fs::write(lab.path("x/file"), "data").unwrap();
+    host.remove("x").await;
+    let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
+    let mut renamed = entry.record.clone();
+    renamed.name = name("y");
+    renamed.data_dir = renamed.options.data_dir(&renamed.name).unwrap();
+    let admin = &host.admin;
+    trash::rename_record(admin, &entry, &renamed).await.unwrap();
+    trash::restore_data(admin, &entry, &renamed).await.unwrap();
+    lab.host("b").await.made("y", &[]).await;
+    let refused = host.restore("x", None).await.unwrap_err();
+    assert!(
+        matches!(refused, CatalogError::PathTaken { .. }),
+        "{refused}"
+    );
+    assert!(lab.path("y/file").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_wanted_is_read() {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    for volume in ["x", "other"] {
+        host.made(volume, &[]).await;
+        host.remove(volume).await;
+    }
+    for entry in lab
+        .entries()
+        .iter()
+        .filter(|entry| entry.starts_with("other"))
+    {
+        let record = lab.path(&format!(".nfsvol/trash/{entry}/volume/record.json"));
+        fs::write(record, "torn").unwrap();
+    }
+    host.restore("x", None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_goes_on_and_makes_nothing() {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+    let left = [
+        ".nfsvol/tmp/purge.x",
+        ".nfsvol/hosts/.nfsvol-tmp-0123456789abcdef",
+    ];
+    for left in left {
+        fs::write(lab.path(left), "").unwrap();
+        let file = fs::File::open(lab.path(left)).unwrap();
+        file.set_modified(hours_ago).unwrap();
+    }
+    assert_eq!(host.catalog.sweep(&host.admin).await.unwrap(), 2);
+    let users = tempfile::tempdir().unwrap();
+    let share = "nas2:/media".parse().unwrap();
+    let on = Admin::mounted(share, users.path().to_owned(), AdminSettings::default());
+    assert_eq!(host.catalog.sweep(&on).await.unwrap(), 0);
+    assert!(host.catalog.expired(&on, WEEK).await.unwrap().is_empty());
+    assert_eq!(fs::read_dir(users.path()).unwrap().count(), 0);
+}

@@ -1,0 +1,105 @@
+//! Who on this host may look into what is ours: root, and one daemon at a time.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::DriverError;
+use crate::config::Config;
+
+/// What is locked as long as a daemon has the state directory.
+const LOCK: &str = "lock";
+/// What the state directory holds.
+const STATE: [&str; 5] = ["catalog", "volumes", "attachments", "fuse", "guard"];
+/// Nobody but root sees it.
+const CLOSED: u32 = 0o700;
+/// Who knows a name in it may pass: the root of a user namespace, where dockerd maps users.
+const PASSABLE: u32 = 0o711;
+/// dockerd's settings, which say whether it maps users (dockerd(8), `--userns-remap`).
+const DOCKERD: &str = "/etc/docker/daemon.json";
+
+/// Takes the state directory for this daemon, until the file is closed.
+///
+/// # Errors
+/// [`DriverError::Running`] when another daemon has it.
+pub(super) fn lock(config: &Config) -> Result<Option<File>, DriverError> {
+    // Who only asks a share changes nothing there.
+    if config.session.is_none() {
+        return Ok(None);
+    }
+    let state = |source| DriverError::State {
+        what: "locking the state directory",
+        source,
+    };
+    fs::create_dir_all(&config.state_dir).map_err(state)?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(config.state_dir.join(LOCK))
+        .map_err(state)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Err(DriverError::Running(config.state_dir.clone())),
+        Err(error) => Err(state(error.into())),
+    }
+}
+
+/// Closes what lies below the state directory and the mount root to all but root. The two
+/// themselves may be anybody's.
+pub(super) fn close(config: &Config) -> Result<(), DriverError> {
+    let remapped = fs::read_to_string(DOCKERD).is_ok_and(|text| text.contains("userns-remap"));
+    let volumes = if remapped { PASSABLE } else { CLOSED };
+    let closed = || {
+        for name in STATE {
+            restrict(&config.state_dir.join(name), CLOSED)?;
+        }
+        restrict(&config.mount_root.join("shares"), CLOSED)?;
+        restrict(&config.mount_root.join("volumes"), volumes)
+    };
+    closed().map_err(|source| DriverError::State {
+        what: "closing it to other users",
+        source,
+    })
+}
+
+fn restrict(dir: &Path, mode: u32) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    fs::set_permissions(dir, Permissions::from_mode(mode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_but_root_looks_in_and_one_daemon_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let mut config = Config::aside("nas:/export".parse().unwrap(), &state);
+        config.session = Some(std::time::Duration::from_secs(30));
+        let lock_held = lock(&config).unwrap();
+        let second = lock(&config).unwrap_err().to_string();
+        assert!(second.contains("another nfsvol"), "{second}");
+        drop(lock_held);
+        drop(lock(&config).unwrap());
+        // As an earlier version left them.
+        fs::create_dir_all(state.join("mnt/volumes/db")).unwrap();
+        close(&config).unwrap();
+        let mode =
+            |path: &str| fs::metadata(state.join(path)).unwrap().permissions().mode() & 0o777;
+        for path in [
+            "mnt/shares",
+            "mnt/volumes",
+            "catalog",
+            "attachments",
+            "guard",
+            "fuse",
+        ] {
+            assert_eq!(mode(path) & 0o066, 0, "{path}");
+        }
+    }
+}
