@@ -91,6 +91,7 @@ const TABLE: &[(&str, Op, Path, By)] = &[
     ("remove.local-entry", RemoveHere, Fuse, SameHost),
     ("remove.local-record", RemoveHere, Fuse, SameHost),
     ("remove.local-data", RemoveHere, Fuse, SameHost),
+    ("restore.renamed", Restore, Fuse, SameHost),
     ("restore.data", Restore, Fuse, SameHost),
     ("restore.record", Restore, Fuse, SameHost),
 ];
