@@ -67,6 +67,14 @@ mutants! {
     TrashKnowsOneName,
     /// What cannot be deleted keeps all that comes after it.
     SweepEndsAtTheFirstError,
+    /// A connection that gets no answer from its source port is tried from that port for ever.
+    SilentPortKept,
+    /// Connections without calls stay open and keep their source ports.
+    IdleStaysOpen,
+    /// The daemon takes as much memory as a length in a server's answer announces.
+    LengthsTrusted,
+    /// A directory of a server without READDIRPLUS cannot be listed.
+    ReaddirplusOnly,
 }
 
 #[cfg(any(test, feature = "failpoints"))]

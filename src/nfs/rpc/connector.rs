@@ -2,7 +2,10 @@
 //!
 //! The source port lies below 1024 where that is permitted, because servers trust no other by
 //! default (exports(5), `secure`). A connection that replaces another takes the same source port
-//! if it can, because servers know a client in their duplicate request cache by its port.
+//! if it can, because servers know a client in their duplicate request cache by its port. When that
+//! port gets no answer, it may be a firewall or a balancer that still has the old connection in its
+//! tables, so the next attempt comes from another port; and if that is not answered either, it is
+//! the server that is silent, and the remembered port's turn again.
 
 use std::future::Future;
 use std::io;
@@ -14,6 +17,8 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
+
+use crate::mutant::{self, Mutant};
 
 /// Source ports that are tried, as the kernel's client does (`sunrpc.min_resvport` and
 /// `max_resvport`): below 665 live well-known services.
@@ -41,8 +46,17 @@ pub trait Connector: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct TcpConnector {
     reserved: bool,
-    /// The source port that each lane had last; 0 for none.
-    ports: Mutex<Vec<u16>>,
+    /// By lane.
+    ports: Mutex<Vec<Port>>,
+}
+
+/// The source port that a lane had last.
+#[derive(Debug, Clone, Copy, Default)]
+struct Port {
+    /// 0 for none.
+    number: u16,
+    /// The last attempt from it got no answer.
+    silent: bool,
 }
 
 impl TcpConnector {
@@ -55,23 +69,36 @@ impl TcpConnector {
         }
     }
 
-    fn remembered(&self, lane: usize) -> u16 {
-        let ports = self.ports.lock().unwrap_or_else(|e| e.into_inner());
-        ports.get(lane).copied().unwrap_or(0)
-    }
-
-    fn remember(&self, lane: usize, port: u16) {
+    fn change(&self, lane: usize, change: impl FnOnce(&mut Port)) {
         let mut ports = self.ports.lock().unwrap_or_else(|e| e.into_inner());
         if ports.len() <= lane {
-            ports.resize(lane + 1, 0);
+            ports.resize(lane + 1, Port::default());
         }
-        ports[lane] = port;
+        change(&mut ports[lane]);
+    }
+
+    fn remember(&self, lane: usize, number: u16) {
+        let silent = false;
+        self.change(lane, |port| *port = Port { number, silent });
+    }
+
+    /// The port for the next attempt, which counts as silent until there is an answer: whoever
+    /// loses patience drops the attempt.
+    fn recall(&self, lane: usize) -> u16 {
+        let mut number = 0;
+        self.change(lane, |port| {
+            if !port.silent {
+                number = port.number;
+            }
+            port.silent = !port.silent && !mutant::is_on(Mutant::SilentPortKept);
+        });
+        number
     }
 
     /// The source ports to try, in order; 0 lets the kernel choose.
     fn candidates(&self, lane: usize) -> Vec<u16> {
         let mut ports = Vec::new();
-        let last = self.remembered(lane);
+        let last = self.recall(lane);
         if last != 0 {
             ports.push(last);
         }
@@ -130,7 +157,12 @@ impl Connector for TcpConnector {
                 {
                     self.remember(lane, 0);
                 }
-                Err(e) => return Err(e),
+                Err(e) => {
+                    if e.kind() != io::ErrorKind::TimedOut {
+                        self.change(lane, |port| port.silent = false);
+                    }
+                    return Err(e);
+                }
             }
         }
         Err(io::ErrorKind::AddrInUse.into())
@@ -194,6 +226,32 @@ mod tests {
                 assert!(RESERVED_PORTS.contains(&ports[0]), "{ports:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_port_without_an_answer_and_another_take_turns() {
+        // Each attempt is given up from outside, as the transport does.
+        let attempts = || {
+            let connector = TcpConnector::new(false);
+            connector.remember(0, 700);
+            [(); 4].map(|()| connector.candidates(0)[0])
+        };
+        assert_eq!(attempts(), [700, 0, 700, 0]);
+        let _back = mutant::put_back(Mutant::SilentPortKept);
+        assert_eq!(attempts(), [700; 4], "as it was");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_up_yet_does_not_cost_the_port() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        drop(listener);
+        let connector = TcpConnector::new(false);
+        connector.remember(0, 700);
+        for _ in 0..3 {
+            connector.connect(addr, 0).await.unwrap_err();
+        }
+        assert_eq!(connector.recall(0), 700);
     }
 
     #[tokio::test]

@@ -138,6 +138,12 @@ impl<T> CallTable<T> {
         self.calls.len()
     }
 
+    /// How many calls were ever made.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.made
+    }
+
     #[must_use]
     pub fn contains(&self, xid: u32) -> bool {
         self.calls.contains_key(&xid)

@@ -3,6 +3,7 @@
 //! Queued calls are written by the task, or by the thread that made them ([`Lane::flush`]), one of
 //! them at a time: whoever holds the outlet looks for queued calls again after letting go of it,
 //! so that those who find it held can leave. A connection that takes no more is left to the task.
+//! One that has nothing to do is closed; the next call opens another.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::sync::{Notify, oneshot};
 
 use super::MAX_RECORD;
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::connector::Connector;
 use crate::nfs::rpc::message::{Draft, Program, Request, reply_xid};
 use crate::nfs::rpc::record::RecordDecoder;
@@ -32,6 +34,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed connection; doubles up to [`BACK_OFF_AT_MOST`].
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_AT_MOST: Duration = Duration::from_secs(5);
+/// How long a connection without calls is kept, at least; twice that at most. It holds one of some
+/// 360 source ports that a host has for a server, and a host may have more volumes than that.
+const IDLE: Duration = Duration::from_secs(15);
 /// What one read asks for at least. What it holds of the next large record has to be copied, so
 /// it stays far below a megabyte; many small replies still come in with one system call.
 const READ_AHEAD: usize = 16 * 1024;
@@ -306,6 +311,9 @@ impl<C: Connector> Driver<C> {
         let end = tokio::select! {
             end = self.read(reader) => end,
             end = self.write() => end,
+            () = self.idle() => {
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "nothing to do"))
+            }
             () = self.lane.reset.notified() => {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "the server has gone silent"))
             }
@@ -313,6 +321,21 @@ impl<C: Connector> Driver<C> {
         match end {
             Ok(never) => match never {},
             Err(e) => e,
+        }
+    }
+
+    /// Ends when there has been nothing to do for a while; nothing is sent any more then.
+    async fn idle(&self) {
+        loop {
+            let made = self.lane.table().made();
+            tokio::time::sleep(IDLE).await;
+            // Whoever sends holds the outlet, so no call goes out between this look and the end.
+            let mut outlet = self.lane.outlet();
+            let table = self.lane.table();
+            if table.is_empty() && table.made() == made && !mutant::is_on(Mutant::IdleStaysOpen) {
+                *outlet = None;
+                return;
+            }
         }
     }
 

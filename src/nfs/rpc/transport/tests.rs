@@ -15,6 +15,7 @@ use tokio::io::{
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::nfs3::{FileHandle, How, Nfs3, NfsError, SetAttr, Stable};
 use crate::nfs::rpc::xdr::Encoder;
 use crate::nfs::rpc::{Cred, RpcError};
@@ -196,6 +197,38 @@ async fn after_a_lost_connection_calls_are_repeated_under_their_xids() {
     for (n, call) in (0u8..).zip(calls) {
         assert_eq!(call.await.unwrap().unwrap().as_ref(), [n]);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_calls_is_closed_and_the_next_call_opens_another() {
+    let answered = async |nfs: &Nfs3, peer: &mut Peer| {
+        let call = readlink(nfs);
+        let seen = peer.call().await;
+        peer.answer(&seen, 0, &target(1)).await;
+        assert_eq!(call.await.unwrap().unwrap().as_ref(), [1]);
+    };
+    let (nfs, mut server) = start(|_| {});
+    let first = readlink(&nfs);
+    let mut peer = server.accept().await;
+    let seen = peer.call().await;
+    peer.answer(&seen, 0, &target(2)).await;
+    assert_eq!(first.await.unwrap().unwrap().as_ref(), [2]);
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_secs(14)).await;
+        answered(&nfs, &mut peer).await;
+    }
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    assert_eq!(peer.next().await, None, "closed");
+    let call = readlink(&nfs);
+    let mut peer = server.accept().await;
+    let seen = peer.call().await;
+    peer.answer(&seen, 0, &target(3)).await;
+    assert_eq!(call.await.unwrap().unwrap().as_ref(), [3]);
+    assert_eq!(nfs.traffic().repeated, 0);
+
+    let _back = mutant::put_back(Mutant::IdleStaysOpen);
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    answered(&nfs, &mut peer).await;
 }
 
 #[tokio::test(start_paused = true)]
