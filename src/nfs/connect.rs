@@ -2,11 +2,11 @@
 //!
 //! [`Wire`] carries one call of nfs3_client at a time. It guards that crate against what servers
 //! do: the end of the stream is an error, a reply may come in fragments, no record grows beyond
-//! [`MAX_RECORD`], and memory beyond [`AHEAD`] is taken only for bytes that arrived. Any failed
-//! call makes the wire useless, so callers drop it; there is no other recovery.
-//!
-//! Known limit: lengths *inside* a record are trusted by nfs3_types, so a hostile server can make
-//! it reserve (not fill) up to 4 GiB for a moment.
+//! [`MAX_RECORD`], memory beyond [`AHEAD`] is taken only for bytes that arrived, and no length
+//! within a record goes beyond it ([`bounds`]). Any failed call makes the wire useless, so callers
+//! drop it; there is no other recovery.
+
+mod bounds;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use nfs3_client::RpcError;
 use nfs3_client::io::{AsyncRead, AsyncWrite};
 use nfs3_client::rpc::RpcClient;
@@ -26,6 +27,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::address::Server;
+use crate::mutant::{self, Mutant};
 
 /// The largest reply, in bytes: a READ of [`MAX_TRANSFER`] with room for its header.
 const MAX_RECORD: usize = MAX_TRANSFER as usize + 64 * 1024;
@@ -98,10 +100,10 @@ pub(crate) async fn resolve(server: &Server, within: Duration) -> io::Result<Vec
 pub(crate) struct Wire {
     stream: TcpStream,
     meter: Meter,
-    /// The reply at hand, header first, as one unfragmented record.
-    record: Vec<u8>,
-    /// How much of it was read.
-    taken: usize,
+    /// What was called last: program, version, procedure.
+    called: (u32, u32, u32),
+    /// What is left of the reply at hand, header first, as one unfragmented record.
+    record: Bytes,
 }
 
 impl Wire {
@@ -127,8 +129,8 @@ impl Wire {
         Ok(Self {
             stream,
             meter: meter.clone(),
-            record: Vec::new(),
-            taken: 0,
+            called: (0, 0, 0),
+            record: Bytes::new(),
         })
     }
 
@@ -141,8 +143,7 @@ impl Wire {
 
     /// Lets go of the memory of the last reply.
     pub(crate) fn rest(&mut self) {
-        self.record = Vec::new();
-        self.taken = 0;
+        self.record = Bytes::new();
     }
 
     /// Makes one call. After an error the wire must be dropped, and so must it when the future
@@ -152,7 +153,7 @@ impl Wire {
     /// Those of the connection, of decoding, and refusals by the RPC layer.
     pub(crate) async fn call<C, R>(
         &mut self,
-        (program, version, procedure): (u32, u32, u32),
+        called: (u32, u32, u32),
         credential: &opaque_auth<'static>,
         args: &C,
     ) -> Result<R, RpcError>
@@ -161,33 +162,40 @@ impl Wire {
         R: Unpack,
     {
         self.meter.0.fetch_add(1, Ordering::Relaxed);
+        self.called = called;
+        let (program, version, procedure) = called;
         let mut client = RpcClient::new_with_auth(self, credential.clone(), opaque_auth::default());
         client.call(program, version, procedure, args).await
     }
 
-    /// Reads the next record and joins its fragments.
+    /// Reads the next record, joins its fragments, and looks at its lengths.
     async fn receive(&mut self) -> io::Result<()> {
-        self.record.clear();
-        self.record.extend([0; 4]);
-        self.taken = 0;
+        let mut record = vec![0; 4];
         for _ in 0..MAX_FRAGMENTS {
             let header = self.stream.read_u32().await?;
             let length = (header & 0x7fff_ffff) as usize;
-            let end = self.record.len() + length;
+            let end = record.len() + length;
             if end > MAX_RECORD {
                 return Err(invalid(format!("a reply of more than {MAX_RECORD} bytes")));
             }
-            self.record.reserve(length.min(AHEAD));
+            record.reserve(length.min(AHEAD));
             (&mut self.stream)
                 .take(length as u64)
-                .read_to_end(&mut self.record)
+                .read_to_end(&mut record)
                 .await?;
-            if self.record.len() < end {
+            if record.len() < end {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             if header & 0x8000_0000 != 0 {
                 let joined = u32::try_from(end - 4).unwrap_or(u32::MAX) | 0x8000_0000;
-                self.record[..4].copy_from_slice(&joined.to_be_bytes());
+                record[..4].copy_from_slice(&joined.to_be_bytes());
+                self.record = record.into();
+                let checked = bounds::check(self.called, self.record.slice(4..));
+                if let Err(error) = checked
+                    && !mutant::is_on(Mutant::LengthsTrusted)
+                {
+                    return Err(invalid(error.to_string()));
+                }
                 return Ok(());
             }
         }
@@ -199,13 +207,11 @@ impl Wire {
 
 impl AsyncRead for &mut Wire {
     async fn async_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.taken == self.record.len() {
+        if self.record.is_empty() {
             self.receive().await?;
         }
-        let rest = &self.record[self.taken..];
-        let length = rest.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&rest[..length]);
-        self.taken += length;
+        let length = self.record.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&self.record.split_to(length));
         Ok(length)
     }
 }

@@ -1,0 +1,185 @@
+//! Lengths within a reply, looked at before nfs3_types reads them.
+//!
+//! That crate makes room for as many bytes as a length announces, up to 4 GiB, and an allocation
+//! that fails ends the process. So every length in a reply is first compared with the bytes that
+//! have arrived. What has no variable length (attributes, statuses) is left to the crate.
+
+use bytes::Bytes;
+use nfs3_types::mount::{self, MOUNT_PROGRAM};
+use nfs3_types::nfs3::{self, NFS_PROGRAM, fattr3};
+use nfs3_types::portmap;
+
+use crate::nfs::rpc::message::reply_results;
+use crate::nfs::rpc::xdr::{DecodeError, Decoder};
+
+/// RPCBPROC_GETADDR of rpcbind, versions 3 and 4 (RFC 1833 section 2.1).
+pub(super) const GETADDR: u32 = 3;
+
+type Result<T = ()> = std::result::Result<T, DecodeError>;
+
+/// Checks a whole reply, given what was called.
+pub(super) fn check((program, version, procedure): (u32, u32, u32), reply: Bytes) -> Result {
+    // A refusal has no lengths behind its header.
+    let Ok(mut results) = reply_results(reply)? else {
+        return Ok(());
+    };
+    let d = &mut results;
+    match program {
+        nfs3::PROGRAM => nfs(procedure, d),
+        mount::PROGRAM => exports(procedure, d),
+        portmap::PROGRAM if version > portmap::VERSION && procedure == GETADDR => bytes(d),
+        _ => Ok(()),
+    }
+}
+
+fn nfs(procedure: u32, d: &mut Decoder) -> Result {
+    use NFS_PROGRAM as P;
+    let is = |wanted: P| procedure == wanted as u32;
+    // NULL has no status, and failures come with attributes at most.
+    if is(P::NFSPROC3_NULL) || d.u32()? != 0 {
+        return Ok(());
+    }
+    if is(P::NFSPROC3_LOOKUP) {
+        return bytes(d);
+    }
+    let makes = [
+        P::NFSPROC3_CREATE,
+        P::NFSPROC3_MKDIR,
+        P::NFSPROC3_SYMLINK,
+        P::NFSPROC3_MKNOD,
+    ];
+    if makes.into_iter().any(is) {
+        return d.option(bytes).map(drop);
+    }
+    if is(P::NFSPROC3_READLINK) {
+        attributes(d)?;
+        return bytes(d);
+    }
+    if is(P::NFSPROC3_READ) {
+        attributes(d)?;
+        d.u32()?;
+        d.bool()?;
+        return bytes(d);
+    }
+    let plus = is(P::NFSPROC3_READDIRPLUS);
+    if plus || is(P::NFSPROC3_READDIR) {
+        attributes(d)?;
+        d.u64()?;
+        return list(d, |d| {
+            d.u64()?;
+            bytes(d)?;
+            d.u64()?;
+            if plus {
+                attributes(d)?;
+                d.option(bytes)?;
+            }
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+fn exports(procedure: u32, d: &mut Decoder) -> Result {
+    use MOUNT_PROGRAM as P;
+    match procedure {
+        n if n == P::MOUNTPROC3_MNT as u32 => {
+            if d.u32()? != 0 {
+                return Ok(());
+            }
+            // The flavours behind it are read by the probe, which makes room for none of them.
+            bytes(d)
+        }
+        n if n == P::MOUNTPROC3_DUMP as u32 => list(d, |d| {
+            bytes(d)?;
+            bytes(d)
+        }),
+        n if n == P::MOUNTPROC3_EXPORT as u32 => list(d, |d| {
+            bytes(d)?;
+            list(d, bytes)
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn bytes(d: &mut Decoder) -> Result {
+    d.opaque("a value", usize::MAX).map(drop)
+}
+
+fn attributes(d: &mut Decoder) -> Result {
+    d.option(|d| d.fixed::<fattr3>()).map(drop)
+}
+
+fn list(d: &mut Decoder, mut entry: impl FnMut(&mut Decoder) -> Result) -> Result {
+    while d.bool()? {
+        entry(d)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reply whose results are these words.
+    fn reply(words: &[u32]) -> Bytes {
+        let header = [7, 1, 0, 0, 0, 0];
+        let words = header.iter().chain(words);
+        words.flat_map(|word| word.to_be_bytes()).collect()
+    }
+
+    #[test]
+    fn a_length_beyond_the_reply_is_an_error_wherever_it_stands() {
+        const HUGE: u32 = 0xffff_fff0;
+        let nfs = |procedure: NFS_PROGRAM| (nfs3::PROGRAM, 3, procedure as u32);
+        let mnt = |procedure: MOUNT_PROGRAM| (mount::PROGRAM, 3, procedure as u32);
+        let (n, m) = (
+            NFS_PROGRAM::NFSPROC3_LOOKUP,
+            MOUNT_PROGRAM::MOUNTPROC3_EXPORT,
+        );
+        let cases: &[((u32, u32, u32), &[u32], &[u32])] = &[
+            (nfs(n), &[0, 4, 9, 0, 0], &[0, HUGE, 9]),
+            (
+                nfs(NFS_PROGRAM::NFSPROC3_MKDIR),
+                &[0, 1, 4, 9, 0, 0, 0],
+                &[0, 1, HUGE, 9],
+            ),
+            (
+                nfs(NFS_PROGRAM::NFSPROC3_READLINK),
+                &[0, 0, 4, 9],
+                &[0, 0, HUGE, 9],
+            ),
+            (
+                nfs(NFS_PROGRAM::NFSPROC3_READ),
+                &[0, 0, 4, 1, 4, 9],
+                &[0, 0, 4, 1, HUGE, 9],
+            ),
+            (
+                nfs(NFS_PROGRAM::NFSPROC3_READDIR),
+                &[0, 0, 0, 0, 1, 0, 1, 4, 9, 0, 1, 0, 1],
+                &[0, 0, 0, 0, 1, 0, 1, HUGE, 9, 0, 1, 0, 1],
+            ),
+            (
+                nfs(NFS_PROGRAM::NFSPROC3_READDIRPLUS),
+                &[0, 0, 0, 0, 1, 0, 1, 4, 9, 0, 1, 0, 1, 4, 9, 0, 1],
+                &[0, 0, 0, 0, 1, 0, 1, 4, 9, 0, 1, 0, 1, HUGE, 9, 0, 1],
+            ),
+            (
+                mnt(MOUNT_PROGRAM::MOUNTPROC3_MNT),
+                &[0, 4, 9, 1, 1],
+                &[0, HUGE, 9, 1, 1],
+            ),
+            (mnt(m), &[1, 4, 9, 1, 4, 9, 0, 0], &[1, 4, 9, 1, HUGE, 9]),
+            ((portmap::PROGRAM, 4, GETADDR), &[4, 9], &[HUGE, 9]),
+        ];
+        for (call, good, bad) in cases {
+            assert_eq!(check(*call, reply(good)), Ok(()), "{call:?}");
+            assert!(check(*call, reply(bad)).is_err(), "{call:?}");
+        }
+        // The verifier in the header.
+        let header = [7, 1, 0, 0, HUGE, 0].map(u32::to_be_bytes).concat();
+        assert!(check(nfs(n), header.into()).is_err());
+        // Where nothing has a length, what stands there is left alone.
+        let getattr = nfs(NFS_PROGRAM::NFSPROC3_GETATTR);
+        assert_eq!(check(getattr, reply(&[0, HUGE, HUGE])), Ok(()));
+    }
+}
