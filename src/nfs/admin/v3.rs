@@ -20,6 +20,7 @@ mod session;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ struct Shared {
     credential: opaque_auth<'static>,
     meter: Meter,
     slots: Semaphore,
+    /// The server has no READDIRPLUS.
+    plain_listing: AtomicBool,
     /// Held while the share is being reached, so that one does it for all who wait.
     reaching: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -94,6 +97,7 @@ impl V3 {
             credential: credential(),
             meter: Meter::default(),
             slots: Semaphore::new(settings.max_connections.max(1)),
+            plain_listing: AtomicBool::new(false),
             settings,
             reaching: tokio::sync::Mutex::default(),
             state: Mutex::default(),

@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::embedded::{EmbeddedServer, Settings, serve};
+use crate::mutant::{self, Mutant};
 use crate::nfs::admin::{Admin, scenarios};
 
 const MKDIR: u32 = 9;
@@ -337,6 +338,27 @@ async fn a_server_that_puts_calls_off_is_asked_again() {
         lab.admin.attr(&at("d")).await.unwrap().is_some(),
         "the export's handle was stale"
     );
+}
+
+#[tokio::test]
+async fn a_server_without_readdirplus_is_listed_by_readdir_from_then_on() {
+    let Some(lab) = lab().await else { return };
+    lab.admin.mkdir(&at("d"), 0o755).await.unwrap();
+    lab.admin.write(&at("d").join("f"), b"1").await.unwrap();
+    lab.next(READDIRPLUS, Act::Status(10_004));
+    {
+        let _back = mutant::put_back(Mutant::ReaddirplusOnly);
+        lab.admin.list(&SharePath::root()).await.unwrap_err();
+    }
+    lab.next(READDIRPLUS, Act::Status(10_004));
+    for calls in [2, 1] {
+        let (rpcs, listed) = lab.rpcs(lab.admin.list(&SharePath::root())).await;
+        let listed = listed.unwrap().unwrap();
+        assert_eq!((rpcs, listed.len()), (calls, 1));
+        assert_eq!((&*listed[0].name, listed[0].attr), ("d".as_ref(), None));
+    }
+    lab.admin.remove_tree(&at("d"), &|| true).await.unwrap();
+    assert_eq!(lab.admin.attr(&at("d")).await.unwrap(), None);
 }
 
 #[tokio::test]
