@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use serde_json::Value;
 use tokio::time::error::Elapsed;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use super::Finding;
 use crate::fuse::FusePath;
@@ -171,12 +171,14 @@ pub(super) async fn mounts(mount_root: &Path) -> Vec<Finding> {
             detached(move || rustix::fs::statfs(&path).map(drop))
         })
         .collect();
+    // The same moment for all: however many hang, it is waited once.
+    let until = tokio::time::Instant::now() + STATFS;
     let mut findings = Vec::new();
     let mut well = 0;
     for (entry, look) in mounts.iter().zip(looks) {
         let problem = match look {
             Err(error) => error.to_string(),
-            Ok(look) => match timeout(STATFS, look).await {
+            Ok(look) => match timeout_at(until, look).await {
                 Ok(Ok(Ok(()))) => {
                     well += 1;
                     continue;
