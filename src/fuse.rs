@@ -12,6 +12,7 @@
 //! | `writeback` | how it reaches the server |
 //! | `inode`, `attr`, `own` | what is known of files, for how long it is trusted, who changed it |
 //! | [`options`] | settings, in the words of NFS mount options |
+//! | `rights` | whether mode bits or the server decide |
 //! | `process` | what /proc knows about callers |
 //!
 //! What it promises to applications, and what not, is in docs/SEMANTICS.md.
@@ -34,6 +35,7 @@ mod own;
 pub mod path;
 mod process;
 mod read;
+mod rights;
 mod room;
 mod sys;
 mod task;

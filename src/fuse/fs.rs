@@ -8,14 +8,13 @@
 //! - a file that is deleted while this host has it open is renamed to `.nfs…` and removed when it
 //!   is closed, as the kernel's client does (NFSv3 has no open files).
 //!
-//! Known limits: rights are checked twice, by the kernel from mode bits (`default_permissions`,
-//! because it answers from its own caches) and by the server, so a right that only an access
-//! control list grants is not seen; a directory that another host filled is seen late by up to
+//! Known limits: unless the server is seen to decide otherwise ([`super::rights`]), rights are
+//! checked twice, by the kernel from mode bits (`default_permissions`) and by the server; a directory that another host filled is seen late by up to
 //! `acdirmax`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -128,6 +127,8 @@ pub(super) struct Fs {
     clock: AtomicU64,
     /// When an open came too late; see [`super::open`].
     pub(super) missed: Mutex<Option<Instant>>,
+    /// The kernel checks no mode bits; see [`super::rights`].
+    server_decides: AtomicBool,
     file_limits: Limits,
     dir_limits: Limits,
     root: FileHandle,
@@ -159,6 +160,7 @@ impl Fs {
             write: size(options.wsize, info.wtpref, info.wtmax),
             list: info.dtpref.clamp(32 * 1024, 128 * 1024),
         };
+        let server_decides = super::rights::beyond_mode_bits(&nfs, &root).await;
         let file_limits = Limits::of(&options, false);
         let dir_limits = Limits::of(&options, true);
         Ok(Arc::new(Self {
@@ -176,10 +178,29 @@ impl Fs {
             dirty: Mutex::default(),
             clock: AtomicU64::new(1),
             missed: Mutex::default(),
+            server_decides: AtomicBool::new(server_decides),
             file_limits,
             dir_limits,
             root,
         }))
+    }
+
+    pub(super) fn server_decides(&self) -> bool {
+        self.server_decides.load(Ordering::Relaxed)
+    }
+
+    /// Before anything is mounted.
+    pub(super) fn let_server_decide(&self) {
+        self.server_decides.store(true, Ordering::Relaxed);
+    }
+
+    /// For how long the kernel may answer for a directory's names.
+    fn names_trusted(&self, dir: &Inode) -> Duration {
+        let state = dir.state();
+        if self.server_decides() && state.cached.attr.mode & 0o001 == 0 {
+            return Duration::ZERO;
+        }
+        state.cached.trust()
     }
 
     /// The number of a call about to be made; see [`super::attr::Cached`].
@@ -287,7 +308,7 @@ impl Fs {
     }
 
     fn entry_of(&self, dir: &Inode, inode: &Inode) -> Entry {
-        let name_trusted = dir.state().cached.trust();
+        let name_trusted = self.names_trusted(dir);
         let state = inode.state();
         Entry {
             ino: inode.ino,
@@ -305,7 +326,7 @@ impl Fs {
             Ok(found) => found,
             Err(error) if error.errno() == libc::ENOENT => {
                 self.inodes.drop_name(parent, name);
-                let trusted = dir.state().cached.trust().min(ABSENCE_TRUSTED);
+                let trusted = self.names_trusted(&dir).min(ABSENCE_TRUSTED);
                 return Ok(Found::Absent(trusted));
             }
             Err(error) => return Err(error.into()),

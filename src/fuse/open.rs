@@ -29,6 +29,9 @@ use super::inode::{Inode, Silly};
 /// takes two calls.
 const SHY: Duration = Duration::from_secs(1);
 
+/// `__FMODE_EXEC` of the kernel's fs.h, in the flags of an open by execve.
+const FMODE_EXEC: i32 = 0x20;
+
 /// Counts as an open file until it is dropped or becomes one.
 #[derive(Debug)]
 pub(super) struct Opening {
@@ -111,7 +114,10 @@ impl Fs {
             }
         }
         let granted = answer.granted;
-        let reads = granted & (access::READ | access::EXECUTE) != 0;
+        // Whoever may execute a file gets its bytes from the server; that he may not read it the
+        // kernel knows, where it checks.
+        let executes = flags & FMODE_EXEC != 0 || !self.server_decides();
+        let reads = granted & access::READ != 0 || (executes && granted & access::EXECUTE != 0);
         let changes = granted & (access::MODIFY | access::EXTEND) != 0;
         let allowed = match flags & libc::O_ACCMODE {
             libc::O_RDONLY => reads,

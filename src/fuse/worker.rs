@@ -35,6 +35,7 @@ use super::fence::{FencedConnector, Right};
 use super::fs::Fs;
 use super::glue::{Caches, Glue, Load};
 use super::hidden::{self, Hidden};
+use super::rights;
 
 /// The name of the hidden subcommand that runs [`run`].
 pub const SUBCOMMAND: &str = "fuse-worker";
@@ -124,7 +125,13 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
     let load = Arc::new(Load::default());
     let glue = Glue::new(Arc::clone(&fs), Arc::clone(&load));
 
-    let device = mount(task)?;
+    // The catalog's directory is closed to others, where the volume's may be open to all.
+    if let Ok(found) = nfs.lookup(&Cred::root(), &export, b".nfsvol").await
+        && rights::beyond_mode_bits(&nfs, &found.handle).await
+    {
+        fs.let_server_decide();
+    }
+    let device = mount(task, fs.server_decides())?;
     let (ended_tx, mut ended) = oneshot::channel();
     let acl = fuser::SessionACL::All;
     let session = fuser::Session::from_fd(glue, device, acl, fuser::Config::default());
@@ -146,6 +153,14 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
 
     let ours = our_mount(&task.mountpoint).step("read mountinfo")?;
     let mut warnings = Vec::new();
+    if fs.server_decides() {
+        warnings.push(
+            "the server does not go by mode bits (all_squash, or an access control list): it \
+             decides what each user may do, files may belong to others than who made them, and \
+             chown may be refused"
+                .to_owned(),
+        );
+    }
     if let Err(error) = raise_read_ahead(ours.as_ref()) {
         warnings.push(format!(
             "the kernel's read-ahead stays at 128 KiB, so sequential reads are slow: {error}"
@@ -296,7 +311,7 @@ async fn find_root(
 }
 
 /// Mounts, and returns the descriptor through which the kernel's requests come.
-fn mount(task: &Task) -> Result<rustix::fd::OwnedFd, WorkerError> {
+fn mount(task: &Task, server_decides: bool) -> Result<rustix::fd::OwnedFd, WorkerError> {
     use std::os::fd::AsRawFd;
     let device = File::options()
         .read(true)
@@ -311,8 +326,13 @@ fn mount(task: &Task) -> Result<rustix::fd::OwnedFd, WorkerError> {
         flags |= MountFlags::NOEXEC;
     }
     let data = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-        device.as_raw_fd()
+        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other{}",
+        device.as_raw_fd(),
+        if server_decides {
+            ""
+        } else {
+            ",default_permissions"
+        }
     );
     let data = std::ffi::CString::new(data).step("mount")?;
     let source = if task.dir.is_root() {

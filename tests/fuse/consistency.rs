@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
-use crate::lab::{Lab, Result};
+use crate::lab::{Export, Ganesha, Lab, Result};
 use crate::{EXPORT, Host, fuse_trial, nas};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -39,6 +39,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         fuse_trial("direct_io_is_on_the_server_when_it_returns", direct),
         fuse_trial("a_listing_goes_on_while_the_directory_changes", listing),
         fuse_trial("rights_are_the_servers", rights),
+        fuse_trial("where_the_server_squashes_it_decides", squashed),
         fuse_trial(
             "an_attach_is_idempotent_and_a_detach_complete",
             attach_detach,
@@ -517,6 +518,44 @@ as 1001 'cat team/file' 2>/dev/null && exit 1
 G=4711; as 1001 'cat team/file' >/dev/null
 chmod 4755 team/file; cp /bin/sleep suid; chmod 4755 suid
 grep ' {place} ' /proc/self/mountinfo | grep -q nosuid",
+        mount = host.display(),
+        place = place.path().display(),
+    );
+    let output = std::process::Command::new("bash")
+        .args(["-xc", &script])
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// The home NAS's default: everybody is one user to the server. What it lets this user do,
+/// everybody may do, as with the kernel's client.
+fn squashed(lab: &'static Lab) -> Result {
+    /// nfs-ganesha's default, -2.
+    const ANONYMOUS: u32 = 0xffff_fffe;
+    let exports = [Export::new(EXPORT).squash("all_squash")];
+    let nas = Ganesha::start(lab, "squashnas", &exports)?;
+    let dir = nas.local(EXPORT).join("shared");
+    fs::create_dir_all(&dir)?;
+    chown(&dir, Some(ANONYMOUS), Some(ANONYMOUS))?;
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))?;
+    let host = Host::mount(&nas, "shared", "")?;
+    let place = tempfile::tempdir_in("/run")?;
+    fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755))?;
+    let script = format!(
+        "set -e
+mount --bind {mount} {place}; trap 'cd /; umount {place}' EXIT; cd {place}
+as() {{ setpriv --reuid=$1 --regid=$1 --clear-groups sh -c \"$2\"; }}
+as 1000 'echo a >f; echo b >>f; chmod 600 f; mkdir -m 0700 d; echo c >d/g'
+as 1001 'cat f d/g; echo d >>f; ls d'
+[ $(cat f | wc -l) = 3 ]
+as 1000 'umask 0377; echo e >once; cat once'
+install -m 0400 /bin/true program
+cp /bin/true run; chmod 0711 run; as 1000 ./run",
         mount = host.display(),
         place = place.path().display(),
     );
