@@ -545,26 +545,25 @@ impl Catalog {
         }
         let clocks = self.clocks(admin).await?;
         let names = trash::entry_names(admin).await?;
-        let (unread, maybe_old) = {
+        let unread: Vec<TrashName> = {
             let mut seen = self.seen.lock().await;
             seen.look(admin.share(), since_boot(), &names);
-            let mut of = |name: &TrashName| seen.entry(admin.share(), name).clone();
-            let unread = names.iter().filter(|name| of(name).at_once.is_none());
-            let unread: Vec<TrashName> = unread.cloned().collect();
-            let is_candidate = |name: &&TrashName| {
-                let entry = of(name);
-                entry.at_once == Some(true)
-                    || entry.seen >= age.as_secs()
-                    || clocks.may_be_old(name, age)
-            };
-            let maybe_old: Vec<TrashName> = names.iter().filter(is_candidate).cloned().collect();
-            (unread, maybe_old)
+            let is_new = |name: &&TrashName| seen.entry(admin.share(), name).at_once.is_none();
+            names.iter().filter(is_new).cloned().collect()
         };
         let mut expired = self.read_new(admin, &unread).await?;
-        let is_known = |name: &&TrashName| !expired.iter().any(|e| e.entry == name.entry());
-        let maybe_old: Vec<&TrashName> = maybe_old.iter().filter(is_known).collect();
-        for name in maybe_old {
-            if let Some(entry) = self.if_old(admin, name, age).await? {
+        for name in &names {
+            let seen = self.seen.lock().await.entry(admin.share(), name).clone();
+            let is_old = |age: Duration| seen.seen >= age.as_secs() || clocks.may_be_old(name, age);
+            // Without a record there is nothing to keep, nor anything to be lost.
+            if seen.at_once.is_none() && is_old(trash::LEFT_OVER) {
+                trash::clear_bare(admin, name).await?;
+            }
+            let known = expired.iter().any(|entry| entry.entry == name.entry());
+            if !known
+                && (seen.at_once == Some(true) || is_old(age))
+                && let Some(entry) = self.if_old(admin, name, &seen, age).await?
+            {
                 expired.push(entry);
             }
         }
@@ -602,13 +601,11 @@ impl Catalog {
         &self,
         admin: &Admin,
         name: &TrashName,
+        seen: &expiry::Entry,
         age: Duration,
     ) -> Result<Option<TrashEntry>, CatalogError> {
-        let seen = self.seen.lock().await.entry(admin.share(), name).clone();
-        let Some(entry) = trash::read(admin, vec![name.clone()]).await.pop().flatten() else {
-            if seen.seen >= trash::LEFT_OVER.as_secs() {
-                trash::clear_bare(admin, name).await?;
-            }
+        let read = trash::read(admin, vec![name.clone()]).await;
+        let Some(entry) = read.into_iter().flatten().next() else {
             return Ok(None);
         };
         if seen.seen >= age.as_secs() || seen.at_once == Some(true) {

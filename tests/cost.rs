@@ -324,9 +324,9 @@ fn each_call(lab: &'static Lab) -> Result {
         Ok(())
     })?;
     for (what, calls, most) in [
-        ("Create", &create, 12),
+        ("Create", &create, 11),
         ("Create of what exists", &again, 6),
-        ("Remove", &remove, 25),
+        ("Remove", &remove, 21),
         ("Get of what is absent", &absent, 3),
     ] {
         lab::note(format!("{what}: {} RPCs {calls:?}", sum(calls)));

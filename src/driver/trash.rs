@@ -5,6 +5,7 @@
 //! home share one looks at a time, another one each day.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -19,6 +20,8 @@ use crate::plugin::Purge;
 
 /// How long one host of several looks after the trash: each needs to read what it has not seen.
 const TURN: Duration = Duration::from_secs(86_400);
+/// Of so few hosts each looks once when its daemon starts as well.
+const FEW: usize = 10;
 
 impl Driver {
     /// Deletes what has been in the trash for long enough, and what crashes left.
@@ -93,6 +96,10 @@ impl Driver {
         let others = self.cluster.elsewhere();
         let mut hosts: BTreeSet<&str> = others.hosts().collect();
         hosts.insert(&me);
+        // What the daemon itself left when it ended is looked at when it starts.
+        if hosts.len() < FEW && !self.watch.looked_at_trash.swap(true, Ordering::Relaxed) {
+            return Ok(true);
+        }
         let turn = usize::try_from(now() / TURN.as_secs()).unwrap_or(0) % hosts.len();
         Ok(hosts.iter().nth(turn) == Some(&me.as_str()))
     }

@@ -47,6 +47,8 @@ pub(super) struct Watch {
     view: tokio::sync::Mutex<Option<(Instant, View)>>,
     trash: Mutex<Option<(Instant, Trash)>>,
     trash_outdated: AtomicBool,
+    /// This daemon has been through the trash.
+    pub(super) looked_at_trash: AtomicBool,
     trash_wanted: tokio::sync::Notify,
 }
 
@@ -57,6 +59,7 @@ impl Default for Watch {
             view: tokio::sync::Mutex::default(),
             trash: Mutex::default(),
             trash_outdated: AtomicBool::new(false),
+            looked_at_trash: AtomicBool::new(false),
             trash_wanted: tokio::sync::Notify::new(),
         }
     }

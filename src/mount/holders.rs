@@ -397,6 +397,21 @@ fn container_in(path: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn who_works_in_a_mount_of_the_host_uses_it() {
+        let info = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let here = std::env::current_dir().unwrap();
+        let entries = MountInfo::parse(&info).entries;
+        let below = entries.iter().filter(|e| here.starts_with(&e.mountpoint));
+        let of_this = below
+            .max_by_key(|e| e.mountpoint.as_os_str().len())
+            .unwrap();
+        assert!(in_use(&[Held::Device(of_this.device)]).unwrap());
+        let (major, minor) = (4095, 1_048_575);
+        let nobodys = DeviceId { major, minor };
+        assert!(!in_use(&[Held::Device(nobodys)]).unwrap());
+    }
+
     const ID: &str = "4f5c0a6c27a0ba7c77f3c1d3c0e2b0a19a1f4f2b8f1b2c3d4e5f60718293a4b5";
 
     /// Of a container in a guest, with a bind of an NFS volume.
