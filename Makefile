@@ -75,10 +75,23 @@ test-long: ## Test for an hour: 24 moves of services, 600 volumes for 5 minutes,
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --test cluster_simulation
 	NFSVOL_SIM_SEEDS=200..2200 $(CARGO) test --locked --features failpoints --test simulation
 
+# The commit that the FUSE data path is measured beside, in the same run.
+BASELINE ?= e88eebb
+BEFORE := target/bench/baseline
+
+.PHONY: baseline
+baseline:
+	[ "$$(cat $(BEFORE)/commit 2>/dev/null)" = $(BASELINE) ] || { \
+	  rm -rf $(BEFORE)/tree && mkdir -p $(BEFORE)/tree && \
+	  git archive $(BASELINE) | tar -xC $(BEFORE)/tree && \
+	  $(CARGO) build --locked --release --manifest-path $(BEFORE)/tree/Cargo.toml --target-dir $(BEFORE) && \
+	  echo $(BASELINE) >$(BEFORE)/commit; }
+
 .PHONY: bench
-bench: ## Measure beside peers, into target/bench/summary.json (as root; ONLY=name for one trial)
+bench: ## Measure beside peers and BASELINE=commit, into target/bench/summary.json (as root; ONLY=name for one trial)
 	tests/lab/setup
 	tests/lab/setup sshfs libnfs-utils openssh-server
+	+$(MAKE) --no-print-directory baseline
 	$(CARGO) bench --locked --bench figures -- --test-threads=1 $(ONLY)
 
 .PHONY: demo

@@ -11,8 +11,10 @@
 //! | `kernel` | volumes by an engine's API, throughput through the kernel's NFS client |
 //! | `cluster` | moves between hosts, what a host at rest costs its home share |
 //! | `operation` | a managed plugin that is enabled, `nfsvol doctor` |
+//! | `before` | the FUSE data path beside that of an earlier commit |
 //! | `fuse` | the FUSE data path beside sshfs, nfs-cp and the export directory itself |
 
+mod before;
 mod cluster;
 mod docker;
 mod fuse;
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         let mut trials = socket::trials();
         trials.extend(kernel::trials());
         trials.extend(fuse::trials());
+        trials.extend(before::trials());
         trials.extend(cluster::trials());
         trials.extend(operation::trials());
         trials

@@ -232,7 +232,17 @@ impl<'a> Nfsvol<'a> {
 
     /// Starts it on a node with these arguments of `serve` and this environment.
     pub fn start(node: &'a Node, args: &[&str], env: &[(&str, &str)]) -> Result<Self> {
-        let argv: Vec<&str> = [Self::BINARY, "serve"]
+        Self::start_binary(node, Self::BINARY, args, env)
+    }
+
+    /// As [`Self::start`], of another build.
+    pub fn start_binary(
+        node: &'a Node,
+        binary: &str,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
+        let argv: Vec<&str> = [binary, "serve"]
             .into_iter()
             .chain(args.iter().copied())
             .collect();
