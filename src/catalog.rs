@@ -354,7 +354,7 @@ impl Catalog {
         let mut on = on.filter(|_| record.moves_data());
         if on.is_some() {
             if !mutant::is_on(Mutant::RemoveTrustsItsList) {
-                self.poll(home).await?;
+                self.catch_up(home).await?;
             }
             if self.other_user(Some(home), record).await?.is_some() {
                 on = None;
@@ -459,7 +459,7 @@ impl Catalog {
             return Err(taken());
         }
         if self.home.is_some() {
-            self.poll(home).await?;
+            self.catch_up(home).await?;
         }
         let moved = Record {
             name: record.name.clone(),

@@ -21,8 +21,9 @@ const PORTS: [u16; 2] = [lab::ganesha::NFS_PORT, lab::ganesha::MOUNT_PORT];
 const POLL: Duration = Duration::from_millis(500);
 /// How many polls of a host at rest are watched.
 const WATCHED: u32 = 20;
-/// Longer than a change takes to be followed and trusted: two polls and what they do.
-const SETTLED: Duration = Duration::from_secs(2);
+/// Longer than a change takes to be followed and trusted: two polls, a tick of the server's clock
+/// of a second between them, and what they do.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// How often a host with the default session time renews it.
 const RENEWED: Duration = Duration::from_secs(5);

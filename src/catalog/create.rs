@@ -221,7 +221,7 @@ impl Catalog {
         if !record.may_overlap() || mutant::is_on(Mutant::RemoveTrustsItsList) {
             return Ok(None);
         }
-        self.poll(home).await?;
+        self.catch_up(home).await?;
         for other in self.overlapping(record).await {
             if other.moves_data() && share::removal(home, &other).await?.is_some() {
                 return Ok(Some(other));

@@ -24,9 +24,9 @@ use crate::volume::VolumeName;
 pub(super) const FILE: &str = "home.json";
 /// How often the catalog is listed although nothing seems to have changed.
 const RELIST: Duration = Duration::from_secs(600);
-/// Two listings of the same stamp at least so far apart are not of one tick: servers that keep
-/// whole seconds have the longest, and NFSv3 itself rounds to nothing more.
-const TICK: Duration = Duration::from_secs(2);
+/// Two listings of the same stamp at least so far apart are not of one tick: the longest ticks are
+/// those of servers that keep whole seconds.
+const TICK: Duration = Duration::from_millis(1100);
 /// Records read at once while catching up: enough to hide the round trip, little for the server.
 const READS_AT_ONCE: usize = 8;
 
@@ -37,6 +37,8 @@ pub(super) struct State {
     /// `volumes/` as two listings in a row saw it.
     settled: Option<Stamp>,
     last: Option<(Stamp, Instant)>,
+    /// When the stamp of `last` was first listed.
+    first: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,28 +144,50 @@ impl Catalog {
         }
     }
 
-    /// Brings the local copy up to date with the home share.
+    /// Follows the home share: what changes in the tick of a change that was seen is seen once that
+    /// tick is over.
     ///
     /// # Errors
     /// What the share answered; the local copy is then as it was, or further along.
     pub async fn poll(&self, home: &Admin) -> Result<Changes, CatalogError> {
+        self.follow(home, TICK).await
+    }
+
+    /// Brings the local copy up to date with the home share, for what is decided on it.
+    ///
+    /// # Errors
+    /// As [`poll`](Self::poll).
+    pub async fn catch_up(&self, home: &Admin) -> Result<Changes, CatalogError> {
+        self.follow(home, Duration::ZERO).await
+    }
+
+    /// Lists the share, unless it is as it was, or was listed as it is less than `patience` ago.
+    async fn follow(&self, home: &Admin, patience: Duration) -> Result<Changes, CatalogError> {
         let Some(attr) = share::volumes_attr(home).await? else {
             self.init(home).await?;
             return Ok(Changes::default());
         };
         let stamp = Stamp::from(&attr);
-        let (settled, last) = {
+        let (settled, last, first) = {
             let state = self.sync.lock().await;
-            (state.settled, state.last)
+            (state.settled, state.last, state.first)
         };
         let fresh = last.is_some_and(|(_, at)| at.elapsed() < RELIST);
-        if settled == Some(stamp) && fresh {
+        let is_as_listed = last.is_some_and(|(seen, _)| seen == stamp);
+        let waits = is_as_listed && first.is_some_and(|first| first.elapsed() < patience);
+        if (settled == Some(stamp) && fresh) || waits {
             return Ok(Changes::default());
         }
+        let began = Instant::now();
         let changes = self.list_and_read(home).await?;
         let mut state = self.sync.lock().await;
-        let same = last.is_some_and(|(seen, at)| seen == stamp && at.elapsed() >= TICK);
-        state.settled = same.then_some(stamp);
+        if !is_as_listed {
+            state.first = Some(began);
+        }
+        let since = state.first.map_or(Duration::ZERO, |first| {
+            began.saturating_duration_since(first)
+        });
+        state.settled = (since >= TICK).then_some(stamp);
         state.last = Some((stamp, Instant::now()));
         if !state.known.complete {
             state.known.complete = true;

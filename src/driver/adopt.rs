@@ -18,7 +18,7 @@ impl Driver {
         let home = self.home().await?;
         if let Some(home) = &home {
             // Other hosts may have made volumes of the same directories.
-            self.catalog.poll(home).await?;
+            self.catalog.catch_up(home).await?;
         }
         let on = self.data_admin(&options).await?;
         let default = self.config.on_remove;
