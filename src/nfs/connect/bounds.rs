@@ -130,13 +130,15 @@ mod tests {
     #[test]
     fn a_length_beyond_the_reply_is_an_error_wherever_it_stands() {
         const HUGE: u32 = 0xffff_fff0;
+        /// A call (program, version, procedure), and the words of a sound and of a lying answer.
+        type Case<'a> = ((u32, u32, u32), &'a [u32], &'a [u32]);
         let nfs = |procedure: NFS_PROGRAM| (nfs3::PROGRAM, 3, procedure as u32);
         let mnt = |procedure: MOUNT_PROGRAM| (mount::PROGRAM, 3, procedure as u32);
         let (n, m) = (
             NFS_PROGRAM::NFSPROC3_LOOKUP,
             MOUNT_PROGRAM::MOUNTPROC3_EXPORT,
         );
-        let cases: &[((u32, u32, u32), &[u32], &[u32])] = &[
+        let cases: &[Case<'_>] = &[
             (nfs(n), &[0, 4, 9, 0, 0], &[0, HUGE, 9]),
             (
                 nfs(NFS_PROGRAM::NFSPROC3_MKDIR),
