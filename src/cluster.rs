@@ -28,15 +28,18 @@
 //! in *rate* by more than 5 % ([`Times`]).
 
 pub mod claim;
+mod document;
 pub mod elapsed;
 pub mod hold;
 pub mod layout;
 pub mod member;
 pub mod removal;
+mod session;
 mod share;
 mod times;
+mod view;
 
 pub use self::hold::{Hold, HostDoc};
-pub use self::member::{Beat, Claimed, Holding, Host, Member, MemberError, Other};
+pub use self::member::{Beat, Claimed, Holding, Host, Member, MemberError, Other, Renewal};
 pub use self::share::{Entry, Env, Stamp, Store};
 pub use self::times::{LONGEST_SESSION, SHORTEST_SESSION, Times};

@@ -75,6 +75,20 @@ mutants! {
     LengthsTrusted,
     /// A directory of a server without READDIRPLUS cannot be listed.
     ReaddirplusOnly,
+    /// A token that stands behind, because its server forgot renewals, is an error for ever.
+    TokenBehindIsAnError,
+    /// A host's document and claims are not looked at again after an error or a gap.
+    ForgottenStaysForgotten,
+    /// A session whose token is not there is over, and an empty share holds nothing.
+    AbsenceEndsSessions,
+    /// The renewal of a session waits until a claim, a look or a document is done.
+    RenewalWaitsForCalls,
+    /// A renewal that is not answered is sent again when the next one is due.
+    RenewalIsNotTriedAgain,
+    /// Whoever makes an epoch has the volume, even if a higher one is there by then.
+    EpochMadeAnewWins,
+    /// A document or a claim that cannot be read stops its host or its volume.
+    TornFilesStay,
 }
 
 #[cfg(any(test, feature = "failpoints"))]

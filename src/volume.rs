@@ -7,4 +7,5 @@ pub mod record;
 
 pub use name::VolumeName;
 pub use options::{Access, DataPath, OnRemove, OptionError, Owner, VolumeOptions};
+pub(crate) use record::json;
 pub use record::{MAX_RECORD, Record, RecordError};

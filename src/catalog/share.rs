@@ -11,7 +11,7 @@ use super::local::Stamp;
 use crate::cluster::removal::{self as mark, Bound};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind};
-use crate::volume::{MAX_RECORD, Record, VolumeName};
+use crate::volume::{MAX_RECORD, Record, VolumeName, json};
 
 /// Directories of the catalog: readable by everybody, since the records hold no secrets.
 const DIR_MODE: u32 = 0o755;
@@ -73,8 +73,9 @@ async fn prepare(admin: &Admin, new: &SharePath, id: String) -> Result<(), Admin
         format: FORMAT,
         share_id: id,
     };
-    let json = serde_json::to_vec_pretty(&format).unwrap_or_default();
-    admin.create_new(&new.join("format.json"), &json).await?;
+    admin
+        .create_new(&new.join("format.json"), &json(&format))
+        .await?;
     Ok(())
 }
 

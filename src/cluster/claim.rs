@@ -3,13 +3,18 @@
 //! Of several hosts that take the next epoch, one wins its RENAME. An epoch's claim is good while
 //! its host's document holds the volume under the claim's nonce, in a session that lives. The hold
 //! is published before the claim is made, so a claim that is void stays void; one that arrives
-//! late, after its host gave up, is void from the start. Epochs are never used again: the highest
-//! stays until there is a higher one, and a volume that is made anew has other claims.
+//! late, after its host gave up, is void from the start. The highest epoch stays until there is a
+//! higher one, and lower ones are removed; so whoever has made one looks whether it is the highest
+//! now. A volume that is made anew has other claims.
 
-use super::hold::{Claim, FORMAT};
+use std::time::Duration;
+
+use super::hold::{Claim, FORMAT, Hold, HostDoc, json};
 use super::layout;
-use super::member::{Claimed, Holding, Life, Member, MemberError, State, is_absent};
+use super::member::{Claimed, Holding, Member, MemberError, OwnClaim, State, is_absent};
 use super::share::{Env, Store};
+use super::view::Life;
+use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::AdminErrorKind;
 use crate::volume::{Access, VolumeName};
@@ -34,9 +39,7 @@ impl<E: Env> Member<E> {
         let mut state = self.lock().await;
         let had = state.holds.contains_key(volume);
         let claimed = self.try_to_claim(store, &mut state, volume, id).await;
-        if !had && !matches!(claimed, Ok(Claimed::Mine(_))) && state.holds.remove(volume).is_some()
-        {
-            state.dirty = true;
+        if !had && !matches!(claimed, Ok(Claimed::Mine(_))) && state.drop_hold(volume) {
             if let Err(error) = self.publish(store, &mut state).await {
                 tracing::debug!(%volume, %error, "the other hosts are told later");
             }
@@ -52,94 +55,154 @@ impl<E: Env> Member<E> {
         id: &str,
     ) -> Result<Claimed, MemberError> {
         self.ensure(store, state).await?;
+        let session = state.session.clone();
         let claims = layout::claims(volume, id);
         store.make_dir(&claims).await?;
         for _ in 0..TRIES {
-            let epochs = epochs(store, &claims).await?;
-            let highest = epochs.last().copied().unwrap_or(0);
+            let before = epochs(store, &claims).await?;
+            let highest = before.last().copied().unwrap_or(0);
             if highest > 0 {
-                match self.holder(store, state, volume, &claims, highest).await? {
+                match self.holder(store, state, volume, id, highest).await? {
                     Holder::Nobody => {}
-                    Holder::Myself => return self.mine(),
+                    Holder::Myself => return self.mine(state, session.as_deref()),
                     Holder::Other(holding) => return Ok(Claimed::Held(holding)),
                     Holder::Superseded => continue,
                 }
             }
+            let epoch = highest + 1;
             self.add(store, state, volume, Access::Exclusive).await?;
-            let made = self
-                .make(store, state, volume, &claims, highest + 1)
-                .await?;
-            for epoch in epochs {
-                // What stays is below the highest, and means nothing.
-                let _ = store.remove(&claims.join(&epoch.to_string())).await;
-            }
-            if made {
-                return self.mine();
+            if self.make(store, state, volume, &claims, epoch).await? {
+                for epoch in before {
+                    // What stays is below the highest, and means nothing.
+                    let _ = store.remove(&claims.join(&epoch.to_string())).await;
+                }
+                let id = id.to_owned();
+                state.claims.insert(volume.clone(), OwnClaim { id, epoch });
+                return self.mine(state, session.as_deref());
             }
         }
         Err(MemberError::Unclear(self.host.name.clone()))
     }
 
-    fn mine(&self) -> Result<Claimed, MemberError> {
+    fn mine(&self, state: &State, session: Option<&str>) -> Result<Claimed, MemberError> {
         // The calls above may have taken longer than the right lasted.
-        if self.has_right() {
+        if self.has_right() && state.session.as_deref() == session {
             Ok(Claimed::Mine(self.right_until()))
         } else {
             Err(MemberError::Ended)
         }
     }
 
+    /// What the claim of an epoch says.
+    pub(super) async fn written(
+        &self,
+        store: &impl Store,
+        claims: &SharePath,
+        epoch: u64,
+    ) -> Result<Written, MemberError> {
+        let file = layout::claim_file(&claims.join(&epoch.to_string()));
+        let Some(json) = store.read(&file).await? else {
+            return Ok(Written::Gone);
+        };
+        Ok(match serde_json::from_slice::<Claim>(&json) {
+            Ok(claim) if claim.format == FORMAT => Written::Claim(claim),
+            _ => Written::Torn,
+        })
+    }
+
     /// Who has the volume by the claim of an epoch.
-    async fn holder(
+    pub(super) async fn holder(
         &self,
         store: &impl Store,
         state: &mut State,
         volume: &VolumeName,
-        claims: &SharePath,
+        id: &str,
         epoch: u64,
     ) -> Result<Holder, MemberError> {
-        let file = layout::claim_file(&claims.join(&epoch.to_string()));
-        let Some(json) = store.read(&file).await? else {
-            return Ok(Holder::Superseded);
-        };
-        let Ok(claim) = serde_json::from_slice::<Claim>(&json) else {
-            return Err(MemberError::Unclear("that made the claim".to_owned()));
+        let claims = layout::claims(volume, id);
+        let claim = match self.written(store, &claims, epoch).await? {
+            Written::Claim(claim) => claim,
+            Written::Gone => return Ok(Holder::Superseded),
+            Written::Torn if mutant::is_on(Mutant::TornFilesStay) => {
+                return Err(MemberError::Unclear("that made the claim".to_owned()));
+            }
+            Written::Torn => return self.holder_of_torn(store, state, volume, id, epoch).await,
         };
         if claim.host == self.host.name {
             let own = state.holds.get(volume);
-            return Ok(match own {
-                Some(hold) if hold.nonce == claim.nonce => Holder::Myself,
-                _ => Holder::Nobody,
-            });
+            if own.is_none_or(|hold| hold.nonce != claim.nonce) {
+                return Ok(Holder::Nobody);
+            }
+            let id = id.to_owned();
+            state.claims.insert(volume.clone(), OwnClaim { id, epoch });
+            return Ok(Holder::Myself);
         }
         // After the claim: its hold was published before it.
         self.refresh(store, state).await?;
-        self.check_known(state, &claim.host)?;
+        self.check_known(store, state, &claim.host).await?;
         let Some((_, doc)) = state.others.get(&claim.host).cloned() else {
             return Ok(Holder::Nobody);
         };
-        let Some(hold) = doc
-            .holds
-            .get(volume)
-            .filter(|hold| hold.nonce == claim.nonce)
-        else {
+        let hold = doc.holds.get(volume);
+        let Some(hold) = hold.filter(|hold| hold.nonce == claim.nonce) else {
             return Ok(Holder::Nobody);
         };
         if doc.session != claim.session {
             return Ok(Holder::Nobody);
         }
-        match self.life(store, state, &doc).await? {
+        match self.life(store, &doc).await? {
             Life::Over => Ok(Holder::Nobody),
-            Life::Lives(left) => Ok(Holder::Other(Holding {
-                host: doc.host.clone(),
-                hold: hold.clone(),
-                left,
-            })),
+            Life::Lives(left) => Ok(Holder::Other(holding(&doc, hold, left))),
         }
     }
 
+    /// A claim that cannot be read is that of a host whose document holds the volume exclusively;
+    /// where none does, it is void.
+    async fn holder_of_torn(
+        &self,
+        store: &impl Store,
+        state: &mut State,
+        volume: &VolumeName,
+        id: &str,
+        epoch: u64,
+    ) -> Result<Holder, MemberError> {
+        let own = state.claims.get(volume);
+        if own.is_some_and(|own| own.id == id && own.epoch == epoch) {
+            let claims = layout::claims(volume, id);
+            let claim = self.to_claim(state, volume)?;
+            let file = layout::claim_file(&claims.join(&epoch.to_string()));
+            store.put(&file, &json(&claim)).await?;
+            return Ok(Holder::Myself);
+        }
+        self.refresh(store, state).await?;
+        self.check_all_known(store, state).await?;
+        for (_, doc) in state.others.clone().values() {
+            let hold = doc.holds.get(volume);
+            let Some(hold) = hold.filter(|hold| hold.access == Access::Exclusive) else {
+                continue;
+            };
+            if let Life::Lives(left) = self.life(store, doc).await? {
+                return Ok(Holder::Other(holding(doc, hold, left)));
+            }
+        }
+        Ok(Holder::Nobody)
+    }
+
+    fn to_claim(&self, state: &State, volume: &VolumeName) -> Result<Claim, MemberError> {
+        let (Some(hold), Some(session)) = (state.holds.get(volume), &state.session) else {
+            return Err(MemberError::Ended);
+        };
+        Ok(Claim {
+            format: FORMAT,
+            host: self.host.name.clone(),
+            session: session.clone(),
+            nonce: hold.nonce.clone(),
+            since: hold.since,
+        })
+    }
+
     /// Makes the claim of an epoch; false when another host was faster.
-    async fn make(
+    pub(super) async fn make(
         &self,
         store: &impl Store,
         state: &State,
@@ -147,39 +210,51 @@ impl<E: Env> Member<E> {
         claims: &SharePath,
         epoch: u64,
     ) -> Result<bool, MemberError> {
-        let (Some(hold), Some(session)) = (state.holds.get(volume), state.session_id()) else {
-            return Err(MemberError::Ended);
-        };
-        let claim = Claim {
-            format: FORMAT,
-            host: self.host.name.clone(),
-            session: session.to_owned(),
-            nonce: hold.nonce.clone(),
-            since: hold.since,
-        };
+        let claim = self.to_claim(state, volume)?;
         let aside = layout::aside(&format!("{}.claim", self.env.nonce()));
         store.make_dir(&aside).await?;
-        let json = serde_json::to_vec_pretty(&claim).unwrap_or_default();
-        store.put(&layout::claim_file(&aside), &json).await?;
+        store
+            .put(&layout::claim_file(&aside), &json(&claim))
+            .await?;
         let place = claims.join(&epoch.to_string());
-        let Err(error) = store.rename(&aside, &place).await else {
+        if let Err(error) = store.rename(&aside, &place).await {
+            // Whose is it? The reply may have been lost after the server acted.
+            let lost = match self.written(store, claims, epoch).await? {
+                Written::Claim(there) if there == claim => false,
+                Written::Claim(_) => true,
+                Written::Torn | Written::Gone => {
+                    let taken = matches!(error.kind, AdminErrorKind::Exists) || is_absent(&error);
+                    if !taken {
+                        let _ = store.remove(&aside).await;
+                        return Err(error.into());
+                    }
+                    true
+                }
+            };
+            if lost {
+                // What stays is swept.
+                let _ = store.remove(&aside).await;
+                return Ok(false);
+            }
+        }
+        if mutant::is_on(Mutant::EpochMadeAnewWins) {
             return Ok(true);
-        };
-        // Whose is it? The reply may have been lost after the server acted.
-        let there = store.read(&layout::claim_file(&place)).await?;
-        let there = there.and_then(|json| serde_json::from_slice::<Claim>(&json).ok());
-        let lost = match there {
-            Some(there) if there == claim => return Ok(true),
-            Some(_) => true,
-            None => matches!(error.kind, AdminErrorKind::Exists) || is_absent(&error),
-        };
-        // What stays is swept.
-        let _ = store.remove(&aside).await;
-        if lost { Ok(false) } else { Err(error.into()) }
+        }
+        // While this host was slow the epoch may have been made, superseded and removed.
+        let last = epochs(store, claims).await?.pop();
+        Ok(last == Some(epoch))
     }
 }
 
-enum Holder {
+fn holding(doc: &HostDoc, hold: &Hold, left: Duration) -> Holding {
+    Holding {
+        host: doc.host.clone(),
+        hold: hold.clone(),
+        left,
+    }
+}
+
+pub(super) enum Holder {
     Nobody,
     Myself,
     Other(Holding),
@@ -187,8 +262,19 @@ enum Holder {
     Superseded,
 }
 
+/// What is found where a claim should be.
+pub(super) enum Written {
+    Claim(Claim),
+    /// It cannot be read.
+    Torn,
+    Gone,
+}
+
 /// The epochs that are there, lowest first.
-async fn epochs(store: &impl Store, claims: &SharePath) -> Result<Vec<u64>, MemberError> {
+pub(super) async fn epochs(
+    store: &impl Store,
+    claims: &SharePath,
+) -> Result<Vec<u64>, MemberError> {
     let entries = store.list(claims).await?.unwrap_or_default();
     let mut epochs: Vec<u64> = entries
         .iter()

@@ -1,9 +1,11 @@
 //! What a host tells the others: its document.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use crate::volume::json;
 use crate::volume::{Access, VolumeName};
 
 /// The format of [`HostDoc`] and of claims.
@@ -23,6 +25,21 @@ pub struct HostDoc {
     /// The host's session time: the others wait by it for the end of the session.
     pub session_ms: u64,
     pub holds: BTreeMap<VolumeName, Hold>,
+}
+
+impl HostDoc {
+    /// Stands for a document that cannot be read.
+    pub(super) fn unread(host: &str, session: &str, session_time: Duration) -> Self {
+        Self {
+            format: FORMAT,
+            host: host.to_owned(),
+            id: String::new(),
+            boot: String::new(),
+            session: session.to_owned(),
+            session_ms: u64::try_from(session_time.as_millis()).unwrap_or(u64::MAX),
+            holds: BTreeMap::new(),
+        }
+    }
 }
 
 /// A volume that a host has mounted, or is about to mount.

@@ -28,6 +28,12 @@ pub fn hosts() -> SharePath {
     own().join("hosts")
 }
 
+/// What tells this share from every other.
+#[must_use]
+pub fn format_file() -> SharePath {
+    own().join("format.json")
+}
+
 #[must_use]
 pub fn host_dir(host: &str) -> SharePath {
     hosts().join(host)
@@ -69,6 +75,12 @@ pub fn claims(name: &VolumeName, id: &str) -> SharePath {
     // A record that anybody may have written must not lead elsewhere.
     let id: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
     volume(name).join(&format!("{CLAIMS}.{id}"))
+}
+
+/// The id of the record whose claims are in an entry of a volume's directory.
+#[must_use]
+pub fn claims_of(name: &str) -> Option<&str> {
+    name.strip_prefix(CLAIMS)?.strip_prefix('.')
 }
 
 #[must_use]

@@ -3,28 +3,33 @@
 //! Invariants:
 //! - the right that [`Member::right_until`] tells is never longer than what the last renewal that
 //!   is known to have been made gives, counted from when that renewal was sent;
+//! - a renewal waits for nothing but its own calls: not for a claim, a look or a document;
+//! - after an error or a gap, what lies on the share is compared with what this host did, and put
+//!   right, before anything is decided by it;
 //! - a nonce that has left the document never comes back;
 //! - every document has a higher number than all before it, also after a restart.
+//!
+//! The session is in [`super::session`], the host's document in [`super::document`], the other
+//! hosts in [`super::view`], claims in [`super::claim`]. Locks are taken in the order [`State`],
+//! [`Standing`]; who only asks what is held or seen ([`Member::held`], [`Member::others`]) reads a
+//! copy and waits for neither.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::PoisonError;
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::elapsed::Elapsed;
-use super::hold::{FORMAT, Hold, HostDoc};
-use super::layout::{self, Token};
+use super::hold::{Hold, HostDoc};
+use super::session::Standing;
 use super::share::{Env, Stamp, Store};
-use super::times::{LONGEST_SESSION, Times};
+use super::times::Times;
+use crate::mutant::{self, Mutant};
 use crate::nfs::admin::{AdminError, AdminErrorKind};
 use crate::volume::{Access, VolumeName};
-
-/// How often a listing is made anew when what it named had gone meanwhile.
-const LOOKS: usize = 4;
-/// Documents of an earlier process of this host may still arrive; no process writes as many.
-const NUMBERS_OF_A_PROCESS: u64 = 1 << 32;
 
 /// Why the cluster's part of a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +48,11 @@ pub enum MemberError {
     Ended,
     #[error("what host {0} holds keeps changing; try again")]
     Unclear(String),
+    #[error(
+        "the home share does not show what this host has there: it is not the share that it was, \
+         or its server has forgotten; nothing is decided by it"
+    )]
+    Elsewhere,
     #[error(
         "what host {0} holds is not known: its file on the home share is damaged, or is not its \
          own. If there is no such host, remove what begins with .nfsvol/hosts/{0} on the share; \
@@ -64,7 +74,7 @@ impl MemberError {
         match self {
             Self::Share(error) => error.is_transient(),
             Self::SameName(_) | Self::Unreadable(_) => false,
-            Self::Ended | Self::Unclear(_) => true,
+            Self::Ended | Self::Unclear(_) | Self::Elsewhere => true,
         }
     }
 }
@@ -90,25 +100,21 @@ pub enum Beat {
     Lost(Vec<VolumeName>),
 }
 
-/// Whether a session is over.
+/// What became of a renewal by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Life {
+pub enum Renewal {
+    Renewed,
+    /// The server had forgotten earlier ones. The session goes on, and its right is longer again
+    /// as soon as [`Member::tend`] has compared what lies there with what this host did.
+    Forgotten,
+    /// There is no session; [`Member::tend`] begins one.
     Over,
-    /// It lives, and if it stays silent it is over in this time.
-    Lives(Duration),
-}
-
-/// What a host's token and its stamp say.
-enum Judged {
-    Over,
-    Lives(Duration),
-    Silent(Token, Stamp),
 }
 
 /// What is known of another host.
 #[derive(Debug, Clone)]
 pub struct Other {
-    pub doc: HostDoc,
+    pub doc: Arc<HostDoc>,
     /// A lower bound of the time since it was last heard of.
     pub silent: Duration,
 }
@@ -155,47 +161,135 @@ impl Drop for Waiting<'_> {
     }
 }
 
-#[derive(Debug, Clone)]
-struct Session {
-    id: String,
-    number: u64,
-    /// When the renewal to `number + 1` was first sent, if its answer never came.
-    tried: Option<Duration>,
+/// Things that must be looked at, and those that have been.
+#[derive(Debug, Default)]
+pub(super) struct Doubt {
+    raised: AtomicU64,
+    settled: AtomicU64,
 }
 
-#[derive(Debug)]
+impl Doubt {
+    pub(super) fn raise(&self) {
+        self.raised.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn is_raised(&self) -> bool {
+        self.raised() != self.settled.load(Ordering::Acquire)
+    }
+
+    /// For [`settle`](Self::settle): what is raised from here on stays.
+    pub(super) fn raised(&self) -> u64 {
+        self.raised.load(Ordering::Acquire)
+    }
+
+    pub(super) fn settle(&self, raised: u64) {
+        self.settled.fetch_max(raised, Ordering::AcqRel);
+    }
+}
+
+/// The claim by which an exclusive volume is held.
+#[derive(Debug, Clone)]
+pub(super) struct OwnClaim {
+    /// Of the volume's record.
+    pub(super) id: String,
+    pub(super) epoch: u64,
+}
+
+/// A host whose last document cannot be read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unreadable {
+    /// Its session time, as far as is known.
+    pub(super) session: Duration,
+}
+
+/// What this host tells the others, and what it has read of them.
+#[derive(Debug, Default)]
 pub(super) struct State {
-    session: Option<Session>,
+    /// The session of the document.
+    pub(super) session: Option<String>,
     /// What the others wait by: the longest session time since the session began.
-    session_ms: u64,
+    pub(super) session_ms: u64,
+    /// `format.json` of the share that the session is on.
+    pub(super) share: Option<Vec<u8>>,
     /// Exclusive volumes that were lost with a session, and that nobody has been told of.
-    lost: Vec<VolumeName>,
+    pub(super) lost: Vec<VolumeName>,
     /// The number of the last document written, or tried.
-    number: u64,
+    pub(super) number: u64,
     /// Those of this process that may still be there.
-    old: Vec<u64>,
+    pub(super) old: Vec<u64>,
     /// The document on the share may not be the latest.
     pub(super) dirty: bool,
-    pub(super) holds: BTreeMap<VolumeName, Hold>,
-    elapsed: Elapsed,
-    now: Option<Stamp>,
-    pub(super) others: BTreeMap<String, (u64, HostDoc)>,
-    /// Hosts whose last document cannot be read: what they hold is not known.
-    unreadable: BTreeSet<String>,
-    stamps: BTreeMap<String, Stamp>,
+    pub(super) holds: Arc<BTreeMap<VolumeName, Hold>>,
+    /// Of exclusive volumes that are held.
+    pub(super) claims: BTreeMap<VolumeName, OwnClaim>,
+    pub(super) others: Arc<BTreeMap<String, (u64, Arc<HostDoc>)>>,
+    pub(super) unreadable: BTreeMap<String, Unreadable>,
+    pub(super) stamps: Arc<BTreeMap<String, Stamp>>,
 }
 
 impl State {
-    pub(super) fn session_id(&self) -> Option<&str> {
-        self.session.as_ref().map(|session| session.id.as_str())
+    pub(super) fn holds(&mut self) -> &mut BTreeMap<VolumeName, Hold> {
+        Arc::make_mut(&mut self.holds)
     }
 
-    /// A lower bound of the time since a host was last heard of.
-    fn silent(&self, host: &str, now: Duration) -> Duration {
-        let stamp = self.stamps.get(host);
-        stamp.map_or(Duration::ZERO, |stamp| {
-            self.elapsed.since(host, *stamp, now)
-        })
+    /// Lets go of a volume in the next document.
+    pub(super) fn drop_hold(&mut self, volume: &VolumeName) -> bool {
+        self.claims.remove(volume);
+        let held = self.holds().remove(volume).is_some();
+        self.dirty |= held;
+        held
+    }
+}
+
+/// A copy of the state for who must not wait for it.
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    holds: Arc<BTreeMap<VolumeName, Hold>>,
+    others: Arc<BTreeMap<String, (u64, Arc<HostDoc>)>>,
+    stamps: Arc<BTreeMap<String, Stamp>>,
+}
+
+impl Seen {
+    fn of(state: &State) -> Self {
+        Self {
+            holds: Arc::clone(&state.holds),
+            others: Arc::clone(&state.others),
+            stamps: Arc::clone(&state.stamps),
+        }
+    }
+}
+
+/// What the server's clock says of the others.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) elapsed: Elapsed,
+    /// The server's clock at the last renewal.
+    pub(super) now: Option<Stamp>,
+}
+
+/// The state while it is worked with; what it has become is seen by all when this is dropped.
+pub(super) struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    seen: &'a std::sync::Mutex<Seen>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen::of(&self.state);
     }
 }
 
@@ -204,10 +298,18 @@ impl State {
 pub struct Member<E> {
     pub(super) host: Host,
     pub(super) env: E,
-    times: Times,
+    pub(super) times: Times,
     /// Nanoseconds of [`Env::now`]; 0 without a right. Read without waiting for the share.
-    right_until: AtomicU64,
+    pub(super) right_until: AtomicU64,
+    pub(super) standing: Mutex<Standing>,
     state: Mutex<State>,
+    seen: std::sync::Mutex<Seen>,
+    pub(super) watched: std::sync::Mutex<Watched>,
+    /// What lies on the share may not be what this host did: nothing is decided until it has been
+    /// compared.
+    pub(super) unsure: Doubt,
+    /// It is not: the server had forgotten a renewal. No right is given either.
+    pub(super) forgotten: Doubt,
     /// What calls that wait for the state are about to hold: the next document tells of all.
     waiting: std::sync::Mutex<BTreeMap<VolumeName, Access>>,
 }
@@ -230,25 +332,29 @@ impl<E: Env> Member<E> {
         };
         let shared = |(_, access): &(VolumeName, Access)| *access != Access::Exclusive;
         let holds = using.into_iter().filter(shared);
+        let holds: BTreeMap<_, _> = holds.map(|(name, access)| (name, hold(access))).collect();
+        let holds = Arc::new(holds);
+        let seen = Seen {
+            holds: Arc::clone(&holds),
+            ..Seen::default()
+        };
         let state = State {
-            holds: holds.map(|(name, access)| (name, hold(access))).collect(),
-            session: None,
-            session_ms: 0,
-            lost: Vec::new(),
-            number: 0,
-            old: Vec::new(),
-            dirty: false,
-            elapsed: Elapsed::new(times.renew() * 2),
-            now: None,
-            others: BTreeMap::new(),
-            unreadable: BTreeSet::new(),
-            stamps: BTreeMap::new(),
+            holds,
+            ..State::default()
         };
         Self {
             host,
             times,
             right_until: AtomicU64::new(0),
+            standing: Mutex::default(),
             state: state.into(),
+            seen: seen.into(),
+            watched: std::sync::Mutex::new(Watched {
+                elapsed: Elapsed::new(times.renew() * 2),
+                now: None,
+            }),
+            unsure: Doubt::default(),
+            forgotten: Doubt::default(),
             waiting: std::sync::Mutex::default(),
             env,
         }
@@ -281,292 +387,49 @@ impl<E: Env> Member<E> {
         self.env.now() < self.right_until()
     }
 
-    pub(super) async fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().await
-    }
-
-    /// Renews the session, or begins one.
-    ///
-    /// # Errors
-    /// What the share answered; the right lasts as long as it did before.
-    pub async fn beat(&self, store: &impl Store) -> Result<Beat, MemberError> {
-        let mut state = self.lock().await;
-        let renewed = self.renew(store, &mut state).await;
-        // Also when this renewal failed: they are lost.
-        if !state.lost.is_empty() {
-            return Ok(Beat::Lost(std::mem::take(&mut state.lost)));
-        }
-        let beat = renewed?;
-        if state.dirty {
-            self.publish(store, &mut state).await?;
-        }
-        drop(state);
-        self.tidy(store).await;
-        Ok(beat)
-    }
-
-    /// Makes sure of a session whose right lasts for a while.
-    pub(super) async fn ensure(
-        &self,
-        store: &impl Store,
-        state: &mut State,
-    ) -> Result<(), MemberError> {
-        let enough = self.env.now() + self.times.right() / 2 < self.right_until();
-        if state.session.is_some() && enough {
-            return Ok(());
-        }
-        match self.renew(store, state).await? {
-            Beat::Renewed => Ok(()),
-            // What began anew is renewed at once: only that gives a right.
-            Beat::Began | Beat::Lost(_) => match self.renew(store, state).await? {
-                Beat::Renewed => Ok(()),
-                Beat::Began | Beat::Lost(_) => Err(MemberError::Ended),
-            },
+    pub(super) async fn lock(&self) -> Locked<'_> {
+        Locked {
+            state: self.state.lock().await,
+            seen: &self.seen,
         }
     }
 
-    async fn renew(&self, store: &impl Store, state: &mut State) -> Result<Beat, MemberError> {
-        let Some(session) = state.session.clone() else {
-            self.join(store, state).await?;
-            return Ok(Beat::Began);
-        };
-        let dir = layout::host_dir(&self.host.name);
-        let from = Token::alive(&session.id, session.number).name();
-        let to = Token::alive(&session.id, session.number + 1).name();
-        let sent = self.env.now();
-        let first = session.tried.unwrap_or(sent);
-        if let Some(session) = &mut state.session {
-            session.tried = Some(first);
-        }
-        match store.rename_within(&dir, &from, &to).await {
-            Ok(stamp) => {
-                self.renewed(state, session.number + 1, sent);
-                state.elapsed.sample(sent, self.env.now(), stamp);
-                state.now = Some(stamp);
-                Ok(Beat::Renewed)
-            }
-            Err(error) => {
-                let token = self.token_of(store, &self.host.name, &session.id).await?;
-                match token {
-                    // Done by this try or by an earlier one whose answer was lost.
-                    Some(token) if token.number == session.number + 1 => {
-                        self.renewed(state, token.number, first);
-                        Ok(Beat::Renewed)
-                    }
-                    Some(_) => Err(error.into()),
-                    None => self.lost(store, state).await,
-                }
-            }
+    /// Has all see what the state has become.
+    pub(super) fn show(&self, state: &State) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen::of(state);
+    }
+
+    fn seen(&self) -> Seen {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.clone()
+    }
+
+    pub(super) fn watched(&self) -> std::sync::MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long after a renewal the next one is due: soon, if there was no answer and there is a
+    /// right to be lost.
+    #[must_use]
+    pub fn pause(&self, answered: bool) -> Duration {
+        let soon = !answered && self.has_right() && !mutant::is_on(Mutant::RenewalIsNotTriedAgain);
+        if soon {
+            self.times.again()
+        } else {
+            self.times.renew()
         }
     }
 
-    fn renewed(&self, state: &mut State, number: u64, sent: Duration) {
-        if let Some(session) = &mut state.session {
-            session.number = number;
-            session.tried = None;
-        }
-        let until = (sent + self.times.right()).as_nanos();
-        let until = u64::try_from(until).unwrap_or(u64::MAX);
-        self.right_until.fetch_max(until, Ordering::AcqRel);
+    /// The server has forgotten renewals; none gives a right until that has been put right.
+    #[must_use]
+    pub fn is_forgotten(&self) -> bool {
+        self.forgotten.is_raised()
     }
 
-    /// The token of a session that lives.
-    async fn token_of(
-        &self,
-        store: &impl Store,
-        host: &str,
-        session: &str,
-    ) -> Result<Option<Token>, MemberError> {
-        // A name that is being changed may be missed once; the end of a session leaves a proof.
-        for _ in 0..2 {
-            let entries = store.list(&layout::host_dir(host)).await?;
-            let tokens = entries.into_iter().flatten();
-            let token = tokens
-                .filter_map(|entry| Token::parse(&entry.name))
-                .filter(|token| token.session == session)
-                .max_by_key(|token| (token.alive, token.number));
-            match token {
-                Some(token) if token.alive => return Ok(Some(token)),
-                Some(_) => return Ok(None),
-                None => {}
-            }
-        }
-        Ok(None)
-    }
-
-    /// Another host has ended the session: a new one begins, without what was exclusive.
-    async fn lost(&self, store: &impl Store, state: &mut State) -> Result<Beat, MemberError> {
-        self.right_until.store(0, Ordering::Release);
-        state.session = None;
-        let State { holds, lost, .. } = state;
-        holds.retain(|name, hold| {
-            hold.nonce = self.env.nonce();
-            let stays = hold.access != Access::Exclusive;
-            if !stays {
-                lost.push(name.clone());
-            }
-            stays
-        });
-        self.join(store, state).await?;
-        Ok(Beat::Began)
-    }
-
-    /// Begins a session, or goes on with that of this host's process before.
-    async fn join(&self, store: &impl Store, state: &mut State) -> Result<(), MemberError> {
-        let began = self.env.now();
-        let own_ms = u64::try_from(self.times.session.as_millis()).unwrap_or(u64::MAX);
-        state.session_ms = own_ms;
-        let dir = layout::host_dir(&self.host.name);
-        store.make_dir(&layout::hosts()).await?;
-        store.make_dir(&dir).await?;
-        let (numbers, found) = self.own_documents(store).await?;
-        let highest = numbers.last().copied().unwrap_or(0);
-        state.number = state.number.max(highest + NUMBERS_OF_A_PROCESS);
-        state.old = numbers;
-        let tokens: Vec<Token> = self.tokens(store, &self.host.name).await?;
-        let ours = found.as_ref().is_none_or(|doc| doc.id == self.host.id);
-        for token in &tokens {
-            let going_on = found.as_ref().filter(|doc| {
-                ours && token.alive && doc.boot == self.host.boot && doc.session == token.session
-            });
-            if let Some(doc) = going_on {
-                for (name, hold) in &doc.holds {
-                    state.holds.insert(name.clone(), hold.clone());
-                }
-                state.session = Some(Session {
-                    id: token.session.clone(),
-                    number: token.number,
-                    // A renewal of the process before may still arrive.
-                    tried: Some(began),
-                });
-                state.session_ms = own_ms.max(doc.session_ms);
-                state.dirty = true;
-                return Ok(());
-            }
-            if token.alive && !ours {
-                let Some(doc) = &found else { continue };
-                let life = match self.judge(store, state, doc).await? {
-                    Judged::Silent(token, _) => self.end(store, doc, token).await?,
-                    Judged::Over => Life::Over,
-                    Judged::Lives(left) => Life::Lives(left),
-                };
-                if life != Life::Over {
-                    return Err(MemberError::SameName(self.host.name.clone()));
-                }
-            } else {
-                store.remove(&dir.join(&token.name())).await?;
-            }
-        }
-        let id = self.env.nonce();
-        store
-            .put(&dir.join(&Token::alive(&id, 0).name()), &[])
-            .await?;
-        state.session = Some(Session {
-            id,
-            number: 0,
-            tried: None,
-        });
-        state.dirty = true;
-        self.publish(store, state).await
-    }
-
-    async fn tokens(&self, store: &impl Store, host: &str) -> Result<Vec<Token>, MemberError> {
-        let entries = store.list(&layout::host_dir(host)).await?;
-        Ok(entries
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Token::parse(&entry.name))
-            .collect())
-    }
-
-    /// The numbers of this host's documents, lowest first, and what the last one says.
-    async fn own_documents(
-        &self,
-        store: &impl Store,
-    ) -> Result<(Vec<u64>, Option<HostDoc>), MemberError> {
-        for _ in 0..LOOKS {
-            let entries = store.list(&layout::hosts()).await?.unwrap_or_default();
-            let mut numbers: Vec<u64> = entries
-                .iter()
-                .filter_map(|entry| layout::parse_document(&entry.name))
-                .filter(|(host, _)| *host == self.host.name)
-                .map(|(_, number)| number)
-                .collect();
-            numbers.sort_unstable();
-            let Some(&last) = numbers.last() else {
-                return Ok((numbers, None));
-            };
-            if let Some(doc) = self.document(store, &self.host.name, last).await? {
-                return Ok((numbers, Some(doc)));
-            }
-        }
-        Err(MemberError::Unclear(self.host.name.clone()))
-    }
-
-    async fn document(
-        &self,
-        store: &impl Store,
-        host: &str,
-        number: u64,
-    ) -> Result<Option<HostDoc>, MemberError> {
-        let Some(json) = store.read(&layout::document(host, number)).await? else {
-            return Ok(None);
-        };
-        let doc = serde_json::from_slice(&json).ok();
-        // Its host becomes a part of paths: that of its file's name, and nothing else.
-        doc.filter(|doc: &HostDoc| doc.host == host)
-            .map(Some)
-            .ok_or_else(|| MemberError::Unreadable(host.to_owned()))
-    }
-
-    /// Writes the document.
-    pub(super) async fn publish(
-        &self,
-        store: &impl Store,
-        state: &mut State,
-    ) -> Result<(), MemberError> {
-        let Some(session) = &state.session else {
-            return Err(MemberError::Ended);
-        };
-        let doc = HostDoc {
-            format: FORMAT,
-            host: self.host.name.clone(),
-            id: self.host.id.clone(),
-            boot: self.host.boot.clone(),
-            session: session.id.clone(),
-            session_ms: state.session_ms,
-            holds: state.holds.clone(),
-        };
-        let json = serde_json::to_vec_pretty(&doc).unwrap_or_default();
-        // One number a try: a try that is given up may still arrive, and must then count less.
-        state.number += 1;
-        state.dirty = true;
-        let number = state.number;
-        store
-            .put(&layout::document(&self.host.name, number), &json)
-            .await?;
-        state.dirty = false;
-        state.old.push(number);
-        Ok(())
-    }
-
-    /// Removes this host's earlier documents. The last two stay, so that whoever lists meanwhile
-    /// finds one of them.
-    async fn tidy(&self, store: &impl Store) {
-        let old: Vec<u64> = {
-            let mut state = self.lock().await;
-            let last = state.old.len().saturating_sub(2);
-            state.old.drain(..last).collect()
-        };
-        for (done, number) in old.iter().enumerate() {
-            let file = layout::document(&self.host.name, *number);
-            if store.unlink(&file).await.is_err() {
-                let mut state = self.lock().await;
-                state.old.extend(&old[done..]);
-                state.old.sort_unstable();
-                return;
-            }
-        }
+    /// What lies on the share is to be compared with what this host did.
+    #[must_use]
+    pub fn is_unsure(&self) -> bool {
+        self.unsure.is_raised() || self.forgotten.is_raised()
     }
 
     /// Tells the others that this host holds a volume. On the share when this returns. Calls that
@@ -611,10 +474,10 @@ impl<E: Env> Member<E> {
             let hold = Hold {
                 nonce: self.env.nonce(),
                 access,
-                since: state.now.map_or(0, |stamp| stamp.secs),
+                since: self.watched().now.map_or(0, |stamp| stamp.secs),
                 holders: Vec::new(),
             };
-            state.holds.insert(volume.clone(), hold);
+            state.holds().insert(volume.clone(), hold);
             state.dirty = true;
         }
     }
@@ -630,7 +493,7 @@ impl<E: Env> Member<E> {
             && let Err(error) = self.publish(store, state).await
         {
             for volume in added {
-                state.holds.remove(volume);
+                state.holds().remove(volume);
             }
             return Err(error);
         }
@@ -640,12 +503,13 @@ impl<E: Env> Member<E> {
     /// Lets go of volumes. What cannot be told now is told at the next renewal.
     pub async fn release(&self, store: &impl Store, volumes: &[VolumeName]) {
         let mut state = self.lock().await;
-        let before = state.holds.len();
-        state.holds.retain(|name, _| !volumes.contains(name));
-        if state.holds.len() == before {
+        let mut any = false;
+        for volume in volumes {
+            any |= state.drop_hold(volume);
+        }
+        if !any {
             return;
         }
-        state.dirty = true;
         if let Err(error) = self.publish(store, &mut state).await {
             tracing::warn!(?volumes, %error, "the other hosts are told later");
         }
@@ -653,9 +517,10 @@ impl<E: Env> Member<E> {
         self.tidy(store).await;
     }
 
-    /// The volumes that this host holds.
-    pub async fn held(&self) -> BTreeMap<VolumeName, Hold> {
-        self.lock().await.holds.clone()
+    /// The volumes that this host holds. Waits for nothing.
+    #[must_use]
+    pub fn held(&self) -> Arc<BTreeMap<VolumeName, Hold>> {
+        self.seen().holds
     }
 
     /// Tells the others what holds this host's volumes.
@@ -668,13 +533,16 @@ impl<E: Env> Member<E> {
         holders: &BTreeMap<VolumeName, Vec<String>>,
     ) -> Result<(), MemberError> {
         let mut state = self.lock().await;
-        let State { holds, dirty, .. } = &mut *state;
-        for (name, hold) in holds {
-            let now = holders.get(name).cloned().unwrap_or_default();
-            if hold.holders != now {
-                hold.holders = now;
-                *dirty = true;
+        let now = |name: &VolumeName| holders.get(name).cloned().unwrap_or_default();
+        if state
+            .holds
+            .iter()
+            .any(|(name, hold)| hold.holders != now(name))
+        {
+            for (name, hold) in state.holds() {
+                hold.holders = now(name);
             }
+            state.dirty = true;
         }
         if state.dirty && state.session.is_some() {
             self.publish(store, &mut state).await?;
@@ -684,223 +552,24 @@ impl<E: Env> Member<E> {
         Ok(())
     }
 
-    /// Looks at what the other hosts hold.
-    ///
-    /// # Errors
-    /// What the share answered. With [`MemberError::Unreadable`] all other hosts were looked at.
-    pub async fn look(&self, store: &impl Store) -> Result<(), MemberError> {
-        let mut state = self.lock().await;
-        self.refresh(store, &mut state).await?;
-        match state.unreadable.first() {
-            None => Ok(()),
-            Some(host) => Err(MemberError::Unreadable(host.clone())),
-        }
-    }
-
-    pub(super) async fn refresh(
-        &self,
-        store: &impl Store,
-        state: &mut State,
-    ) -> Result<(), MemberError> {
-        let mut unclear = String::new();
-        for _ in 0..LOOKS {
-            let entries = store.list(&layout::hosts()).await?.unwrap_or_default();
-            let now = self.env.now();
-            let mut numbers: BTreeMap<&str, u64> = BTreeMap::new();
-            let mut hosts = Vec::new();
-            for entry in &entries {
-                if let Some((host, number)) = layout::parse_document(&entry.name) {
-                    let highest = numbers.entry(host).or_default();
-                    *highest = number.max(*highest);
-                } else if !entry.name.starts_with('.') && entry.name != self.host.name {
-                    hosts.push(entry);
-                }
-            }
-            state
-                .others
-                .retain(|host, _| hosts.iter().any(|e| e.name == *host));
-            state
-                .stamps
-                .retain(|host, _| hosts.iter().any(|e| e.name == *host));
-            state
-                .elapsed
-                .keep_hosts(|host| hosts.iter().any(|e| e.name == host));
-            unclear.clear();
-            state.unreadable.clear();
-            for entry in hosts {
-                let host = entry.name.as_str();
-                if let Some(stamp) = entry.mtime {
-                    state.elapsed.see(host, stamp, now);
-                    state.stamps.insert(host.to_owned(), stamp);
-                }
-                // Without a document it has never held anything.
-                let Some(&number) = numbers.get(host) else {
-                    continue;
-                };
-                if state
-                    .others
-                    .get(host)
-                    .is_some_and(|(known, _)| *known == number)
-                {
-                    continue;
-                }
-                match self.document(store, host, number).await {
-                    Ok(Some(doc)) => {
-                        state.others.insert(host.to_owned(), (number, doc));
-                    }
-                    Ok(None) => host.clone_into(&mut unclear),
-                    Err(MemberError::Unreadable(host)) => {
-                        state.others.remove(&host);
-                        state.unreadable.insert(host);
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            if unclear.is_empty() {
-                return Ok(());
-            }
-        }
-        Err(MemberError::Unclear(unclear))
-    }
-
-    /// Makes sure that what a host holds is known, or that no session of it can live.
-    pub(super) fn check_known(&self, state: &State, host: &str) -> Result<(), MemberError> {
-        let silent = state.silent(host, self.env.now());
-        if state.unreadable.contains(host) && silent < LONGEST_SESSION {
-            return Err(MemberError::Unreadable(host.to_owned()));
-        }
-        Ok(())
-    }
-
-    /// The other hosts, as of the last look.
-    pub async fn others(&self) -> Vec<Other> {
-        let state = self.lock().await;
-        let now = self.env.now();
-        state
-            .others
-            .iter()
+    /// The other hosts, as of the last look. Waits for nothing.
+    #[must_use]
+    pub fn others(&self) -> Vec<Other> {
+        let (seen, now) = (self.seen(), self.env.now());
+        let watched = self.watched();
+        let silent = |host: &String| {
+            let stamp = seen.stamps.get(host);
+            stamp.map_or(Duration::ZERO, |stamp| {
+                watched.elapsed.since(host, *stamp, now)
+            })
+        };
+        let others = seen.others.iter();
+        others
             .map(|(host, (_, doc))| Other {
-                doc: doc.clone(),
-                silent: state.silent(host, now),
+                doc: Arc::clone(doc),
+                silent: silent(host),
             })
             .collect()
-    }
-
-    /// Who else holds a volume now. Ends sessions that have been silent for too long.
-    ///
-    /// # Errors
-    /// What the share answered.
-    pub async fn holdings(
-        &self,
-        store: &impl Store,
-        volume: &VolumeName,
-    ) -> Result<Vec<Holding>, MemberError> {
-        let mut state = self.lock().await;
-        self.ensure(store, &mut state).await?;
-        self.refresh(store, &mut state).await?;
-        for host in &state.unreadable {
-            self.check_known(&state, host)?;
-        }
-        let holding: Vec<HostDoc> = state
-            .others
-            .values()
-            .filter(|(_, doc)| doc.holds.contains_key(volume))
-            .map(|(_, doc)| doc.clone())
-            .collect();
-        let mut found = Vec::new();
-        for doc in holding {
-            let life = self.life(store, &mut state, &doc).await?;
-            if let (Life::Lives(left), Some(hold)) = (life, doc.holds.get(volume)) {
-                found.push(Holding {
-                    host: doc.host.clone(),
-                    hold: hold.clone(),
-                    left,
-                });
-            }
-        }
-        Ok(found)
-    }
-
-    /// Whether the session of a document is over; ends it if it has been silent for too long.
-    pub(super) async fn life(
-        &self,
-        store: &impl Store,
-        state: &mut State,
-        doc: &HostDoc,
-    ) -> Result<Life, MemberError> {
-        let (token, stamp) = match self.judge(store, state, doc).await? {
-            Judged::Over => return Ok(Life::Over),
-            Judged::Lives(left) => return Ok(Life::Lives(left)),
-            Judged::Silent(token, stamp) => (token, stamp),
-        };
-        // A server's clock that went back before the stamp was read is noticed here.
-        self.ensure_fresh(store, state).await?;
-        match self.left(state, doc, stamp) {
-            Duration::ZERO => self.end(store, doc, token).await,
-            left => Ok(Life::Lives(left)),
-        }
-    }
-
-    /// How much longer a session lasts without a new stamp.
-    fn left(&self, state: &State, doc: &HostDoc, stamp: Stamp) -> Duration {
-        let times = Times::new(Duration::from_millis(doc.session_ms));
-        let silent = state.elapsed.since(&doc.host, stamp, self.env.now());
-        times.expire().saturating_sub(silent)
-    }
-
-    async fn judge(
-        &self,
-        store: &impl Store,
-        state: &mut State,
-        doc: &HostDoc,
-    ) -> Result<Judged, MemberError> {
-        // First the token, then the stamp: a renewal in between makes the stamp younger than the
-        // token, which then cannot be renamed any more.
-        let Some(token) = self.token_of(store, &doc.host, &doc.session).await? else {
-            return Ok(Judged::Over);
-        };
-        let Some(stamp) = store.mtime(&layout::host_dir(&doc.host)).await? else {
-            return Ok(Judged::Over);
-        };
-        state.elapsed.see(&doc.host, stamp, self.env.now());
-        Ok(match self.left(state, doc, stamp) {
-            Duration::ZERO => Judged::Silent(token, stamp),
-            left => Judged::Lives(left),
-        })
-    }
-
-    /// Ends a session, unless its host has renewed it since.
-    async fn end(
-        &self,
-        store: &impl Store,
-        doc: &HostDoc,
-        token: Token,
-    ) -> Result<Life, MemberError> {
-        let dir = layout::host_dir(&doc.host);
-        let ended = Token {
-            alive: false,
-            ..token.clone()
-        };
-        let (from, to) = (token.name(), ended.name());
-        let Err(error) = store.rename_within(&dir, &from, &to).await else {
-            tracing::warn!(host = doc.host, "silent for too long: its session is ended");
-            return Ok(Life::Over);
-        };
-        match self.token_of(store, &doc.host, &doc.session).await? {
-            None => Ok(Life::Over),
-            Some(now) if now.number != token.number => {
-                Ok(Life::Lives(Duration::from_millis(doc.session_ms)))
-            }
-            Some(_) => Err(error.into()),
-        }
-    }
-
-    /// A renewal now, whose stamp shows the server's clock.
-    async fn ensure_fresh(&self, store: &impl Store, state: &mut State) -> Result<(), MemberError> {
-        match self.renew(store, state).await? {
-            Beat::Renewed => Ok(()),
-            Beat::Began | Beat::Lost(_) => Err(MemberError::Ended),
-        }
     }
 }
 

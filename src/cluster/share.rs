@@ -46,6 +46,10 @@ pub trait Store: Send + Sync {
     ) -> impl Future<Output = Answer<Stamp>> + Send;
     /// Removes a file, or a directory with all that is in it.
     fn remove(&self, path: &SharePath) -> impl Future<Output = Answer<()>> + Send;
+    /// Counts what may hide that the server was away, such as new connections.
+    fn gaps(&self) -> u64 {
+        0
+    }
     /// Removes what is known to be a file; also when it is gone already.
     fn unlink(&self, file: &SharePath) -> impl Future<Output = Answer<()>> + Send {
         self.remove(file)
@@ -104,6 +108,10 @@ impl Store for Admin {
 
     async fn remove(&self, path: &SharePath) -> Answer<()> {
         self.remove_tree(path, &|| true).await.map(drop)
+    }
+
+    fn gaps(&self) -> u64 {
+        self.dials()
     }
 
     async fn unlink(&self, file: &SharePath) -> Answer<()> {

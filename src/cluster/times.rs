@@ -11,7 +11,7 @@ pub const LONGEST_SESSION: Duration = Duration::from_secs(3600);
 ///
 /// | after the last renewal was sent | by the clock of |
 /// |---|---|
-/// | T/6 (5 s): the next renewal | the host |
+/// | T/6 (5 s): the next renewal; one that is not answered within T/12 (2.5 s) is sent again T/60 (0.5 s) later | the host |
 /// | T/2 (15 s): the host's right ends; no more is sent | the host |
 /// | + T/6 (20 s): nothing sent before is still under way (TCP_USER_TIMEOUT) | the host |
 /// | 5T/6 (25 s): others may end the session | the others |
@@ -35,6 +35,18 @@ impl Times {
     #[must_use]
     pub fn renew(self) -> Duration {
         self.session / 6
+    }
+
+    /// How long a renewal waits for its answer.
+    #[must_use]
+    pub fn answer(self) -> Duration {
+        self.session / 12
+    }
+
+    /// Before a renewal is sent again that was not answered.
+    #[must_use]
+    pub fn again(self) -> Duration {
+        self.session / 60
     }
 
     /// How long the right lasts that a renewal gives, from when it was sent.
@@ -67,9 +79,10 @@ mod tests {
             let fenced = (times.right() + times.under_way()).mul_f64(1.05);
             let expired = times.expire().div_f64(1.05);
             assert!(fenced + times.session / 12 < expired, "{times:?}");
+            let one_more = times.answer() + times.again();
             assert!(
-                times.renew() * 2 < times.right(),
-                "one lost renewal is nothing"
+                times.renew() + one_more * 2 + times.answer() < times.right(),
+                "two lost renewals are nothing"
             );
             // The last stamp that another host knows of is at most one renewal old.
             assert!(times.expire() + times.renew() <= times.session);

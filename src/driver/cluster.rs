@@ -5,6 +5,7 @@
 //! let go of there only when no process of this host has it any more.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,9 @@ use super::elsewhere::Elsewhere;
 use super::{Driver, DriverError};
 use crate::catalog::{Catalog, CatalogError};
 use crate::cluster::removal::{self, Bound};
-use crate::cluster::{Beat, Claimed, Env, Holding, Host, Member, MemberError, Times, layout};
+use crate::cluster::{
+    Beat, Claimed, Env, Holding, Host, Member, MemberError, Renewal, Times, layout,
+};
 use crate::config::Config;
 use crate::engine;
 use crate::files::write_durably;
@@ -78,8 +81,14 @@ pub(super) struct Cluster {
     aside: bool,
     /// Something was mounted or unmounted: the others are told soon what holds what.
     pub(super) changed: tokio::sync::Notify,
-    /// What this host held when it was last asked.
-    holds: Mutex<BTreeMap<VolumeName, crate::cluster::Hold>>,
+    /// A way to the home share for renewals alone, and the way that it was made from.
+    apart: Mutex<Option<(Admin, Admin)>>,
+    /// Renewals in a row that were not answered.
+    unanswered: AtomicU64,
+    /// A session has begun, and its first renewal is due.
+    begun: tokio::sync::Notify,
+    /// A renewal has left something to be done.
+    tend: tokio::sync::Notify,
     /// The last words on other hosts' holds.
     view: Mutex<Arc<Elsewhere>>,
     /// Volumes that were unmounted, and since when: the others are told together.
@@ -121,7 +130,10 @@ impl Cluster {
             member: Member::new(host, times, HostEnv, using),
             aside,
             changed: tokio::sync::Notify::new(),
-            holds: Mutex::default(),
+            apart: Mutex::default(),
+            unanswered: AtomicU64::new(0),
+            begun: tokio::sync::Notify::new(),
+            tend: tokio::sync::Notify::new(),
             view: Mutex::default(),
             leaving: Mutex::default(),
             left: tokio::sync::Notify::new(),
@@ -143,17 +155,22 @@ impl Cluster {
         Arc::clone(&view)
     }
 
-    /// What this host holds; as it was before while the share keeps the answer waiting.
-    pub(super) async fn holds(
-        &self,
-        within: Duration,
-    ) -> BTreeMap<VolumeName, crate::cluster::Hold> {
-        let now = tokio::time::timeout(within, self.member.held()).await;
-        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(now) = now {
-            *holds = now;
+    /// What this host holds.
+    pub(super) fn holds(&self) -> Arc<BTreeMap<VolumeName, crate::cluster::Hold>> {
+        self.member.held()
+    }
+
+    /// The way to the home share that is for renewals alone.
+    fn apart(&self, home: &Admin) -> Admin {
+        let mut apart = self.apart.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*apart {
+            Some((of, way)) if of.is_same_way(home) => way.clone(),
+            _ => {
+                let way = home.apart(self.member.times().answer());
+                *apart = Some((home.clone(), way.clone()));
+                way
+            }
         }
-        holds.clone()
     }
 }
 
@@ -266,7 +283,7 @@ impl Driver {
         let (name, id) = (&record.name, record.id.as_str());
         let member = &self.cluster.member;
         // What serves it since a time when this host had it before holds what others do not know.
-        if self.paths.is_served(name) && !member.held().await.contains_key(name) {
+        if self.paths.is_served(name) && !member.held().contains_key(name) {
             self.paths.abort(name).await?;
         }
         loop {
@@ -287,12 +304,12 @@ impl Driver {
     }
 
     /// Tells the workers of exclusive volumes until when they may send.
-    async fn prolong(self: &Arc<Self>) {
+    fn prolong(self: &Arc<Self>) {
         // Read before the holds: a right of a session that begins now is not for those of the last.
         let until = nanos(self.cluster.member.right_until());
-        for (name, hold) in self.cluster.member.held().await {
+        for (name, hold) in self.cluster.member.held().iter() {
             if hold.access == Access::Exclusive {
-                let driver = Arc::clone(self);
+                let (driver, name) = (Arc::clone(self), name.clone());
                 // One that does not answer delays no other.
                 tokio::spawn(async move {
                     if !driver.paths.prolong(&name, until).await {
@@ -330,7 +347,7 @@ impl Driver {
         // Mounting may have taken longer than the right lasted that the claim was made in. Read
         // before the holds: a right of a session that begins now is not for those of the last.
         let until = nanos(self.cluster.member.right_until());
-        let held = self.cluster.member.held().await.contains_key(name);
+        let held = self.cluster.member.held().contains_key(name);
         let until = if held { until } else { fence.until };
         self.paths.guard(name, Fence { until, ..fence }).await
     }
@@ -431,7 +448,7 @@ impl Driver {
         if leaving.is_empty() || self.cluster.aside {
             return Ok(());
         }
-        let held = self.cluster.member.held().await;
+        let held = self.cluster.member.held();
         leaving.retain(|name, _| held.contains_key(name));
         if leaving.is_empty() {
             return Ok(());
@@ -538,7 +555,7 @@ impl Driver {
             } else if let Some(_lock) = self.locks.try_lock(name)
                 && self.paths.is_served(name)
                 && member.has_right()
-                && !member.held().await.contains_key(name)
+                && !member.held().contains_key(name)
             {
                 self.give_up(name).await;
             }
@@ -555,29 +572,64 @@ impl Driver {
             (record.name.clone(), found)
         });
         member.describe(&home, &holders.collect()).await?;
-        for name in member.held().await.into_keys() {
+        for name in member.held().keys() {
             // A call for the volume is under way: it knows better.
-            let Some(_lock) = self.locks.try_lock(&name) else {
+            let Some(_lock) = self.locks.try_lock(name) else {
                 continue;
             };
-            if self.attachments.get(&name).is_some() {
+            if self.attachments.get(name).is_some() {
                 continue;
             }
             // What an Unmount could not finish.
-            if self.paths.is_own(&name)
-                && let Err(error) = self.paths.detach(&name, LATE_FLUSH).await
+            if self.paths.is_own(name)
+                && let Err(error) = self.paths.detach(name, LATE_FLUSH).await
             {
                 tracing::warn!(volume = %name, %error, "not let go of yet");
             }
-            if self.is_free(&name).await {
-                member.release(&home, &[name]).await;
+            if self.is_free(name).await {
+                member.release(&home, std::slice::from_ref(name)).await;
             }
         }
         Ok(())
     }
 
-    /// Renews this host's session.
+    /// Renews this host's session, tells the workers of exclusive volumes, and waits until that is
+    /// due again: at once as long as there is a right and no answer.
     pub(super) async fn beat(self: &Arc<Self>) -> Result<(), DriverError> {
+        let member = &self.cluster.member;
+        let renewed = self.renew().await;
+        if !matches!(renewed, Ok(Renewal::Renewed)) || member.is_unsure() {
+            self.cluster.tend.notify_one();
+        }
+        self.prolong();
+        let pause = member.pause(renewed.is_ok());
+        let begun = self.cluster.begun.notified();
+        // A session that began meanwhile gives a right with its first renewal.
+        let _ = tokio::time::timeout(pause, begun).await;
+        renewed.map(drop)
+    }
+
+    async fn renew(&self) -> Result<Renewal, DriverError> {
+        let Some(home) = self.home().await? else {
+            return Ok(Renewal::Renewed);
+        };
+        let tries = self.cluster.unanswered.load(Ordering::Relaxed);
+        // A server may take longer to be reached anew than to answer: every other time there is
+        // more time for it.
+        let way = match tries % 2 {
+            0 => self.cluster.apart(&home),
+            _ => home,
+        };
+        let renewed = self.cluster.member.renew(&way).await;
+        let tries = if renewed.is_ok() { 0 } else { tries + 1 };
+        self.cluster.unanswered.store(tries, Ordering::Relaxed);
+        Ok(renewed?)
+    }
+
+    /// What is to be done beside the renewals, from time to time and when one of them says so.
+    pub(super) async fn tend(self: &Arc<Self>) -> Result<(), DriverError> {
+        let pause = self.cluster.member.times().renew();
+        let _ = tokio::time::timeout(pause, self.cluster.tend.notified()).await;
         let Some(home) = self.home().await? else {
             return Ok(());
         };
@@ -585,31 +637,34 @@ impl Driver {
             // Made where it is absent, and known to be the share that it was.
             self.catalog.init(&home).await?;
         }
-        match self.cluster.member.beat(&home).await? {
+        let forgotten = self.cluster.member.is_forgotten();
+        match self.cluster.member.tend(&home).await? {
+            Beat::Renewed if forgotten => self.cluster.begun.notify_one(),
             Beat::Renewed => {}
             // Only a renewal gives a right.
             Beat::Began => {
-                self.cluster.member.beat(&home).await?;
+                self.cluster.begun.notify_one();
                 self.cluster.changed.notify_one();
             }
             Beat::Lost(lost) => {
+                self.cluster.begun.notify_one();
                 tracing::error!(
                     ?lost,
                     "this host was out of reach of its home share for longer \
-                    than the session time"
+                    than the session time, or its server has forgotten that they were here"
                 );
-                let held = self.cluster.member.held().await;
+                let held = self.cluster.member.held();
                 // One that was taken anew meanwhile has a new worker.
                 for name in lost.into_iter().filter(|name| !held.contains_key(name)) {
                     let driver = Arc::clone(self);
-                    // It takes a moment, in which this session is to be renewed.
                     tokio::spawn(async move { driver.give_up(&name).await });
                 }
                 self.cluster.changed.notify_one();
             }
         }
-        self.prolong().await;
-        self.recover().await;
+        if self.cluster.member.has_right() {
+            self.recover().await;
+        }
         Ok(())
     }
 
@@ -619,7 +674,7 @@ impl Driver {
         if !matches!(looked, Ok(()) | Err(MemberError::Unreadable(_))) {
             return Ok(looked?);
         }
-        let others = self.cluster.member.others().await;
+        let others = self.cluster.member.others();
         let view = others
             .into_iter()
             .filter(|other| {

@@ -4,6 +4,7 @@
 //! long, whatever the number of hosts and volumes.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -13,13 +14,13 @@ use crate::volume::VolumeName;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Elsewhere {
-    docs: Vec<HostDoc>,
+    docs: Vec<Arc<HostDoc>>,
     /// Which of `docs` hold a volume.
     holding: HashMap<VolumeName, Vec<usize>>,
 }
 
 impl Elsewhere {
-    pub(super) fn new(docs: Vec<HostDoc>) -> Self {
+    pub(super) fn new(docs: Vec<Arc<HostDoc>>) -> Self {
         let mut holding: HashMap<VolumeName, Vec<usize>> = HashMap::new();
         for (at, doc) in docs.iter().enumerate() {
             for name in doc.holds.keys() {
@@ -89,7 +90,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_volume_is_found_without_a_look_at_each_host() {
-        let view = Elsewhere::new(documents(500, 300, 30));
+        let view = Elsewhere::new(documents(500, 300, 30).into_iter().map(Arc::new).collect());
         assert_eq!(view.hosts().count(), 500);
         assert_eq!(view.holding.len(), 9000);
         assert!(view.holding.values().all(|hosts| hosts.len() == 1));

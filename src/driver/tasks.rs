@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 use super::cluster::{LEAVE_TOGETHER, STARTED};
 use super::{Driver, DriverError};
 use crate::catalog::Changes;
-use crate::cluster::Times;
 
 /// How often the health of shares in use is looked at.
 const HEALTH_EVERY: Duration = Duration::from_secs(30);
@@ -49,13 +48,19 @@ impl Driver {
         let looking = async move { driver.look_at_trash_when_asked().await };
         self.tasks
             .spawn(stop.clone().run_until_cancelled_owned(looking));
-        if let Some(session) = self.config.session {
-            let pause = Times::new(session).renew();
+        if self.config.session.is_some() {
+            // Each waits by itself for its next turn.
             self.every(
                 stop,
                 "renewing this host's session",
-                pause,
+                Duration::ZERO,
                 |driver| async move { driver.beat().await },
+            );
+            self.every(
+                stop,
+                "keeping what this host has on the home share",
+                Duration::ZERO,
+                |driver| async move { driver.tend().await },
             );
             self.every(
                 stop,

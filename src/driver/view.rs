@@ -32,8 +32,6 @@ const FRESH: Duration = Duration::from_secs(1);
 const WORKERS_WAIT: Duration = Duration::from_secs(1);
 /// How long /proc/self/mountstats may take.
 const PROC_WAIT: Duration = Duration::from_millis(500);
-/// How long this host's own holds may take; they are locked while the share is told of a change.
-const HOLDS_WAIT: Duration = Duration::from_millis(50);
 /// How old the list of the trash may be while somebody watches: other hosts remove volumes too.
 const TRASH_FRESH: Duration = Duration::from_secs(60);
 /// A pause after listing the trash, in case that the share is away.
@@ -91,7 +89,7 @@ impl Watched for Driver {
 
     async fn page(&self, find: &str) -> Page {
         let view = self.view().await;
-        let holds = self.cluster.holds(HOLDS_WAIT).await;
+        let holds = self.cluster.holds();
         let find = find.trim().to_lowercase();
         let elsewhere = self.cluster.elsewhere();
         let attached = self.attachments.names();
@@ -246,7 +244,7 @@ impl Driver {
             .session
             .filter(|_| self.config.share.is_some())?;
         let member = &self.cluster.member;
-        let holds = self.cluster.holds(HOLDS_WAIT).await;
+        let holds = self.cluster.holds();
         let claims = holds.values().filter(|h| h.access == Access::Exclusive);
         let mut hosts = vec![member.host().name.clone()];
         hosts.extend(self.cluster.elsewhere().hosts().map(str::to_owned));

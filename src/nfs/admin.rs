@@ -216,6 +216,28 @@ impl Admin {
         Self(Arc::new(Inner { share, way }))
     }
 
+    /// The same share by a connection of its own: what is done by it waits for no other operation,
+    /// and each ends within `op_deadline`.
+    #[must_use]
+    pub fn apart(&self, op_deadline: Duration) -> Self {
+        let way = match &self.0.way {
+            Way::V3(v3) => Way::V3(Box::new(v3.apart(op_deadline))),
+            Way::Mounted(mounted) => Way::Mounted(mounted.apart(op_deadline)),
+        };
+        let share = self.0.share.clone();
+        Self(Arc::new(Inner { share, way }))
+    }
+
+    /// The connections made so far over NFSv3: a new one may follow a time when the server was
+    /// away. On a mount the kernel makes them, and this is 0.
+    #[must_use]
+    pub fn dials(&self) -> u64 {
+        match &self.0.way {
+            Way::V3(v3) => v3.dials(),
+            Way::Mounted(_) => 0,
+        }
+    }
+
     /// Whether both share connections, as clones do.
     #[must_use]
     pub fn is_same_way(&self, other: &Self) -> bool {

@@ -60,6 +60,13 @@ pub enum RecordError {
     DataDir(SharePath),
 }
 
+/// A document for the share, one field a line. Never an empty one: that would be taken for damaged
+/// by all hosts.
+pub(crate) fn json(document: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec_pretty(document)
+        .expect("strings, numbers and maps with string keys have a form in JSON")
+}
+
 impl Record {
     /// Reads the record of volume `name`.
     ///
@@ -93,8 +100,7 @@ impl Record {
     /// The document, one field a line, for people who look at the share.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        // A record holds strings, numbers and maps with string keys only, so this cannot fail.
-        let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
+        let mut json = json(self);
         json.push(b'\n');
         json
     }

@@ -14,7 +14,7 @@ use crate::Dice;
 use crate::model::Model;
 
 /// The longest that one operation takes.
-const OP_DEADLINE: Duration = Duration::from_secs(5);
+pub(crate) const OP_DEADLINE: Duration = Duration::from_secs(5);
 /// How much later than its caller gave up a call may arrive.
 const LATE: u64 = 40_000;
 
@@ -73,6 +73,9 @@ impl Disk {
             ops: 0,
         };
         let now = disk.now();
+        let kind = Kind::File(b"{}".to_vec());
+        let format = ".nfsvol/format.json".to_owned();
+        disk.nodes.insert(format, Node { kind, changed: now });
         for dir in [
             "",
             ".nfsvol",
@@ -243,6 +246,8 @@ pub(crate) struct Link {
     pub(crate) model: Arc<Mutex<Model>>,
     pub(crate) weather: Arc<Mutex<Weather>>,
     pub(crate) dice: Arc<Mutex<Dice>>,
+    /// The longest that one operation takes.
+    pub(crate) deadline: Duration,
 }
 
 /// Waits while a host is stopped.
@@ -257,6 +262,14 @@ pub(crate) async fn awake(weather: &Mutex<Weather>) {
 }
 
 impl Link {
+    /// The same way with another deadline.
+    pub(crate) fn within(&self, deadline: Duration) -> Self {
+        Self {
+            deadline,
+            ..self.clone()
+        }
+    }
+
     fn roll(&self, limit: u64) -> u64 {
         self.dice.lock().unwrap().below(limit)
     }
@@ -267,7 +280,7 @@ impl Link {
     }
 
     async fn call(&self, op: Op) -> Result<Answer, AdminError> {
-        let timed_out = Err(AdminErrorKind::TimedOut(OP_DEADLINE));
+        let timed_out = Err(AdminErrorKind::TimedOut(self.deadline));
         let (cut, mishaps) = {
             let weather = self.weather.lock().unwrap();
             (weather.cut, weather.mishaps)
@@ -279,12 +292,12 @@ impl Link {
         sleep(Duration::from_millis(self.roll(most))).await;
         awake(&self.weather).await;
         let result = if cut || fate < mishaps {
-            sleep(OP_DEADLINE).await;
+            sleep(self.deadline).await;
             timed_out
         } else if fate < 2 * mishaps {
             // The server acts, and its answer is lost.
             let _ = self.act(&op);
-            sleep(OP_DEADLINE).await;
+            sleep(self.deadline).await;
             timed_out
         } else if changes && fate < 3 * mishaps {
             let (link, op, late) = (self.clone(), op.clone(), self.roll(LATE));
@@ -292,7 +305,7 @@ impl Link {
                 sleep(Duration::from_millis(late)).await;
                 let _ = link.act(&op);
             });
-            sleep(OP_DEADLINE).await;
+            sleep(self.deadline).await;
             timed_out
         } else {
             let result = self.act(&op);

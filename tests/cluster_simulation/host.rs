@@ -6,8 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nfsvol::cluster::removal::{self, Bound};
-use nfsvol::cluster::{Beat, Claimed, Env, Host as Identity, Member, Store, Times, layout};
+use nfsvol::cluster::{
+    Beat, Claimed, Env, Host as Identity, Member, Renewal, Store, Times, layout,
+};
 use nfsvol::volume::{Access, VolumeName};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -36,10 +39,22 @@ impl Env for SimEnv {
 }
 
 impl SimEnv {
+    /// What a time by this clock is in truth.
+    fn true_time(&self, time: Duration) -> Duration {
+        time * 1_000_000 / self.rate
+    }
+
     /// Sleeps by this clock.
     async fn sleep(&self, time: Duration) {
-        sleep(time * 1_000_000 / self.rate).await;
+        sleep(self.true_time(time)).await;
     }
+}
+
+/// What the renewals and the rest wake each other by.
+#[derive(Default)]
+struct Wake {
+    tend: Notify,
+    begun: Notify,
 }
 
 /// A process that serves an exclusive volume to containers, and what it may do.
@@ -120,8 +135,11 @@ impl Host {
     pub(crate) async fn daemon(self) {
         let member = Arc::new(self.member());
         let mut tasks = JoinSet::new();
+        let wake = Arc::new(Wake::default());
+        let (host, shared, woken) = (self.clone(), Arc::clone(&member), Arc::clone(&wake));
+        tasks.spawn(async move { host.renew(&shared, &woken).await });
         let (host, shared) = (self.clone(), Arc::clone(&member));
-        tasks.spawn(async move { host.renew(&shared).await });
+        tasks.spawn(async move { host.tend(&shared, &wake).await });
         for volume in VOLUMES {
             let (host, member) = (self.clone(), Arc::clone(&member));
             tasks.spawn(async move {
@@ -136,36 +154,51 @@ impl Host {
         while tasks.join_next().await.is_some() {}
     }
 
-    async fn renew(&self, member: &Member<SimEnv>) {
+    /// The renewals, and what they tell the workers.
+    async fn renew(&self, member: &Member<SimEnv>, wake: &Wake) {
         loop {
             awake(&self.link.weather).await;
-            match member.beat(&self.link).await {
-                Ok(Beat::Renewed) => {}
-                Ok(Beat::Began) => continue,
-                Ok(Beat::Lost(lost)) => {
-                    for volume in lost {
-                        self.stop(volume.as_str());
-                    }
-                    continue;
-                }
-                Err(_) => {}
+            let renewed = member
+                .renew(&self.link.within(member.times().answer()))
+                .await;
+            if !matches!(renewed, Ok(Renewal::Renewed)) || member.is_unsure() {
+                wake.tend.notify_one();
             }
-            let held = member.held().await;
-            let exclusive: Vec<String> = {
-                let workers = self.workers.lock().unwrap();
-                workers.keys().cloned().collect()
-            };
+            // Read before the holds: a right of a session that begins now is not for those of the
+            // last.
+            let until = member.right_until();
+            for volume in member.held().keys() {
+                self.extend(volume.as_str(), until);
+            }
+            let pause = member.pause(renewed.is_ok());
+            let _ = tokio::time::timeout(self.env.true_time(pause), wake.begun.notified()).await;
+        }
+    }
+
+    /// What is done beside the renewals.
+    async fn tend(&self, member: &Member<SimEnv>, wake: &Wake) {
+        loop {
+            let pause = self.env.true_time(member.times().renew());
+            let _ = tokio::time::timeout(pause, wake.tend.notified()).await;
+            awake(&self.link.weather).await;
+            let forgotten = member.is_forgotten();
+            let tended = member.tend(&self.link).await;
+            if forgotten || !matches!(tended, Ok(Beat::Renewed) | Err(_)) {
+                wake.begun.notify_one();
+            }
+            if let Ok(Beat::Lost(lost)) = tended {
+                for volume in lost {
+                    self.stop(volume.as_str());
+                }
+            }
             if member.has_right() {
-                for volume in exclusive {
-                    if held.contains_key(&name(&volume)) {
-                        self.extend(&volume, member.right_until());
-                    } else {
-                        // The daemon before this one lost its session.
-                        self.stop(&volume);
-                    }
+                // The daemon before this one lost its session.
+                let held = member.held();
+                let served: Vec<String> = self.workers.lock().unwrap().keys().cloned().collect();
+                for volume in served.iter().filter(|v| !held.contains_key(&name(v))) {
+                    self.stop(volume);
                 }
             }
-            self.env.sleep(member.times().renew()).await;
         }
     }
 
@@ -405,8 +438,10 @@ impl Host {
         for volume in &in_use {
             self.unmount(&member, volume).await;
         }
-        for volume in member.held().await.into_keys() {
-            member.release(&self.link, &[volume]).await;
+        for volume in member.held().keys() {
+            member
+                .release(&self.link, std::slice::from_ref(volume))
+                .await;
         }
         member
     }

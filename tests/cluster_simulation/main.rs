@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use disk::{Disk, Link, Weather};
+use disk::{Disk, Link, OP_DEADLINE, Weather};
 use host::{Host, SimEnv};
 use model::Model;
 
@@ -117,6 +117,7 @@ async fn run(seed: u64, switches: Switches) -> Outcome {
                 model: Arc::clone(&model),
                 weather: Arc::new(Mutex::new(weather)),
                 dice: own,
+                deadline: OP_DEADLINE,
             };
             Host::new(name, env, link, switches)
         })

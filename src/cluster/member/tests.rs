@@ -1,19 +1,396 @@
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
 
 use super::*;
+use crate::cluster::hold::{FORMAT, json};
+use crate::cluster::{Beat, Claimed, Entry, layout};
+use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminSettings};
 
-struct Still;
+const SESSION: Duration = Duration::from_secs(30);
 
-impl Env for Still {
+/// A clock that stands still until it is set.
+#[derive(Clone, Default)]
+struct Clock(Arc<(AtomicU64, AtomicU64)>);
+
+impl Clock {
+    fn pass(&self, secs: u64) {
+        self.0.0.fetch_add(secs, Ordering::Relaxed);
+    }
+}
+
+impl Env for Clock {
     fn now(&self) -> Duration {
-        Duration::from_secs(1000)
+        Duration::from_secs(1000 + self.0.0.load(Ordering::Relaxed))
     }
 
     fn nonce(&self) -> String {
-        "1".to_owned()
+        format!("{:016x}", self.0.1.fetch_add(1, Ordering::Relaxed))
     }
+}
+
+/// A home share in a directory, with one volume.
+struct Home {
+    dir: tempfile::TempDir,
+    admin: Admin,
+    clock: Clock,
+}
+
+impl Home {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for made in ["hosts", "tmp", "volumes/db"] {
+            fs::create_dir_all(dir.path().join(".nfsvol").join(made)).unwrap();
+        }
+        fs::write(dir.path().join(".nfsvol/format.json"), "{}").unwrap();
+        let share = "nas:/export".parse().unwrap();
+        let admin = Admin::mounted(share, dir.path().to_owned(), AdminSettings::default());
+        let clock = Clock::default();
+        Self { dir, admin, clock }
+    }
+
+    fn member(&self, name: &str) -> Member<Clock> {
+        let host = Host {
+            name: name.to_owned(),
+            id: format!("id of {name}"),
+            boot: "boot".to_owned(),
+        };
+        Member::new(host, Times::new(SESSION), self.clock.clone(), [])
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join(".nfsvol").join(path)
+    }
+
+    fn names(&self, dir: &str) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.path(dir))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn token(&self, host: &str) -> String {
+        let names = self.names(&format!("hosts/{host}"));
+        assert_eq!(names.len(), 1, "{names:?}");
+        names[0].clone()
+    }
+
+    fn last_document(&self, host: &str) -> PathBuf {
+        let names = self.names("hosts");
+        let documents = names.iter().filter_map(|name| layout::parse_document(name));
+        let number = documents
+            .filter(|(of, _)| *of == host)
+            .map(|(_, n)| n)
+            .max();
+        self.path(&format!("hosts/{host}.{}.json", number.unwrap()))
+    }
+}
+
+fn db() -> VolumeName {
+    "db".parse().unwrap()
+}
+
+async fn begun(home: &Home, name: &str) -> Member<Clock> {
+    let member = home.member(name);
+    member.beat(&home.admin).await.unwrap();
+    assert_eq!(member.beat(&home.admin).await.unwrap(), Beat::Renewed);
+    assert!(member.has_right());
+    member
+}
+
+async fn mine(home: &Home, member: &Member<Clock>) -> bool {
+    let claimed = member.claim(&home.admin, &db(), "1").await;
+    matches!(claimed.unwrap(), Claimed::Mine(_))
+}
+
+/// The server's power fails, and it comes back with the token as it was some renewals ago.
+async fn goes_on_behind(home: &Home, member: &Member<Clock>) -> Result<(), String> {
+    let name = home.token("a");
+    let mut token = layout::Token::parse(&name).unwrap();
+    token.number -= 1;
+    let dir = home.path("hosts/a");
+    fs::rename(dir.join(name), dir.join(token.name())).unwrap();
+    home.clock.pass(5);
+    let beat = member.beat(&home.admin).await;
+    let beat = beat.map_err(|error| error.to_string())?;
+    let left = member.right_until().saturating_sub(home.clock.now());
+    if beat != Beat::Renewed || left != SESSION / 2 {
+        return Err(format!("{beat:?}, {left:?}"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_that_stands_behind_is_gone_on_from() {
+    let home = Home::new();
+    let member = begun(&home, "a").await;
+    for _ in 0..3 {
+        member.beat(&home.admin).await.unwrap();
+    }
+    goes_on_behind(&home, &member).await.unwrap();
+    let _back = mutant::put_back(Mutant::TokenBehindIsAnError);
+    goes_on_behind(&home, &member).await.unwrap_err();
+}
+
+/// The server forgets the document and the claim of a host that uses an exclusive volume: whether
+/// another host can have the volume.
+async fn is_taken_after_forgetting(home: &Home) -> bool {
+    let (a, b) = (begun(home, "a").await, begun(home, "b").await);
+    assert!(mine(home, &a).await);
+    a.beat(&home.admin).await.unwrap();
+    let told = home.last_document("a");
+    fs::remove_file(told).unwrap();
+    fs::remove_dir_all(home.path("volumes/db/claims.1")).unwrap();
+    // The renewal after the gap tells of it.
+    a.unsure.raise();
+    a.beat(&home.admin).await.unwrap();
+    let taken = mine(home, &b).await;
+    assert!(a.held().contains_key(&db()));
+    taken
+}
+
+#[tokio::test]
+async fn what_a_server_forgot_is_put_there_again() {
+    let home = Home::new();
+    assert!(!is_taken_after_forgetting(&home).await);
+    assert_eq!(home.names("volumes/db/claims.1"), ["1"]);
+    let home = Home::new();
+    let _back = mutant::put_back(Mutant::ForgottenStaysForgotten);
+    assert!(is_taken_after_forgetting(&home).await);
+}
+
+#[tokio::test]
+async fn a_host_whose_claim_was_forgotten_and_taken_gives_the_volume_up() {
+    let home = Home::new();
+    let (a, b) = (begun(&home, "a").await, begun(&home, "b").await);
+    assert!(mine(&home, &a).await);
+    fs::remove_dir_all(home.path("volumes/db/claims.1")).unwrap();
+    fs::remove_file(home.last_document("a")).unwrap();
+    assert!(mine(&home, &b).await);
+    a.unsure.raise();
+    assert_eq!(a.beat(&home.admin).await.unwrap(), Beat::Lost(vec![db()]));
+    assert!(a.held().is_empty());
+    assert!(mine(&home, &b).await, "its claim is good");
+}
+
+/// The server exports an empty directory for a while: what became of the session.
+async fn after_an_empty_export(home: &Home, member: &Member<Clock>) -> Beat {
+    let (own, aside) = (home.path(""), home.dir.path().join("aside"));
+    fs::rename(&own, &aside).unwrap();
+    home.clock.pass(5);
+    let beat = member.beat(&home.admin).await;
+    let held = member.holdings(&home.admin, &db()).await;
+    fs::rename(&aside, &own).unwrap();
+    if let Ok(beat) = beat {
+        return beat;
+    }
+    assert!(held.is_err(), "{held:?}");
+    assert!(member.has_right());
+    member.beat(&home.admin).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_empty_export_ends_nothing() {
+    let home = Home::new();
+    let member = begun(&home, "a").await;
+    assert!(mine(&home, &member).await);
+    assert_eq!(after_an_empty_export(&home, &member).await, Beat::Renewed);
+    assert!(member.held().contains_key(&db()));
+    let back = mutant::put_back(Mutant::AbsenceEndsSessions);
+    assert_eq!(
+        after_an_empty_export(&home, &member).await,
+        Beat::Lost(vec![db()])
+    );
+    drop(back);
+}
+
+#[tokio::test]
+async fn a_session_without_its_token_goes_on() {
+    let home = Home::new();
+    let member = begun(&home, "a").await;
+    let before = home.token("a");
+    fs::remove_file(home.path("hosts/a").join(&before)).unwrap();
+    home.clock.pass(5);
+    assert_eq!(
+        member.beat(&home.admin).await.unwrap_err().to_string(),
+        MemberError::Elsewhere.to_string()
+    );
+    assert_eq!(member.beat(&home.admin).await.unwrap(), Beat::Renewed);
+    let (before, now) = (
+        layout::Token::parse(&before),
+        layout::Token::parse(&home.token("a")),
+    );
+    assert_eq!(before.unwrap().session, now.unwrap().session);
+}
+
+#[tokio::test]
+async fn a_torn_document_of_ones_own_is_written_anew() {
+    let home = Home::new();
+    let member = begun(&home, "a").await;
+    assert!(mine(&home, &member).await);
+    fs::write(home.last_document("a"), "").unwrap();
+    {
+        let _back = mutant::put_back(Mutant::TornFilesStay);
+        let again = home.member("a");
+        let error = again.beat(&home.admin).await.unwrap_err();
+        assert!(matches!(error, MemberError::Unreadable(_)), "{error}");
+    }
+    // After a restart of the daemon as well; the one before it is whole, and says the session.
+    let again = begun(&home, "a").await;
+    assert!(again.has_right());
+    let doc: HostDoc = serde_json::from_slice(&fs::read(home.last_document("a")).unwrap()).unwrap();
+    assert_eq!(doc.id, "id of a");
+}
+
+#[tokio::test]
+async fn a_torn_document_of_a_dead_host_is_void_after_its_session() {
+    let home = Home::new();
+    let b = begun(&home, "b").await;
+    let a = begun(&home, "a").await;
+    a.hold(&home.admin, &db(), Access::Shared).await.unwrap();
+    fs::write(home.last_document("a"), "").unwrap();
+    let unknown = b.holdings(&home.admin, &db()).await.unwrap_err();
+    assert!(matches!(unknown, MemberError::Unreadable(host) if host == "a"));
+    // The times of files go by the machine's clock, which stands still beside this one.
+    for _ in 0..5 {
+        home.clock.pass(5);
+        b.renew(&home.admin).await.unwrap();
+    }
+    home.clock.pass(5);
+    {
+        let _back = mutant::put_back(Mutant::TornFilesStay);
+        b.holdings(&home.admin, &db()).await.unwrap_err();
+    }
+    assert_eq!(b.holdings(&home.admin, &db()).await.unwrap(), []);
+    assert!(home.token("a").starts_with("ended."));
+    // It was only stopped: it begins anew.
+    assert_eq!(a.beat(&home.admin).await.unwrap(), Beat::Began);
+}
+
+#[tokio::test]
+async fn a_torn_claim_is_its_holders_or_nobodys() {
+    let home = Home::new();
+    let (a, b) = (begun(&home, "a").await, begun(&home, "b").await);
+    assert!(mine(&home, &a).await);
+    let file = home.path("volumes/db/claims.1/1/claim.json");
+    fs::write(&file, "").unwrap();
+    assert!(!mine(&home, &b).await, "the one who has it lives");
+    assert!(mine(&home, &a).await);
+    assert!(!fs::read(&file).unwrap().is_empty(), "written anew");
+    fs::write(&file, "").unwrap();
+    a.release(&home.admin, &[db()]).await;
+    {
+        let _back = mutant::put_back(Mutant::TornFilesStay);
+        b.claim(&home.admin, &db(), "1").await.unwrap_err();
+    }
+    assert!(mine(&home, &b).await);
+    assert_eq!(home.names("volumes/db/claims.1"), ["2"]);
+}
+
+/// The share as one host sees it: what it renames to becomes of this channel's sender first.
+struct Slow<'a> {
+    admin: &'a Admin,
+    target: SharePath,
+    meanwhile: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>>,
+}
+
+impl Store for Slow<'_> {
+    async fn list(&self, dir: &SharePath) -> Result<Option<Vec<Entry>>, AdminError> {
+        Store::list(self.admin, dir).await
+    }
+
+    async fn mtime(&self, path: &SharePath) -> Result<Option<Stamp>, AdminError> {
+        self.admin.mtime(path).await
+    }
+
+    async fn read(&self, file: &SharePath) -> Result<Option<Vec<u8>>, AdminError> {
+        Store::read(self.admin, file).await
+    }
+
+    async fn put(&self, file: &SharePath, contents: &[u8]) -> Result<(), AdminError> {
+        self.admin.put(file, contents).await
+    }
+
+    async fn make_dir(&self, dir: &SharePath) -> Result<(), AdminError> {
+        self.admin.make_dir(dir).await
+    }
+
+    async fn rename(&self, from: &SharePath, to: &SharePath) -> Result<(), AdminError> {
+        if *to == self.target
+            && let Some(meanwhile) = self.meanwhile.lock().await.take()
+        {
+            meanwhile.await;
+        }
+        Store::rename(self.admin, from, to).await
+    }
+
+    async fn rename_within(
+        &self,
+        dir: &SharePath,
+        from: &str,
+        to: &str,
+    ) -> Result<Stamp, AdminError> {
+        Store::rename_within(self.admin, dir, from, to).await
+    }
+
+    async fn remove(&self, path: &SharePath) -> Result<(), AdminError> {
+        self.admin.remove(path).await
+    }
+}
+
+/// Two whole cycles of another host pass while a host is about to make an epoch: who has it.
+async fn claims_beside_a_slow_host(home: &Home) -> [bool; 2] {
+    let (a, b) = (begun(home, "a").await, begun(home, "b").await);
+    let meanwhile = Box::pin(async {
+        assert!(mine(home, &b).await);
+        b.release(&home.admin, &[db()]).await;
+        assert!(mine(home, &b).await);
+    });
+    let slow = Slow {
+        admin: &home.admin,
+        target: layout::claims(&db(), "1").join("1"),
+        meanwhile: Mutex::new(Some(meanwhile)),
+    };
+    let first = a.claim(&slow, &db(), "1").await.unwrap();
+    [matches!(first, Claimed::Mine(_)), mine(home, &b).await]
+}
+
+#[tokio::test]
+async fn an_epoch_that_is_made_anew_wins_nothing() {
+    assert_eq!(claims_beside_a_slow_host(&Home::new()).await, [false, true]);
+    let _back = mutant::put_back(Mutant::EpochMadeAnewWins);
+    assert_eq!(claims_beside_a_slow_host(&Home::new()).await, [true, true]);
+}
+
+/// Whether a renewal goes by a claim that waits for the share.
+async fn renews_beside_a_claim(home: &Home) -> bool {
+    let member = begun(home, "a").await;
+    let member = &member;
+    let renewed = Mutex::new(false);
+    let beside = async {
+        let renewal = member.renew(&home.admin);
+        let renewal = tokio::time::timeout(Duration::from_secs(1), renewal).await;
+        *renewed.lock().await = renewal.is_ok();
+    };
+    let slow = Slow {
+        admin: &home.admin,
+        target: layout::claims(&db(), "1").join("1"),
+        meanwhile: Mutex::new(Some(Box::pin(beside))),
+    };
+    member.claim(&slow, &db(), "1").await.unwrap();
+    drop(slow);
+    renewed.into_inner()
+}
+
+#[tokio::test]
+async fn a_claim_that_waits_keeps_no_renewal_waiting() {
+    assert!(renews_beside_a_claim(&Home::new()).await);
+    let _back = mutant::put_back(Mutant::RenewalWaitsForCalls);
+    assert!(!renews_beside_a_claim(&Home::new()).await);
 }
 
 /// The document of a host that holds `volumes`, as it lies on the share.
@@ -40,32 +417,25 @@ fn write(export: &Path, file: &str, host: &str, volumes: &[&VolumeName]) {
     let hosts = export.join(".nfsvol/hosts");
     fs::create_dir_all(hosts.join(name)).unwrap();
     fs::write(hosts.join(name).join("alive.s.1"), "").unwrap();
-    fs::write(hosts.join(file), serde_json::to_vec(&doc).unwrap()).unwrap();
+    fs::write(hosts.join(file), json(&doc)).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_document_speaks_for_the_host_of_its_name_only() {
-    let export = tempfile::tempdir().unwrap();
-    let share = "nas:/export".parse().unwrap();
-    let admin = Admin::mounted(share, export.path().to_owned(), AdminSettings::default());
-    let host = Host {
-        name: "here".to_owned(),
-        id: "id".to_owned(),
-        boot: "boot".to_owned(),
-    };
-    let member = Member::new(host, Times::new(Duration::from_secs(30)), Still, []);
+    let home = Home::new();
+    let (export, admin, member) = (&home.dir, &home.admin, home.member("here"));
     let [db, web]: [VolumeName; 2] = ["db", "web"].map(|name| name.parse().unwrap());
 
     write(export.path(), "evil.1.json", "evil", &[]);
-    assert!(member.holdings(&admin, &db).await.unwrap().is_empty());
+    assert!(member.holdings(admin, &db).await.unwrap().is_empty());
 
     // What it holds is not known now, so nothing may be removed; the others are heard all the same.
     write(export.path(), "evil.2.json", "../../elsewhere", &[]);
     write(export.path(), "other.1.json", "other", &[&web]);
     let unreadable = |error| matches!(error, MemberError::Unreadable(host) if host == "evil");
-    assert!(unreadable(member.look(&admin).await.unwrap_err()));
-    assert!(unreadable(member.holdings(&admin, &db).await.unwrap_err()));
-    let others = member.others().await;
+    assert!(unreadable(member.look(admin).await.unwrap_err()));
+    assert!(unreadable(member.holdings(admin, &db).await.unwrap_err()));
+    let others = member.others();
     assert_eq!(others.len(), 1, "{others:?}");
     assert!(others[0].doc.holds.contains_key(&web));
 
@@ -74,7 +444,7 @@ async fn a_document_speaks_for_the_host_of_its_name_only() {
         fs::remove_file(export.path().join(".nfsvol/hosts").join(left)).unwrap();
     }
     fs::remove_dir_all(export.path().join(".nfsvol/hosts/evil")).unwrap();
-    let held = member.holdings(&admin, &web).await.unwrap();
+    let held = member.holdings(admin, &web).await.unwrap();
     assert_eq!(held.len(), 1, "{held:?}");
     assert_eq!(held[0].host, "other");
 }

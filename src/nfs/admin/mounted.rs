@@ -92,6 +92,18 @@ impl Mounted {
         }
     }
 
+    /// The same mount, with a thread and a deadline of its own.
+    pub(super) fn apart(&self, deadline: Duration) -> Self {
+        Self {
+            device: self.device,
+            stale: Arc::clone(&self.stale),
+            dir: Arc::clone(&self.dir),
+            deadline,
+            slots: Arc::new(Semaphore::new(1)),
+            running: Arc::default(),
+        }
+    }
+
     /// Whether the share has to be mounted anew.
     pub(super) fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Relaxed)

@@ -20,7 +20,7 @@ mod session;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +64,10 @@ struct Shared {
     breaker: Breaker,
     credential: opaque_auth<'static>,
     meter: Meter,
+    /// Connections made so far.
+    dials: AtomicU64,
+    /// How long a kept handle is used ([`HANDLE_AGE`]).
+    handle_age: Duration,
     slots: Semaphore,
     /// The server has no READDIRPLUS.
     plain_listing: AtomicBool,
@@ -96,6 +100,8 @@ impl V3 {
             breaker,
             credential: credential(),
             meter: Meter::default(),
+            dials: AtomicU64::new(0),
+            handle_age: HANDLE_AGE,
             slots: Semaphore::new(settings.max_connections.max(1)),
             plain_listing: AtomicBool::new(false),
             settings,
@@ -114,6 +120,48 @@ impl V3 {
             shared: Arc::clone(&self.shared),
             own: Some(Mutex::default()),
         }
+    }
+
+    /// The same share by a connection of its own, with a deadline of its own. Handles that are kept
+    /// are kept for as long as they are good, so that an operation is one call.
+    pub(super) fn apart(&self, op_deadline: Duration) -> Self {
+        let settings = AdminSettings {
+            op_deadline,
+            max_connections: 1,
+            ..self.shared.settings.clone()
+        };
+        let known = self.state();
+        let state = State {
+            route: known.route.clone(),
+            idle: Vec::new(),
+            handles: known
+                .handles
+                .keys()
+                .map(|place| (place.clone(), None))
+                .collect(),
+        };
+        drop(known);
+        let shared = Shared {
+            share: self.shared.share.clone(),
+            breaker: Breaker::resting(op_deadline / 4),
+            credential: credential(),
+            meter: self.shared.meter.clone(),
+            dials: AtomicU64::new(0),
+            handle_age: Duration::MAX,
+            slots: Semaphore::new(settings.max_connections),
+            plain_listing: AtomicBool::new(self.shared.plain_listing.load(Ordering::Relaxed)),
+            settings,
+            reaching: tokio::sync::Mutex::default(),
+            state: Mutex::new(state),
+        };
+        Self {
+            shared: Arc::new(shared),
+            own: None,
+        }
+    }
+
+    pub(super) fn dials(&self) -> u64 {
+        self.shared.dials.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_same(&self, other: &Self) -> bool {
@@ -206,6 +254,7 @@ impl V3 {
             return Ok(idle);
         }
         let _alone = self.shared.reaching.lock().await;
+        self.shared.dials.fetch_add(1, Ordering::Relaxed);
         let within = self.shared.settings.op_deadline * REACH_SHARE / OF;
         let known = self.state().route.clone();
         if let Some(route) = known {
@@ -258,7 +307,7 @@ impl V3 {
                 return Some((place, handle.clone()));
             }
             match state.handles.get(&place) {
-                Some(Some((since, handle))) if since.elapsed() < HANDLE_AGE => {
+                Some(Some((since, handle))) if since.elapsed() < self.shared.handle_age => {
                     return Some((place, handle.clone()));
                 }
                 _ => place = place.parent(),

@@ -17,8 +17,17 @@ const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(15);
 
 /// The breaker of one server. Clones are the same breaker.
-#[derive(Debug, Clone, Default)]
-pub struct Breaker(Arc<Mutex<Option<Broken>>>);
+#[derive(Debug, Clone)]
+pub struct Breaker {
+    broken: Arc<Mutex<Option<Broken>>>,
+    longest: Duration,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self::resting(LONGEST_REST)
+    }
+}
 
 #[derive(Debug)]
 struct Broken {
@@ -30,6 +39,15 @@ struct Broken {
 }
 
 impl Breaker {
+    /// One whose rests are no longer than this.
+    #[must_use]
+    pub fn resting(longest: Duration) -> Self {
+        Self {
+            broken: Arc::default(),
+            longest,
+        }
+    }
+
     /// Makes an attempt to reach the server, unless it is known to be away.
     ///
     /// Only errors that are [transient](ReachError::is_transient) break the circuit.
@@ -78,10 +96,10 @@ impl Breaker {
     fn broke(&self, error: &ReachError, alone: bool) {
         let mut state = self.state();
         let rest = match state.as_ref() {
-            Some(before) if alone => (before.rest * 2).min(LONGEST_REST),
+            Some(before) if alone => (before.rest * 2).min(self.longest),
             // It began before the server was known to be away: nothing new.
             Some(_) => return,
-            None => FIRST_REST,
+            None => FIRST_REST.min(self.longest),
         };
         *state = Some(Broken {
             error: error.clone(),
@@ -92,7 +110,7 @@ impl Breaker {
     }
 
     fn state(&self) -> MutexGuard<'_, Option<Broken>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
