@@ -39,10 +39,12 @@ impl<E: Env> Member<E> {
         let mut state = self.lock().await;
         let had = state.holds.contains_key(volume);
         let claimed = self.try_to_claim(store, &mut state, volume, id).await;
-        if !had && !matches!(claimed, Ok(Claimed::Mine(_))) && state.drop_hold(volume) {
-            if let Err(error) = self.publish(store, &mut state).await {
-                tracing::debug!(%volume, %error, "the other hosts are told later");
-            }
+        if !had
+            && !matches!(claimed, Ok(Claimed::Mine(_)))
+            && state.drop_hold(volume)
+            && let Err(error) = self.publish(store, &mut state).await
+        {
+            tracing::debug!(%volume, %error, "the other hosts are told later");
         }
         claimed
     }
