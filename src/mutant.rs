@@ -34,6 +34,10 @@ mutants! {
     /// A process that outlives the daemon is known by its number: what was left of one before a
     /// power failure names another volume's, which is waited for and killed.
     AttendantByNumber,
+    /// A file that another host made first is opened with the attributes from before the open.
+    CreateTellsOldAttributes,
+    /// Bytes that are durable, and kept for an earlier READ, lie over the answers to later ones.
+    DurableHidesOthers,
     /// SETATTR and LINK take what another host changed before them for their own doing.
     SetattrHidesOthers,
     /// WRITE and COMMIT do.

@@ -192,13 +192,6 @@ impl<C: Clone + PartialEq> Held<C> {
         self.unsent.is_empty() && self.flights.is_empty() && !self.needs_commit()
     }
 
-    /// One past the last byte held.
-    pub(super) fn end(&self) -> Option<u64> {
-        self.segments
-            .last_key_value()
-            .map(|(start, segment)| start + segment.data.len() as u64)
-    }
-
     /// Takes new bytes at `offset`, whose room is `share`. A run of small writes becomes one
     /// segment of up to `chunk` bytes.
     pub(super) fn write(

@@ -132,7 +132,7 @@ impl State {
         }
         if let Some(data) = &self.data {
             let size = data.own_size.size(&self.cached);
-            attr.size = size.max(data.held.end().unwrap_or(0));
+            attr.size = size.max(data.held.end(None).unwrap_or(0));
         }
         attr
     }

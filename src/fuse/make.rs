@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime, Wcc};
 
+use super::attr::now;
 use super::error::{Errno, Result};
 use super::fs::{Changing, Entry, Fs, Opened, check_name};
 use super::inode::Inode;
@@ -142,7 +144,7 @@ impl Fs {
                 self.nfs.create(cred, &dir.handle, name, how).await?
             }
         };
-        let entry = self.made(cred, (&dir, changing), name, made).await?;
+        let mut entry = self.made(cred, (&dir, changing), name, made).await?;
         let granted = Granted(self, entry.ino);
         let inode = self.inode(entry.ino)?;
         let opening = Opening::new(self, &inode, cred);
@@ -152,6 +154,12 @@ impl Fs {
         // Who made the file may write to it, whatever its mode, and whoever the server says he is.
         if !ours {
             self.check_access(cred, &inode, flags).await?;
+            if !mutant::is_on(Mutant::CreateTellsOldAttributes) {
+                // The kernel is told what was heard last: another host may write at this moment.
+                let state = inode.state();
+                entry.attr = state.attr();
+                entry.attr_trusted = state.cached.remaining(now());
+            }
         }
         std::mem::forget(granted);
         Ok((entry, self.opened(opening, flags)))

@@ -68,7 +68,7 @@ impl Fs {
                 if data.held.covers(offset, end) {
                     let length = usize::try_from(end - offset).map_err(|_| Errno(libc::EINVAL))?;
                     let mut bytes = BytesMut::zeroed(length);
-                    data.held.overlay(offset, &mut bytes);
+                    data.held.overlay(offset, &mut bytes, None);
                     return Ok(bytes.freeze());
                 }
                 let token = data.held.begin_read();
@@ -82,7 +82,7 @@ impl Fs {
         let state = inode.state();
         let mut bytes = from_server;
         if let Some(data) = &state.data
-            && let Some(held_end) = data.held.end()
+            && let Some(held_end) = data.held.end(Some(reading.token))
         {
             // Beyond the server's end there may be bytes that it does not have yet, behind a hole.
             let end = held_end.min(offset + u64::from(size));
@@ -91,7 +91,7 @@ impl Fs {
                 let mut whole = BytesMut::with_capacity(length.max(bytes.len()));
                 whole.extend_from_slice(&bytes);
                 whole.resize(length.max(bytes.len()), 0);
-                data.held.overlay(offset, &mut whole);
+                data.held.overlay(offset, &mut whole, Some(reading.token));
                 bytes = whole.freeze();
             }
         }

@@ -64,9 +64,9 @@ impl Server {
     }
 }
 
-fn view(held: &Held<u8>, server: &[u8]) -> Vec<u8> {
+fn view(held: &Held<u8>, server: &[u8], reader: Option<ReadToken>) -> Vec<u8> {
     let mut bytes = server.to_vec();
-    held.overlay(0, &mut bytes);
+    held.overlay(0, &mut bytes, reader);
     bytes
 }
 
@@ -167,7 +167,7 @@ proptest! {
                     // is left.
                     let flight = flights.swap_remove(which);
                     held.failed(flight.id);
-                    truth = view(&held, &server.memory);
+                    truth = view(&held, &server.memory, None);
                     marks.clear();
                     failed = true;
                 }
@@ -183,7 +183,7 @@ proptest! {
                 }
                 Step::EndRead if !reads.is_empty() => {
                     let (token, answer, seen) = reads.remove(0);
-                    let got = view(&held, &answer);
+                    let got = view(&held, &answer, Some(token));
                     held.end_read(token);
                     for (i, byte) in got.iter().enumerate() {
                         prop_assert!(
@@ -196,8 +196,8 @@ proptest! {
                 Step::Land { .. } | Step::Fail { .. } | Step::EndRead => {}
             }
             if !failed {
-                prop_assert_eq!(&view(&held, &server.memory), &truth);
-                prop_assert_eq!(&view(&held, &server.disk), &truth);
+                prop_assert_eq!(&view(&held, &server.memory, None), &truth);
+                prop_assert_eq!(&view(&held, &server.disk, None), &truth);
             }
             check(&held);
             prop_assert_eq!(held.cost(), room.cost());
@@ -260,7 +260,7 @@ fn a_cut_forgets_what_lies_beyond() {
     let mut held: Held<u8> = Held::default();
     held.write(0, &[1; 10], &0, CHUNK, room.take(10));
     held.cut(4);
-    assert_eq!(held.end(), Some(4));
+    assert_eq!(held.end(None), Some(4));
     assert_eq!(held.bytes(), 4);
 }
 
@@ -336,4 +336,22 @@ fn segments_written_from_the_end_to_the_start_make_one_call() {
     }
     let flight = held.take(u64::MAX).unwrap();
     assert_eq!((flight.offset, flight.data.len()), (0, CHUNK));
+}
+
+#[test]
+fn what_was_durable_before_a_read_is_not_laid_over_its_answer() {
+    let room = Arc::new(Room::default());
+    let mut held: Held<u8> = Held::default();
+    held.write(0, &[1; 4], &0, CHUNK, room.take(4));
+    let earlier = held.begin_read();
+    let flight = held.take(u64::MAX).unwrap();
+    held.sent(flight.id, 4, [0; 8], true);
+    let later = held.begin_read();
+    // Another host has written since.
+    assert_eq!(view(&held, &[2; 4], Some(later)), [2; 4]);
+    assert_eq!((held.end(None), held.covers(0, 4)), (None, false));
+    // A READ that the server may have answered before the WRITE.
+    assert_eq!(view(&held, &[0; 4], Some(earlier)), [1; 4]);
+    let _back = mutant::put_back(Mutant::DurableHidesOthers);
+    assert_eq!(view(&held, &[2; 4], Some(later)), [1; 4]);
 }
