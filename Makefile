@@ -74,6 +74,7 @@ test-long: ## Test for an hour: 24 moves of services, 600 volumes for 5 minutes,
 	NFSVOL_TEST_LONG=1 $(CARGO) test --locked --no-fail-fast --features failpoints --test services --test churn --test soak
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --test cluster_simulation
 	NFSVOL_SIM_SEEDS=200..2200 $(CARGO) test --locked --features failpoints --test simulation
+	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --lib nothing_is_lost_and_everything_ends
 
 # The commit that the FUSE data path is measured beside, in the same run.
 BASELINE ?= e88eebb

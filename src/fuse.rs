@@ -37,6 +37,8 @@ mod process;
 mod read;
 mod rights;
 mod room;
+#[cfg(test)]
+mod simulation;
 mod sys;
 mod task;
 pub mod worker;

@@ -276,7 +276,6 @@ impl Fs {
 
     /// Whether what is counted is what the files hold.
     #[cfg(test)]
-    #[allow(dead_code, reason = "for the simulation of the file system")]
     pub(super) fn check_held(&self) -> std::result::Result<(), String> {
         let (mut bytes, mut shares) = (0, 0);
         for inode in self.inodes.all() {

@@ -24,6 +24,8 @@ struct Inode {
     kind: Kind,
     links: u32,
     mode: u32,
+    /// When its data changed, and when anything did.
+    modified: u32,
     changed: u32,
     verifier: Option<[u8; 8]>,
 }
@@ -34,6 +36,8 @@ pub(crate) struct Disk {
     next: Id,
     ticks: u32,
     boot: u64,
+    /// What one READ or WRITE carries at most, in bytes.
+    pub(crate) sizes: u32,
 }
 
 fn overwrite(content: &mut Vec<u8>, offset: usize, data: &[u8]) {
@@ -51,6 +55,7 @@ impl Disk {
             next: ROOT,
             ticks: 0,
             boot: 1,
+            sizes: 1 << 20,
         };
         disk.make(Kind::Dir(BTreeMap::new()), 0o755);
         disk
@@ -64,6 +69,7 @@ impl Disk {
             kind,
             links: 1,
             mode,
+            modified: self.ticks,
             changed: self.ticks,
             verifier: None,
         };
@@ -84,8 +90,24 @@ impl Disk {
         Ok(inode)
     }
 
+    /// An inode whose data is about to change.
+    fn modify(&mut self, id: Id) -> Status<&mut Inode> {
+        let inode = self.change(id)?;
+        inode.modified = inode.changed;
+        Ok(inode)
+    }
+
+    fn entries(&self, id: Id) -> Status<&BTreeMap<Vec<u8>, Id>> {
+        match self.inodes.get(&id).map(|inode| &inode.kind) {
+            Some(Kind::Dir(entries)) => Ok(entries),
+            Some(_) => Err(nfsstat3::NFS3ERR_NOTDIR),
+            None => Err(nfsstat3::NFS3ERR_STALE),
+        }
+    }
+
+    /// A directory whose entries are about to change.
     fn dir(&mut self, id: Id) -> Status<&mut BTreeMap<Vec<u8>, Id>> {
-        match &mut self.change(id)?.kind {
+        match &mut self.modify(id)?.kind {
             Kind::Dir(entries) => Ok(entries),
             _ => Err(nfsstat3::NFS3ERR_NOTDIR),
         }
@@ -98,8 +120,8 @@ impl Disk {
             Kind::Dir(entries) => (ftype3::NF3DIR, entries.len()),
             Kind::Symlink(target) => (ftype3::NF3LNK, target.len()),
         };
-        let time = nfstime3 {
-            seconds: inode.changed,
+        let time = |seconds| nfstime3 {
+            seconds,
             nseconds: 0,
         };
         Some(fattr3 {
@@ -113,9 +135,9 @@ impl Disk {
             rdev: specdata3::default(),
             fsid: 1,
             fileid: id,
-            atime: time,
-            mtime: time,
-            ctime: time,
+            atime: time(inode.modified),
+            mtime: time(inode.modified),
+            ctime: time(inode.changed),
         })
     }
 
@@ -131,13 +153,13 @@ impl Disk {
         self.boot.to_be_bytes()
     }
 
-    pub(crate) fn lookup(&mut self, dir: Id, name: &[u8]) -> Status<Id> {
-        let entries = self.dir(dir)?;
+    pub(crate) fn lookup(&self, dir: Id, name: &[u8]) -> Status<Id> {
+        let entries = self.entries(dir)?;
         entries.get(name).copied().ok_or(nfsstat3::NFS3ERR_NOENT)
     }
 
     fn enter(&mut self, dir: Id, name: &[u8], kind: Kind, mode: u32) -> Status<Id> {
-        if self.dir(dir)?.contains_key(name) {
+        if self.entries(dir)?.contains_key(name) {
             return Err(nfsstat3::NFS3ERR_EXIST);
         }
         let id = self.make(kind, mode);
@@ -208,7 +230,7 @@ impl Disk {
 
     pub(crate) fn rmdir(&mut self, dir: Id, name: &[u8]) -> Status<()> {
         let id = self.lookup(dir, name)?;
-        if !self.dir(id)?.is_empty() {
+        if !self.entries(id)?.is_empty() {
             return Err(nfsstat3::NFS3ERR_NOTEMPTY);
         }
         self.dir(dir)?.remove(name);
@@ -235,7 +257,7 @@ impl Disk {
 
     pub(crate) fn link(&mut self, id: Id, dir: Id, name: &[u8]) -> Status<()> {
         self.inode(id)?;
-        if self.dir(dir)?.contains_key(name) {
+        if self.entries(dir)?.contains_key(name) {
             return Err(nfsstat3::NFS3ERR_EXIST);
         }
         self.dir(dir)?.insert(name.to_vec(), id);
@@ -243,8 +265,8 @@ impl Disk {
         Ok(())
     }
 
-    pub(crate) fn names(&mut self, dir: Id) -> Status<Vec<(Vec<u8>, Id)>> {
-        let entries = self.dir(dir)?;
+    pub(crate) fn names(&self, dir: Id) -> Status<Vec<(Vec<u8>, Id)>> {
+        let entries = self.entries(dir)?;
         Ok(entries.iter().map(|(n, id)| (n.clone(), *id)).collect())
     }
 
@@ -268,7 +290,7 @@ impl Disk {
         how: stable_how,
     ) -> Status<()> {
         let offset = usize::try_from(offset).map_err(|_| nfsstat3::NFS3ERR_FBIG)?;
-        match &mut self.change(id)?.kind {
+        match &mut self.modify(id)?.kind {
             Kind::File { stable, cached } => {
                 overwrite(cached, offset, data);
                 if how != stable_how::UNSTABLE {
@@ -282,7 +304,10 @@ impl Disk {
 
     pub(crate) fn set(&mut self, id: Id, set: &sattr3) -> Status<()> {
         use nfs3_types::nfs3::Nfs3Option;
-        let inode = self.change(id)?;
+        let inode = match set.size {
+            Nfs3Option::Some(_) => self.modify(id)?,
+            Nfs3Option::None => self.change(id)?,
+        };
         if let Nfs3Option::Some(mode) = set.mode {
             inode.mode = mode;
         }
@@ -302,6 +327,14 @@ impl Disk {
                 Ok(())
             }
             _ => Err(nfsstat3::NFS3ERR_INVAL),
+        }
+    }
+
+    /// What of a file is on the disk, and what is in memory.
+    pub(crate) fn content(&self, id: Id) -> Option<(&[u8], &[u8])> {
+        match &self.inodes.get(&id)?.kind {
+            Kind::File { stable, cached } => Some((stable, cached)),
+            _ => None,
         }
     }
 

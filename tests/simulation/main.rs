@@ -13,7 +13,9 @@
     reason = "a value that is not there fails the test"
 )]
 
+mod dice;
 mod disk;
+mod procedures;
 mod server;
 mod worker;
 
@@ -30,6 +32,7 @@ use nfsvol::nfs::rpc::nfs3::Nfs3;
 use turmoil::net::TcpStream;
 use turmoil::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
+use dice::Dice;
 use server::{Habits, Server};
 use worker::{Races, Worker};
 
@@ -39,28 +42,6 @@ const WORKERS: u64 = 3;
 /// Faults happen for this long; then everything has to come to its end within [`PATIENCE`].
 const TROUBLE: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(400);
-
-/// Random numbers that depend on the seed only (SplitMix64).
-#[derive(Debug, Clone)]
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    pub(crate) fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.roll() % limit.max(1)
-    }
-
-    fn fork(&mut self) -> Self {
-        Self(self.roll())
-    }
-}
 
 struct Simulated;
 

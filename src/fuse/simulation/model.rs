@@ -1,0 +1,327 @@
+//! What programs may see: every change of a file's data, and which of them a read must show.
+//!
+//! A file's data consists of words of eight bytes; each holds the number of the change that wrote
+//! it and its place in it, or zero where none did. So what a read returns tells which changes it saw. A word is wrong
+//! if a change that must be visible to the reader is certainly newer than the one that it shows.
+//!
+//! - *Newer*: it began after the other had returned, on the same host; from another host, after
+//!   the other's host had closed or synced it.
+//! - *Must be visible*: on the same host, once it has returned; to another host's open, once it
+//!   was closed or synced before; to a crashed disk, once it was synced through any descriptor.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+/// The moments of a run, all different.
+pub(super) type Moment = u64;
+
+/// Bytes of a word.
+pub(super) const WORD: u64 = 8;
+
+/// The bytes of a change's words.
+pub(super) fn bytes(number: u64, words: u64) -> Vec<u8> {
+    (0..words)
+        .flat_map(|index| (number << 8 | index).to_be_bytes())
+        .collect()
+}
+
+/// The number of the change that wrote a word, and the word's place in it.
+fn parts(word: u64) -> (u64, u64) {
+    (word >> 8, word & 0xff)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// Words from, to.
+    Write(u64, u64),
+    /// This many words at an end that is not known yet.
+    Append(u64),
+    /// To this many words.
+    Cut(u64),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    host: usize,
+    what: What,
+    begun: Moment,
+    /// When it returned; none while it may still happen.
+    over: Option<Moment>,
+    /// It returned without an error, and none came later.
+    certain: bool,
+    /// When a close or fsync that covers it had returned.
+    synced: Option<Moment>,
+}
+
+impl Change {
+    fn covers(&self, word: u64) -> bool {
+        match self.what {
+            What::Write(from, to) => (from..to).contains(&word),
+            What::Append(_) => false,
+            What::Cut(size) => word >= size,
+        }
+    }
+
+    fn place(&mut self, from: u64) {
+        if let What::Append(words) = self.what {
+            self.what = What::Write(from, from + words);
+        }
+    }
+
+    /// Whether it certainly came after the other.
+    fn newer(&self, other: &Self) -> bool {
+        let over = if self.host == other.host {
+            other.over
+        } else {
+            other.synced
+        };
+        over.is_some_and(|over| self.begun > over)
+    }
+}
+
+/// Who looks.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum View {
+    /// A program of a host, through a file that it opened, from a moment on.
+    Program {
+        host: usize,
+        opened: Moment,
+        from: Moment,
+    },
+    /// The server's disk, after a crash.
+    Disk,
+}
+
+impl View {
+    fn must_see(&self, change: &Change) -> bool {
+        change.certain
+            && match *self {
+                Self::Program { host, opened, from } => {
+                    (change.host == host && change.over.is_some_and(|over| over < from))
+                        || change.synced.is_some_and(|synced| synced < opened)
+                }
+                Self::Disk => change.synced.is_some(),
+            }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    now: Moment,
+    files: BTreeMap<u64, BTreeMap<u64, Change>>,
+}
+
+/// All changes of all files, by the server's number of the file and the number of the change.
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    state: Mutex<State>,
+}
+
+impl Model {
+    pub(super) fn now(&self) -> Moment {
+        let mut state = self.state.lock().unwrap();
+        state.now += 1;
+        state.now
+    }
+
+    fn begin(&self, file: u64, host: usize, what: What) -> u64 {
+        let begun = self.now();
+        let change = Change {
+            host,
+            what,
+            begun,
+            over: None,
+            certain: false,
+            synced: None,
+        };
+        let mut state = self.state.lock().unwrap();
+        state.files.entry(file).or_default().insert(begun, change);
+        begun
+    }
+
+    /// A write of words begins.
+    pub(super) fn write(&self, file: u64, host: usize, from: u64, to: u64) -> u64 {
+        self.begin(file, host, What::Write(from, to))
+    }
+
+    pub(super) fn cut(&self, file: u64, host: usize, size: u64) -> u64 {
+        self.begin(file, host, What::Cut(size))
+    }
+
+    fn change(&self, file: u64, number: u64, with: impl FnOnce(&mut Change, Moment)) {
+        let now = self.now();
+        let mut state = self.state.lock().unwrap();
+        let files = &mut state.files;
+        with(files.get_mut(&file).unwrap().get_mut(&number).unwrap(), now);
+    }
+
+    pub(super) fn append(&self, file: u64, host: usize, words: u64) -> u64 {
+        self.begin(file, host, What::Append(words))
+    }
+
+    /// Where an append went.
+    pub(super) fn placed(&self, file: u64, number: u64, from: u64) {
+        self.change(file, number, |change, _| change.place(from));
+    }
+
+    /// Words were seen, and with them where appends went.
+    pub(super) fn seen(&self, file: u64, first: u64, words: &[u64]) {
+        let mut state = self.state.lock().unwrap();
+        let Some(changes) = state.files.get_mut(&file) else {
+            return;
+        };
+        for (word, value) in (first..).zip(words) {
+            let (number, index) = parts(*value);
+            if let Some(change) = changes.get_mut(&number) {
+                change.place(word.saturating_sub(index));
+            }
+        }
+    }
+
+    /// A change has returned. A cut of unknown outcome may still happen.
+    pub(super) fn over(&self, file: u64, number: u64, done: bool, durable: bool) {
+        self.change(file, number, |change, now| {
+            change.certain = done;
+            if done || !matches!(change.what, What::Cut(_)) {
+                change.over = Some(now);
+            }
+            let cut = matches!(change.what, What::Cut(_));
+            change.synced = (done && (durable || cut)).then_some(now);
+        });
+    }
+
+    /// An fsync or close that began at a moment has returned without an error.
+    pub(super) fn synced(&self, file: u64, host: usize, begun: Moment) {
+        let now = self.now();
+        let mut state = self.state.lock().unwrap();
+        let changes = state.files.entry(file).or_default().values_mut();
+        for change in changes.filter(|c| c.host == host && c.synced.is_none()) {
+            if change.over.is_some_and(|over| over < begun) {
+                change.synced = Some(now);
+            }
+        }
+    }
+
+    /// The server refused a write of this host: what is not durable yet may be lost.
+    pub(super) fn refused(&self, file: u64, host: usize) {
+        let mut state = self.state.lock().unwrap();
+        let changes = state.files.entry(file).or_default().values_mut();
+        for change in changes.filter(|c| c.host == host && c.synced.is_none()) {
+            change.certain = false;
+        }
+    }
+
+    /// Whether the change `old` of a file is newer than `new`, both of one host.
+    pub(super) fn is_newer(&self, file: u64, old: u64, new: u64) -> bool {
+        let state = self.state.lock().unwrap();
+        let Some(changes) = state.files.get(&file) else {
+            return false;
+        };
+        match (changes.get(&parts(old).0), changes.get(&parts(new).0)) {
+            (Some(old), Some(new)) => old.host == new.host && old.newer(new),
+            _ => false,
+        }
+    }
+
+    /// Checks the words from `first` on that somebody saw; `end` says whether the file ended
+    /// behind them.
+    pub(super) fn check(
+        &self,
+        file: u64,
+        view: View,
+        first: u64,
+        words: &[u64],
+        end: bool,
+    ) -> Result<(), String> {
+        let state = self.state.lock().unwrap();
+        let empty = BTreeMap::new();
+        let changes = state.files.get(&file).unwrap_or(&empty);
+        let visible: Vec<(&u64, &Change)> =
+            changes.iter().filter(|(_, c)| view.must_see(c)).collect();
+        let hidden_by = |word: u64, of: Option<&Change>| {
+            visible
+                .iter()
+                .find(|(_, y)| y.covers(word) && of.is_none_or(|x| y.newer(x)))
+        };
+        for (word, value) in (first..).zip(words) {
+            let (number, index) = parts(*value);
+            if number == 0 {
+                let cut_away = changes.values().any(|x| {
+                    matches!(x.what, What::Cut(_))
+                        && x.covers(word)
+                        && hidden_by(word, Some(x)).is_none()
+                });
+                if let Some((newer, y)) = hidden_by(word, None)
+                    && !cut_away
+                {
+                    return Err(format!("word {word} is zero, not {newer} of {y:?}"));
+                }
+                continue;
+            }
+            let there = |x: &&Change| matches!(x.what, What::Write(from, to) if (from..to).contains(&word) && word - from == index);
+            let Some(x) = changes.get(&number).filter(there) else {
+                return Err(format!(
+                    "word {word} is {number}, which was not written there"
+                ));
+            };
+            if let Some((newer, y)) = hidden_by(word, Some(x)) {
+                return Err(format!(
+                    "word {word} is {number} of {x:?}, not {newer} of {y:?}"
+                ));
+            }
+        }
+        let seen = first + words.len() as u64;
+        let (least, most) = sizes(changes, &visible);
+        if end && seen < least {
+            return Err(format!("the file ends at word {seen}, not {least}"));
+        }
+        if !words.is_empty() && seen > most {
+            return Err(format!("the file ends behind word {seen}, not at {most}"));
+        }
+        Ok(())
+    }
+
+    /// Checks a size in words that a program was told.
+    pub(super) fn check_size(&self, file: u64, view: View, size: u64) -> Result<(), String> {
+        let state = self.state.lock().unwrap();
+        let empty = BTreeMap::new();
+        let changes = state.files.get(&file).unwrap_or(&empty);
+        let visible: Vec<_> = changes.iter().filter(|(_, c)| view.must_see(c)).collect();
+        let (least, most) = sizes(changes, &visible);
+        if (least..=most).contains(&size) {
+            Ok(())
+        } else {
+            Err(format!("the size is {size} words, not {least} to {most}"))
+        }
+    }
+
+    /// The files that were changed.
+    pub(super) fn files(&self) -> Vec<u64> {
+        self.state.lock().unwrap().files.keys().copied().collect()
+    }
+}
+
+/// Between which sizes a file is, in words.
+fn sizes(changes: &BTreeMap<u64, Change>, visible: &[(&u64, &Change)]) -> (u64, u64) {
+    let reach = |change: &Change, unknown| match change.what {
+        What::Write(_, to) => to,
+        What::Append(_) => unknown,
+        What::Cut(size) => size,
+    };
+    let cut_to = |change: &Change| match change.what {
+        What::Write(..) | What::Append(_) => u64::MAX,
+        What::Cut(size) => size,
+    };
+    let least = visible.iter().map(|(_, y)| {
+        let cuts = changes.values().filter(|z| !y.newer(z));
+        cuts.map(cut_to).min().unwrap_or(u64::MAX).min(reach(y, 0))
+    });
+    let most = changes.values().map(|x| {
+        let cuts = visible.iter().filter(|(_, z)| z.newer(x));
+        cuts.map(|(_, z)| cut_to(z))
+            .min()
+            .unwrap_or(u64::MAX)
+            .min(reach(x, u64::MAX))
+    });
+    (least.max().unwrap_or(0), most.max().unwrap_or(0))
+}

@@ -1,0 +1,302 @@
+//! The server: its disk, its memory of calls, its restarts, and what it refuses.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use nfs3_types::nfs3::{
+    CREATE3args, LINK3args, NFS_PROGRAM, Nfs3Option, PROGRAM, RENAME3args, SETATTR3args, VERSION,
+    WRITE3args, createhow3, nfsstat3,
+};
+use nfs3_types::rpc::opaque_auth;
+use nfs3_types::xdr_codec::{Pack, Unpack};
+
+use super::dice::Dice;
+use super::disk::Disk;
+use super::model::WORD;
+use super::network::Wire;
+use super::procedures::{carry_out, id, take};
+use super::{Seen, World};
+
+/// How often the server does what, in calls of 1,000.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Habits {
+    /// The connection breaks before the call is carried out, or after it was, before the reply.
+    pub(super) break_before: u64,
+    pub(super) break_after: u64,
+    pub(super) jukebox: u64,
+    pub(super) answer_twice: u64,
+    /// RENAME and WRITE are refused with NOSPC.
+    pub(super) refuse_rename: u64,
+    pub(super) refuse_write: u64,
+    /// There are no hard links.
+    pub(super) no_links: bool,
+    /// What a call takes at most, in milliseconds; a few take ten times as long.
+    pub(super) slowness: u64,
+    /// Calls are remembered across connections by client and xid, and repetitions answered from
+    /// memory, until the server restarts.
+    pub(super) remembers: bool,
+}
+
+/// The reply to a call; `None` while it is being carried out.
+type Memory = Option<Vec<u8>>;
+
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) disk: Mutex<Disk>,
+    pub(super) habits: Habits,
+    pub(super) world: Arc<World>,
+    dice: Mutex<Dice>,
+    memory: Mutex<HashMap<(usize, u32), Memory>>,
+    /// Calls that were answered once: a repetition is not refused what was done already.
+    answered: Mutex<HashSet<(usize, u32)>>,
+    wires: Mutex<Vec<Weak<Wire>>>,
+    /// Which life this is, and whether it is down in between.
+    life: Mutex<(u64, bool)>,
+}
+
+impl Server {
+    pub(super) fn new(habits: Habits, dice: Dice, world: Arc<World>, sizes: u32) -> Arc<Self> {
+        let mut disk = Disk::new();
+        disk.sizes = sizes;
+        Arc::new(Self {
+            disk: Mutex::new(disk),
+            habits,
+            world,
+            dice: Mutex::new(dice),
+            memory: Mutex::default(),
+            answered: Mutex::default(),
+            wires: Mutex::default(),
+            life: Mutex::new((1, false)),
+        })
+    }
+
+    pub(super) fn roll(&self, below: u64) -> u64 {
+        self.dice.lock().unwrap().below(below)
+    }
+
+    fn chance(&self, in_1000: u64) -> bool {
+        // Faults end one day.
+        self.world.is_troubled() && self.roll(1000) < in_1000
+    }
+
+    /// The present life; `None` while it is down.
+    pub(super) fn life(&self) -> Option<u64> {
+        let (life, down) = *self.life.lock().unwrap();
+        (!down).then_some(life)
+    }
+
+    pub(super) fn connected(&self, wire: &Arc<Wire>) {
+        let mut wires = self.wires.lock().unwrap();
+        wires.retain(|wire| wire.strong_count() > 0);
+        wires.push(Arc::downgrade(wire));
+    }
+
+    /// The power fails: memory is lost, and what is under way.
+    pub(super) fn crash(&self) {
+        {
+            let (life, down) = &mut *self.life.lock().unwrap();
+            *life += 1;
+            *down = true;
+        }
+        self.disk.lock().unwrap().crash();
+        self.memory.lock().unwrap().clear();
+        for wire in self.wires.lock().unwrap().drain(..) {
+            if let Some(wire) = wire.upgrade() {
+                wire.reset();
+            }
+        }
+        self.world.saw(Seen::Crash);
+    }
+
+    pub(super) fn start(&self) {
+        self.life.lock().unwrap().1 = false;
+    }
+
+    /// A call has arrived.
+    pub(super) async fn receive(self: Arc<Self>, wire: Arc<Wire>, call: Vec<u8>) {
+        let gone = || self.life() != Some(wire.life) || (!self.habits.remembers && !wire.is_open());
+        if gone() {
+            return;
+        }
+        let mut input = call.as_slice();
+        let header: [u32; 6] = std::array::from_fn(|_| take(&mut input));
+        let [xid, 0, 2, PROGRAM, VERSION, procedure] = header else {
+            panic!("the client sent {header:?}");
+        };
+        for _ in ["credential", "verifier"] {
+            opaque_auth::unpack(&mut input).unwrap();
+        }
+        let host = wire.link.host;
+        let key = (host, xid);
+        if self.habits.remembers {
+            let known = self.memory.lock().unwrap().get(&key).cloned();
+            match known {
+                Some(Some(reply)) => {
+                    self.world.saw(Seen::Remembered);
+                    return wire.reply(&reply).await;
+                }
+                // Being carried out for another connection: dropped, as knfsd does.
+                Some(None) => return,
+                None => self.memory.lock().unwrap().insert(key, None),
+            };
+        }
+        let mut slow = self.roll(self.habits.slowness + 1);
+        if self.chance(20) {
+            slow *= 10;
+        }
+        tokio::time::sleep(Duration::from_millis(slow)).await;
+        if gone() {
+            return;
+        }
+        if self.chance(self.habits.break_before) {
+            self.memory.lock().unwrap().remove(&key);
+            return wire.reset();
+        }
+        let reply = self.carry_out(host, xid, procedure, input);
+        if self.habits.remembers {
+            self.memory.lock().unwrap().insert(key, Some(reply.clone()));
+        }
+        if self.chance(self.habits.break_after) {
+            return wire.reset();
+        }
+        wire.reply(&reply).await;
+        if self.chance(self.habits.answer_twice) {
+            wire.reply(&reply).await;
+        }
+    }
+
+    fn carry_out(&self, host: usize, xid: u32, procedure: u32, input: &[u8]) -> Vec<u8> {
+        let procedure_name = NFS_PROGRAM::try_from(procedure).unwrap();
+        let mut reply = Vec::new();
+        for word in [xid, 1, 0, 0, 0, 0] {
+            word.pack(&mut reply).unwrap();
+        }
+        if procedure != 0 && self.chance(self.habits.jukebox) {
+            refuse(&mut reply, nfsstat3::NFS3ERR_JUKEBOX);
+        } else if procedure_name == NFS_PROGRAM::NFSPROC3_LINK && self.habits.no_links {
+            refuse(&mut reply, nfsstat3::NFS3ERR_NOTSUPP);
+        } else if self.answered.lock().unwrap().insert((host, xid))
+            && let Some(status) = self.refusal(procedure_name, input)
+        {
+            if procedure_name == NFS_PROGRAM::NFSPROC3_WRITE {
+                let file = id(&take::<WRITE3args<'_>>(&mut &*input).file);
+                self.world.model.refused(file, host);
+            }
+            refuse(&mut reply, status);
+        } else {
+            let mut disk = self.disk.lock().unwrap();
+            self.watch(&disk, host, procedure_name, input);
+            carry_out(&mut disk, procedure, input, &mut reply);
+        }
+        self.world.note(|| {
+            let status = u32::from_be_bytes(*reply[24..].first_chunk().unwrap_or(&[0; 4]));
+            let detail = describe(procedure_name, input);
+            format!("server: {procedure_name} of host {host} {detail}: status {status}")
+        });
+        reply
+    }
+
+    fn refusal(&self, procedure: NFS_PROGRAM, mut input: &[u8]) -> Option<nfsstat3> {
+        match procedure {
+            NFS_PROGRAM::NFSPROC3_LINK if self.habits.no_links => Some(nfsstat3::NFS3ERR_NOTSUPP),
+            NFS_PROGRAM::NFSPROC3_RENAME if self.chance(self.habits.refuse_rename) => {
+                // What was put out of the way can be put back.
+                let from = take::<RENAME3args<'_, '_>>(&mut input).from;
+                (!from.name.as_ref().starts_with(b".nfs")).then_some(nfsstat3::NFS3ERR_NOSPC)
+            }
+            NFS_PROGRAM::NFSPROC3_WRITE if self.chance(self.habits.refuse_write) => {
+                self.world.saw(Seen::WriteRefused);
+                Some(nfsstat3::NFS3ERR_NOSPC)
+            }
+            _ => None,
+        }
+    }
+
+    /// No WRITE may land after a newer one of the same bytes. A CREATE may cut what is there.
+    fn watch(&self, disk: &Disk, host: usize, procedure: NFS_PROGRAM, mut input: &[u8]) {
+        if procedure == NFS_PROGRAM::NFSPROC3_CREATE {
+            let args = take::<CREATE3args<'_>>(&mut input);
+            if let createhow3::UNCHECKED(set) = args.how
+                && let Nfs3Option::Some(0) = set.size
+                && let Ok(file) = disk.lookup(id(&args.where_.dir), args.where_.name.as_ref())
+            {
+                let cut = self.world.model.cut(file, host, 0);
+                self.world.model.over(file, cut, true, true);
+            }
+        }
+        if procedure != NFS_PROGRAM::NFSPROC3_WRITE {
+            return;
+        }
+        let args = take::<WRITE3args<'_>>(&mut input);
+        let file = id(&args.file);
+        let Some((_, there)) = disk.content(file) else {
+            return;
+        };
+        let all: Vec<u64> = words(&args.data).collect();
+        self.world.model.seen(file, args.offset / WORD, &all);
+        let from = usize::try_from(args.offset).unwrap();
+        let there = there.get(from..).unwrap_or(&[]);
+        for (index, (old, new)) in (0..).zip(words(there).zip(words(&args.data))) {
+            if self.world.model.is_newer(file, old, new) {
+                let word = args.offset / WORD + index;
+                self.world.fail(format!(
+                    "file {file}: a WRITE of host {host} puts {new} over {old} at word {word}"
+                ));
+            }
+        }
+    }
+}
+
+/// The words of a file's bytes.
+pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.chunks(8).map(|word| {
+        let mut whole = [0; 8];
+        whole[..word.len()].copy_from_slice(word);
+        u64::from_be_bytes(whole)
+    })
+}
+
+fn refuse(reply: &mut Vec<u8>, status: nfsstat3) {
+    // Longer than what any failure holds; what is left over is ignored.
+    for word in [status as u32, 0, 0, 0, 0] {
+        word.pack(reply).unwrap();
+    }
+}
+
+fn describe(procedure: NFS_PROGRAM, mut input: &[u8]) -> String {
+    match procedure {
+        NFS_PROGRAM::NFSPROC3_WRITE => {
+            let args = take::<WRITE3args<'_>>(&mut input);
+            let from = args.offset / WORD;
+            let to = from + args.data.len() as u64 / WORD;
+            let all: Vec<u64> = words(&args.data).collect();
+            format!("file {} words {from}..{to} {all:?}", id(&args.file))
+        }
+        NFS_PROGRAM::NFSPROC3_SETATTR => {
+            let args = take::<SETATTR3args>(&mut input);
+            format!("file {} {:?}", id(&args.object), args.new_attributes.size)
+        }
+        NFS_PROGRAM::NFSPROC3_RENAME => {
+            let args = take::<RENAME3args<'_, '_>>(&mut input);
+            let name = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+            format!(
+                "{} to {}",
+                name(args.from.name.as_ref()),
+                name(args.to.name.as_ref())
+            )
+        }
+        NFS_PROGRAM::NFSPROC3_LINK => {
+            let args = take::<LINK3args<'_>>(&mut input);
+            format!("file {}", id(&args.file))
+        }
+        NFS_PROGRAM::NFSPROC3_GETATTR
+        | NFS_PROGRAM::NFSPROC3_ACCESS
+        | NFS_PROGRAM::NFSPROC3_READ
+        | NFS_PROGRAM::NFSPROC3_COMMIT => {
+            let handle = take::<nfs3_types::nfs3::nfs_fh3>(&mut input);
+            format!("file {}", id(&handle))
+        }
+        _ => String::new(),
+    }
+}
