@@ -38,6 +38,8 @@ mutants! {
     CreateTellsOldAttributes,
     /// Bytes that are durable, and kept for an earlier READ, lie over the answers to later ones.
     DurableHidesOthers,
+    /// A FUSE worker is told of a prolonged right only after its start, which waits for it.
+    StartHearsNothing,
     /// SETATTR and LINK take what another host changed before them for their own doing.
     SetattrHidesOthers,
     /// WRITE and COMMIT do.

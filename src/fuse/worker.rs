@@ -9,6 +9,7 @@
 //! too (systemd: `KillMode=process`); a worker's memory is lost with it, and with it what was
 //! written in the last second but not synced, as with a kernel's crash.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::attendant::{self, Post, receive, send};
 use crate::mount::{MountEntry, MountInfo};
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::connector::TcpConnector;
 use crate::nfs::rpc::mountd::{Mountd, Ports};
 use crate::nfs::rpc::nfs3::{FileHandle, FileKind, Nfs3};
@@ -111,19 +113,29 @@ pub fn run() -> Result<(), WorkerError> {
     result
 }
 
-async fn serve(task: &Task) -> Result<(), WorkerError> {
-    let (post, listener) = Post::take(&task.run_dir).step("be found again")?;
-    let right = task.fence.map(|fence| Arc::new(Right::new(fence.until)));
-    let nfs = connect(task, right.as_ref()).await?;
+/// What a worker has before it mounts.
+struct Begun {
+    nfs: Nfs3,
+    export: FileHandle,
+    root: FileHandle,
+    caches: Arc<Caches>,
+    fs: Arc<Fs>,
+}
+
+/// Asks the server for all that a mount needs. `worker` is this attendant's name.
+async fn begin(
+    task: &Task,
+    worker: &str,
+    right: Option<&Arc<Right>>,
+) -> Result<Begun, WorkerError> {
+    let nfs = connect(task, right).await?;
     let export = ask_for_export(task).await?;
     let root = find_root(task, &nfs, &export).await?;
     let caches = Caches::start().step("start a thread")?;
     let options = task.options.clone();
-    let hidden = Hidden::new(&task.run_dir, post.name());
+    let hidden = Hidden::new(&task.run_dir, worker);
     let fs = Fs::start(nfs.clone(), root, options, Arc::clone(&caches) as _, hidden).await;
     let fs = self::nfs(fs).step("ask the server about the volume's directory")?;
-    let load = Arc::new(Load::default());
-    let glue = Glue::new(Arc::clone(&fs), Arc::clone(&load));
 
     // The catalog's directory is closed to others, where the volume's may be open to all.
     if let Ok(found) = nfs.lookup(&Cred::root(), &export, b".nfsvol").await
@@ -131,6 +143,52 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
     {
         fs.let_server_decide();
     }
+    Ok(Begun {
+        nfs,
+        export,
+        root,
+        caches,
+        fs,
+    })
+}
+
+/// Answers the daemon before the volume is served: the right may end sooner than the start, which
+/// then waits for it. Who asks anything else has no answer, at once.
+async fn hear_of_the_right(listener: &UnixListener, right: Option<&Right>) -> Infallible {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            tokio::time::sleep(COMMAND_TIME).await;
+            continue;
+        };
+        let command = tokio::time::timeout(COMMAND_TIME, receive(&mut stream)).await;
+        let (Ok(Ok(Command::Prolong(until))), Some(right)) = (command, right) else {
+            continue;
+        };
+        if mutant::is_on(Mutant::StartHearsNothing) {
+            continue;
+        }
+        right.prolong(until);
+        let _ = send(&mut stream, &Report::Done).await;
+    }
+}
+
+async fn serve(task: &Task) -> Result<(), WorkerError> {
+    let (post, listener) = Post::take(&task.run_dir).step("be found again")?;
+    let right = task.fence.map(|fence| Arc::new(Right::new(fence.until)));
+    let begun = tokio::select! {
+        begun = begin(task, post.name(), right.as_ref()) => begun?,
+        never = hear_of_the_right(&listener, right.as_deref()) => match never {},
+    };
+    let Begun {
+        nfs,
+        export,
+        root,
+        caches,
+        fs,
+    } = begun;
+    let load = Arc::new(Load::default());
+    let glue = Glue::new(Arc::clone(&fs), Arc::clone(&load));
+
     let device = mount(task, fs.server_decides())?;
     let (ended_tx, mut ended) = oneshot::channel();
     let acl = fuser::SessionACL::All;

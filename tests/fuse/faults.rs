@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
+use nfsvol::fuse::Fence;
 
 use crate::lab::{Export, Ganesha, Lab, Result, Shared};
 use crate::{EXPORT, Host, fuse_trial};
@@ -29,6 +30,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         fuse_trial("a_killed_daemon_is_not_noticed", killed_daemon),
         fuse_trial("a_dead_worker_is_replaced", dead_worker),
         fuse_trial("a_full_disk_is_told", full_disk),
+        fuse_trial("a_right_prolonged_during_the_start_counts", late_right),
     ]
 }
 
@@ -390,4 +392,35 @@ fn full_disk(lab: &'static Lab) -> Result {
     })();
     nas.node().sh(&format!("umount -l {EXPORT}/full"))?;
     outcome
+}
+
+/// The start takes longer than the right with which it began.
+fn late_right(lab: &'static Lab) -> Result {
+    let (_turn, nas) = turn(lab)?;
+    let host = Host::mount(nas, "late-right", "")?;
+    host.detach()?;
+    let mut attach = host.attach.clone();
+    attach.fence = Some(Fence {
+        until: 0,
+        under_way: 1000,
+    });
+    let an_hour = u64::try_from(Duration::from_secs(3600).as_nanos())?;
+    let uptime = fs::read_to_string("/proc/uptime")?;
+    let uptime: u64 = uptime.split('.').next().context("no uptime")?.parse()?;
+    let until = uptime * 1_000_000_000 + an_hour;
+    let attached = host.path.attach(attach, Instant::now() + crate::ATTACH);
+    let prolonged = async {
+        loop {
+            host.path.prolong(&host.volume, until).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    host.runtime.block_on(async {
+        tokio::select! {
+            attached = attached => attached,
+            () = prolonged => unreachable!("it has no end"),
+        }
+    })?;
+    fs::write(host.join("file"), "written")?;
+    Ok(())
 }
