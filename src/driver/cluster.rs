@@ -4,7 +4,7 @@
 //! Invariant: a volume of the home share that Docker was given is held on the share first, and is
 //! let go of there only when no process of this host has it any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -355,6 +355,7 @@ impl Driver {
     /// Goes on with volumes that were fenced, now that this host has a right again: what Docker
     /// did not let go of is let go of, and containers are started as their restart policy says.
     async fn recover(self: &Arc<Self>) {
+        let mut stopped = BTreeSet::new();
         for (name, fenced) in self.paths.guards().unsettled() {
             let Some(_lock) = self.locks.try_lock(&name) else {
                 continue;
@@ -369,12 +370,15 @@ impl Driver {
                 tracing::warn!(volume = %name, %error, "asked again at the next renewal");
                 continue;
             }
+            stopped.extend(fenced.containers);
+        }
+        // Each once, however many of its volumes were fenced: a start that waits for another host is
+        // in the way of whoever stops the container.
+        for container in stopped {
             let docker = self.config.docker_socket.clone();
             tokio::spawn(async move {
-                for container in fenced.containers {
-                    if let Err(error) = engine::start_again(&docker, &container).await {
-                        tracing::warn!(container, %error, "not started again; start it by hand");
-                    }
+                if let Err(error) = engine::start_again(&docker, &container).await {
+                    tracing::warn!(container, %error, "not started again; start it by hand");
                 }
             });
         }
