@@ -419,6 +419,9 @@ impl Driver {
             attached => attached,
         };
         let how = attached.inspect_err(|_| contact.doubt())?;
+        if fence.is_some() && how.data_path == DataPath::Fuse {
+            self.prolong_one(name).await;
+        }
         if let Some(fence) = fence.filter(|_| how.data_path == DataPath::Kernel)
             && let Err(error) = self.guard(name, fence).await
         {
@@ -441,7 +444,8 @@ impl Driver {
     }
 
     /// The record as the home share has it now. A volume whose data is on another share is not
-    /// held up by the home share's troubles: only its word that the volume is gone counts.
+    /// held up by the home share's troubles, unless it is exclusive: only its word that the volume
+    /// is gone counts.
     async fn current(
         &self,
         record: Arc<Record>,
@@ -455,7 +459,9 @@ impl Driver {
             let home = self.admin(&contact).await?.scoped();
             Ok::<_, DriverError>((self.catalog.revalidate(&home, &name).await?, home))
         };
-        let fetched = if *share == contact.share {
+        // The right to an exclusive volume is on the home share, so its Mount waits for that one.
+        let waits = record.options.access == Access::Exclusive || *share == contact.share;
+        let fetched = if waits {
             fetch.await
         } else if contact.is_down() {
             return Ok((record, None));

@@ -18,7 +18,7 @@ use super::error::CatalogError;
 use super::local::{Copy, Stamp};
 use super::{Catalog, layout, share};
 use crate::nfs::admin::Admin;
-use crate::volume::VolumeName;
+use crate::volume::{VolumeName, json};
 
 /// Where [`State`] is kept in the state directory.
 pub(super) const FILE: &str = "home.json";
@@ -63,7 +63,7 @@ impl State {
     }
 
     pub(super) fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec_pretty(&self.known).unwrap_or_default()
+        json(&self.known)
     }
 
     pub(super) fn is_complete(&self) -> bool {

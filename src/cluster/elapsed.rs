@@ -10,17 +10,23 @@
 //! clock, and drops what was noted before; that is why one is made before a session is ended.
 //! What could hide in the time that an answer takes, and in 1 % of rate, counts as doubt.
 //!
-//! Known limit: two jumps that cancel each other between two renewals are not seen.
+//! A server whose stamps are whole seconds (128-byte inodes of ext3, some NAS boxes) is known by them;
+//! what hides in such a tick counts once, so a host is taken for dead up to three seconds later.
+//!
+//! Known limits: two jumps that cancel each other between two renewals are not seen; nor are several
+//! of less than two seconds, of a server whose stamps are whole seconds.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::share::Stamp;
+use crate::mutant::{self, Mutant};
 
 /// How much the rates of the server's clock and of this host's may differ, in hundredths.
 const RATE: u32 = 1;
-/// The coarsest ticks of a server's clock.
+/// The coarsest ticks of a server's clock, unless its stamps are whole seconds.
 const TICK: Duration = Duration::from_millis(10);
+const WHOLE_SECONDS: Duration = Duration::from_secs(1);
 /// How many such pauses back the past is known.
 const KEPT: u32 = 6;
 
@@ -43,6 +49,8 @@ pub struct Elapsed {
     samples: VecDeque<Sample>,
     /// The last stamp of each host, and when it was first seen.
     seen: BTreeMap<String, (Stamp, Duration)>,
+    /// A stamp was seen that is no whole second.
+    fine: bool,
 }
 
 fn since(earlier: Stamp, later: Stamp) -> Option<Duration> {
@@ -58,19 +66,40 @@ impl Elapsed {
             longest,
             samples: VecDeque::new(),
             seen: BTreeMap::new(),
+            fine: false,
+        }
+    }
+
+    fn note_ticks(&mut self, stamp: Stamp) {
+        self.fine |= stamp.nanos != 0 || mutant::is_on(Mutant::WholeSecondsAreExact);
+    }
+
+    /// What may hide in a tick of the server's clock besides what each renewal counts: the order of
+    /// two stamps, and a jump back in what one renewal measures.
+    fn hidden(&self) -> Duration {
+        if self.fine {
+            Duration::ZERO
+        } else {
+            WHOLE_SECONDS * 3
         }
     }
 
     /// An own renewal that was sent at `sent`, and whose answer came at `now`, has this stamp.
     pub fn sample(&mut self, sent: Duration, now: Duration, stamp: Stamp) {
+        self.note_ticks(stamp);
+        let (tick, twice) = if self.fine {
+            (TICK, TICK * 2)
+        } else {
+            (WHOLE_SECONDS, Duration::ZERO)
+        };
         let mut doubt = Duration::ZERO;
         if let Some(last) = self.samples.back() {
             let least = sent.saturating_sub(last.at);
             let most = now.saturating_sub(last.at);
-            let passed = since(last.stamp, stamp).map(|passed| passed + TICK);
+            let passed = since(last.stamp, stamp).map(|passed| passed + tick);
             match passed.filter(|passed| *passed >= least * (100 - RATE) / 100) {
                 Some(passed) if most <= self.longest => {
-                    doubt = (most * (100 + RATE) / 100 + TICK * 2).saturating_sub(passed);
+                    doubt = (most * (100 + RATE) / 100 + twice).saturating_sub(passed);
                 }
                 _ => self.samples.clear(),
             }
@@ -93,6 +122,7 @@ impl Elapsed {
 
     /// A host's stamp has been read; the answer came at `now`.
     pub fn see(&mut self, host: &str, stamp: Stamp, now: Duration) {
+        self.note_ticks(stamp);
         match self.seen.get(host) {
             Some((known, _)) if *known == stamp => {}
             _ => {
@@ -107,7 +137,7 @@ impl Elapsed {
         let covering = self.samples.iter().position(|own| own.stamp >= stamp);
         let by_samples = covering.map(|first| {
             let doubt: Duration = self.samples.iter().skip(first + 1).map(|s| s.doubt).sum();
-            self.samples[first].at + doubt
+            self.samples[first].at + doubt + self.hidden()
         });
         let by_sight = self
             .seen
@@ -164,6 +194,32 @@ mod tests {
         elapsed.see("b", stamp(2500), ms(3200));
         elapsed.see("b", stamp(2500), ms(3400));
         assert_eq!(elapsed.since("b", stamp(2500), ms(3500)), ms(300));
+    }
+
+    /// A server whose stamps are whole seconds: the longest by which the bound exceeds the truth.
+    fn most_with_whole_seconds() -> Duration {
+        let whole = |millis: u64| stamp(i64::try_from(millis / 1000 * 1000).unwrap());
+        let mut most = Duration::ZERO;
+        for phase in (0..1000).step_by(50) {
+            let mut elapsed = Elapsed::new(ms(10_000));
+            for own in 0..6 {
+                let at = phase + own * 5000;
+                elapsed.sample(ms(at), ms(at), whole(at));
+            }
+            let now = phase + 25_000;
+            for made in (phase..now).step_by(50) {
+                let bound = elapsed.since("b", whole(made), ms(now));
+                most = most.max(bound.saturating_sub(ms(now - made)));
+            }
+        }
+        most
+    }
+
+    #[test]
+    fn whole_seconds_are_taken_for_no_more_than_that() {
+        assert_eq!(most_with_whole_seconds(), Duration::ZERO);
+        let _back = mutant::put_back(Mutant::WholeSecondsAreExact);
+        assert!(most_with_whole_seconds() > ms(500));
     }
 
     proptest! {

@@ -66,9 +66,7 @@ impl Env for HostEnv {
     }
 
     fn nonce(&self) -> String {
-        // Without random numbers the time is as good as anything.
-        let number = getrandom::u64()
-            .unwrap_or_else(|_| u64::try_from(self.now().as_nanos()).unwrap_or_default());
+        let number = getrandom::u64().expect("there were random numbers at the start");
         format!("{number:016x}")
     }
 }
@@ -103,6 +101,11 @@ impl Cluster {
         attachments: &Attachments,
         catalog: &Catalog,
     ) -> Result<Self, DriverError> {
+        // From here on they do not fail: the kernel's generator is ready.
+        getrandom::u64().map_err(|error| DriverError::State {
+            what: "random numbers",
+            source: error.into(),
+        })?;
         let id = host_id(config).map_err(|source| DriverError::State {
             what: ID_FILE,
             source,
@@ -317,6 +320,16 @@ impl Driver {
                     }
                 });
             }
+        }
+    }
+
+    /// Tells the worker of a volume that has just been mounted: it may have missed a renewal since
+    /// the claim.
+    pub(super) async fn prolong_one(&self, name: &VolumeName) {
+        // Read before the holds, as above.
+        let until = nanos(self.cluster.member.right_until());
+        if self.cluster.member.held().contains_key(name) {
+            self.paths.prolong(name, until).await;
         }
     }
 

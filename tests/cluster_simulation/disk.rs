@@ -1,7 +1,8 @@
-//! The home share: a tree in memory, a clock that jumps, and a link to each host on which answers
-//! get lost and calls arrive late.
+//! The home share: a tree in memory, a clock that jumps, a server that forgets its last seconds or
+//! exports an empty directory, and a link to each host on which answers get lost and calls arrive
+//! late.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -57,7 +58,20 @@ pub(crate) struct Disk {
     pub(crate) ahead: i64,
     last: Stamp,
     pub(crate) ops: u64,
+    /// The ticks of its clock, in milliseconds.
+    pub(crate) tick: i64,
+    /// It does not answer.
+    pub(crate) down: bool,
+    /// What it exports is an empty mount point.
+    pub(crate) empty: bool,
+    /// How often it was started.
+    pub(crate) boots: u64,
+    /// What was there, at most once a second.
+    history: VecDeque<(Instant, BTreeMap<String, Node>)>,
 }
+
+/// How far back the server may go.
+const KEPT: Duration = Duration::from_secs(15);
 
 fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(dir, _)| dir)
@@ -71,6 +85,11 @@ impl Disk {
             ahead: 0,
             last: Stamp::default(),
             ops: 0,
+            tick: 4,
+            down: false,
+            empty: false,
+            boots: 0,
+            history: VecDeque::new(),
         };
         let now = disk.now();
         let kind = Kind::File(b"{}".to_vec());
@@ -94,10 +113,10 @@ impl Disk {
         disk
     }
 
-    /// The server's clock; its ticks are 4 ms long.
+    /// The server's clock.
     fn now(&mut self) -> Stamp {
         let since = i64::try_from(self.began.elapsed().as_millis()).unwrap();
-        let millis = 1_000_000_000_000 + (since + self.ahead) / 4 * 4;
+        let millis = 1_000_000_000_000 + (since + self.ahead) / self.tick * self.tick;
         let millis = u64::try_from(millis).unwrap();
         self.last = Stamp {
             secs: millis / 1000,
@@ -163,8 +182,51 @@ impl Disk {
         tree
     }
 
+    /// The power fails: what was done since some time is forgotten, and what was written shortly
+    /// before may be torn. Returns what it goes back to.
+    pub(crate) fn crash(&mut self, back: Duration, dice: &mut Dice) -> Option<Instant> {
+        self.boots += 1;
+        let then = Instant::now() - back;
+        while self.history.back().is_some_and(|(at, _)| *at > then) {
+            self.history.pop_back();
+        }
+        let (at, nodes) = self.history.pop_back()?;
+        self.nodes = nodes;
+        for (path, node) in &mut self.nodes {
+            let tears = path.ends_with("claim.json") || path.starts_with(".nfsvol/hosts/");
+            if let Kind::File(bytes) = &mut node.kind
+                && tears
+                && node.changed.secs + 10 > self.last.secs
+                && dice.below(4) == 0
+            {
+                bytes.clear();
+            }
+        }
+        Some(at)
+    }
+
+    fn remember(&mut self) {
+        let now = Instant::now();
+        let last = self.history.back().map(|(at, _)| *at);
+        if last.is_none_or(|at| now - at > Duration::from_secs(1)) {
+            self.history.push_back((now, self.nodes.clone()));
+            while self.history.front().is_some_and(|(at, _)| now - *at > KEPT) {
+                self.history.pop_front();
+            }
+        }
+    }
+
     fn carry_out(&mut self, op: &Op, model: &mut Model) -> Result<Answer, AdminErrorKind> {
         self.ops += 1;
+        self.remember();
+        if self.empty {
+            return match op {
+                Op::List(_) => Ok(Answer::Names(None)),
+                Op::Mtime(_) => Ok(Answer::Time(None)),
+                Op::Read(_) => Ok(Answer::Contents(None)),
+                _ => Err(AdminErrorKind::NotFound),
+            };
+        }
         Ok(match op {
             Op::List(dir) => Answer::Names(self.is_dir(dir).then(|| {
                 let name = |name: String| Entry {
@@ -237,6 +299,8 @@ pub(crate) struct Weather {
     pub(crate) paused_until: Option<Instant>,
     /// Of 1,000 calls, so many get lost before, get their answer lost after, or arrive late.
     pub(crate) mishaps: u64,
+    /// Each call takes up to so many milliseconds; 0 means that most are quick.
+    pub(crate) slow: u64,
 }
 
 /// The way of one host to the share.
@@ -281,14 +345,19 @@ impl Link {
 
     async fn call(&self, op: Op) -> Result<Answer, AdminError> {
         let timed_out = Err(AdminErrorKind::TimedOut(self.deadline));
-        let (cut, mishaps) = {
+        let (cut, mishaps, slow) = {
             let weather = self.weather.lock().unwrap();
-            (weather.cut, weather.mishaps)
+            (weather.cut, weather.mishaps, weather.slow)
         };
+        let cut = cut || self.disk.lock().unwrap().down;
         let changes = !matches!(op, Op::List(_) | Op::Mtime(_) | Op::Read(_));
         let fate = self.roll(1000);
         // Mostly quick, at times as slow as a loaded server.
-        let most = if self.roll(20) == 0 { 1500 } else { 20 };
+        let most = match self.roll(20) {
+            _ if slow > 0 => slow,
+            0 => 1500,
+            _ => 20,
+        };
         sleep(Duration::from_millis(self.roll(most))).await;
         awake(&self.weather).await;
         let result = if cut || fate < mishaps {
@@ -309,7 +378,8 @@ impl Link {
             timed_out
         } else {
             let result = self.act(&op);
-            sleep(Duration::from_millis(self.roll(20))).await;
+            let back = if slow > 0 { 0 } else { self.roll(20) };
+            sleep(Duration::from_millis(back)).await;
             result
         };
         awake(&self.weather).await;
@@ -373,6 +443,10 @@ impl Store for Link {
             Answer::Done(stamp) => Ok(stamp),
             _ => unreachable!(),
         }
+    }
+
+    fn gaps(&self) -> u64 {
+        self.disk.lock().unwrap().boots
     }
 
     async fn remove(&self, path: &SharePath) -> Result<(), AdminError> {

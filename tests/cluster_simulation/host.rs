@@ -73,6 +73,8 @@ pub(crate) struct Host {
     pub(crate) env: SimEnv,
     pub(crate) link: Link,
     pub(crate) switches: Switches,
+    /// Volumes are taken and let go of one after another.
+    quick: bool,
     workers: Arc<Mutex<BTreeMap<String, Worker>>>,
 }
 
@@ -93,13 +95,20 @@ fn access(volume: &str) -> Access {
 }
 
 impl Host {
-    pub(crate) fn new(name: &str, env: SimEnv, link: Link, switches: Switches) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        env: SimEnv,
+        link: Link,
+        switches: Switches,
+        quick: bool,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             boot: Arc::default(),
             env,
             link,
             switches,
+            quick,
             workers: Arc::default(),
         }
     }
@@ -144,7 +153,8 @@ impl Host {
             let (host, member) = (self.clone(), Arc::clone(&member));
             tasks.spawn(async move {
                 loop {
-                    let pause = Duration::from_millis(host.roll(20_000));
+                    let most = if host.quick { 500 } else { 20_000 };
+                    let pause = Duration::from_millis(host.roll(most));
                     sleep(pause).await;
                     awake(&host.link.weather).await;
                     host.turn(&member, volume).await;
@@ -213,10 +223,12 @@ impl Host {
         if !self.switches.fencing {
             return;
         }
+        let mut model = self.link.model.lock().unwrap();
         if let Some(worker) = self.workers.lock().unwrap().remove(volume) {
             worker.task.abort();
+            model.fenced(&self.name, volume, worker.grant);
         }
-        self.link.model.lock().unwrap().unmount(&self.name, volume);
+        model.unmount(&self.name, volume);
     }
 
     /// One thing that somebody does with a volume on this host.
@@ -300,6 +312,11 @@ impl Host {
                 .unwrap()
                 .insert(volume.to_owned(), worker);
             assert!(old.is_none(), "{} has two workers of {volume}", self.name);
+            // It may have missed a renewal since the claim.
+            let until = member.right_until();
+            if member.held().contains_key(&volume_name) {
+                self.extend(volume, until);
+            }
         }
         Some(true)
     }
@@ -307,13 +324,21 @@ impl Host {
     /// A worker that writes as long as it may.
     async fn write(self, volume: String, grant: Grant, right: Arc<AtomicU64>) {
         let under_way = nanos(Times::new(SESSION).under_way()) / 1_000_000;
+        let mut had_right = false;
         loop {
-            sleep(Duration::from_millis(self.roll(2000))).await;
+            let most = if self.quick { 100 } else { 2000 };
+            sleep(Duration::from_millis(self.roll(most))).await;
             awake(&self.link.weather).await;
             let until = Duration::from_nanos(right.load(Ordering::Relaxed));
             if self.switches.fencing && self.env.now() >= until {
+                // Mounting may have taken longer than the right of the claim lasted.
+                if std::mem::take(&mut had_right) {
+                    let mut model = self.link.model.lock().unwrap();
+                    model.fenced(&self.name, &volume, grant);
+                }
                 continue;
             }
+            had_right = true;
             let cut = self.link.weather.lock().unwrap().cut;
             // What is sent while the host is cut off comes through when it is not any more,
             // within the time after which TCP gives up.
@@ -337,7 +362,13 @@ impl Host {
             worker.task.abort();
             self.link.model.lock().unwrap().unmount(&self.name, volume);
             // Flushed: nothing is under way any more when the hold is let go of.
-            self.env.sleep(member.times().under_way()).await;
+            let cut = self.link.weather.lock().unwrap().cut;
+            let flushed = if self.quick && !cut {
+                Duration::from_millis(100)
+            } else {
+                member.times().under_way()
+            };
+            self.env.sleep(flushed).await;
             debug_assert!(worker.grant > 0);
         }
         self.link.model.lock().unwrap().unmount(&self.name, volume);
@@ -387,6 +418,7 @@ impl Host {
         }
         let id = self.env.nonce();
         let aside = layout::aside(&id);
+        let boots = self.link.gaps();
         let made = async {
             self.link.make_dir(&aside).await?;
             self.link
@@ -397,8 +429,9 @@ impl Host {
                 .await
         };
         let made = made.await;
-        if made.is_ok() {
-            self.link.model.lock().unwrap().made.push(id);
+        if made.is_ok() && boots == self.link.gaps() {
+            let mut model = self.link.model.lock().unwrap();
+            model.made.push((id, Instant::now()));
         }
     }
 
@@ -425,10 +458,12 @@ impl Host {
     /// The end of the run: the daemon's memory without its tasks.
     pub(crate) async fn last_daemon(&self) -> Member<SimEnv> {
         let member = self.member();
-        for _ in 0..10 {
+        // A torn document is waited for as long as its session lasts.
+        for _ in 0..20 {
             if matches!(member.beat(&self.link).await, Ok(Beat::Renewed)) {
                 break;
             }
+            sleep(Times::new(SESSION).renew()).await;
         }
         let in_use: Vec<String> = {
             let model = self.link.model.lock().unwrap();

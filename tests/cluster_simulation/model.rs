@@ -1,8 +1,10 @@
 //! What must be true, looked at by somebody who sees everything at once.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use nfsvol::cluster::HostDoc;
+use tokio::time::Instant;
 
 use crate::disk::Disk;
 
@@ -20,20 +22,57 @@ pub(crate) struct Model {
     pub(crate) grants: u64,
     pub(crate) removals: u64,
     pub(crate) writes: u64,
-    /// Records made, by their ids.
-    pub(crate) made: Vec<String>,
+    /// Records made, by their ids, and when.
+    pub(crate) made: Vec<(String, Instant)>,
+    /// Nothing happens that may end a right: one that ends is wrong.
+    pub(crate) calm: bool,
+    granted: BTreeMap<Grant, Instant>,
+    /// Uses that began after this time may be unknown to the server until the other.
+    forgotten: Option<(Instant, Instant)>,
+    /// Exclusive volumes whose last use the server has forgotten, until it is settled whose they are.
+    contested: BTreeMap<String, Instant>,
 }
 
 impl Model {
     pub(crate) fn mount(&mut self, host: &str, volume: &str, exclusive: bool) -> Grant {
         self.next += 1;
         self.grants += 1;
+        self.granted.insert(self.next, Instant::now());
         if exclusive {
             self.latest.insert(volume.to_owned(), self.next);
         }
         self.mounted
             .insert((host.to_owned(), volume.to_owned()), self.next);
         self.next
+    }
+
+    /// The server goes back to what it was at a time. For what began since, nothing is promised
+    /// until its host has had time to notice.
+    pub(crate) fn forgets(&mut self, then: Instant, settled: Duration) {
+        let until = Instant::now() + settled;
+        self.forgotten = Some((then, until));
+        self.made.retain(|(_, at)| *at <= then);
+        for (volume, grant) in &self.latest {
+            if self.granted.get(grant).is_some_and(|at| *at > then) {
+                self.contested.insert(volume.clone(), until);
+            }
+        }
+    }
+
+    fn is_forgotten(&self, grant: Grant) -> bool {
+        let Some((then, until)) = self.forgotten else {
+            return false;
+        };
+        let began = self.granted.get(&grant);
+        Instant::now() < until && began.is_some_and(|at| *at > then)
+    }
+
+    /// A host does not send any more, or was told that it has lost a volume.
+    pub(crate) fn fenced(&mut self, host: &str, volume: &str, grant: Grant) {
+        if self.calm && !self.is_forgotten(grant) {
+            let wrong = format!("{host} was fenced from {volume} without need");
+            self.wrong.push(wrong);
+        }
     }
 
     pub(crate) fn unmount(&mut self, host: &str, volume: &str) {
@@ -43,6 +82,14 @@ impl Model {
     /// A byte of an exclusive volume has reached the server.
     pub(crate) fn written(&mut self, host: &str, volume: &str, by: Grant) {
         self.writes += 1;
+        match self.contested.get(volume) {
+            Some(until) if Instant::now() < *until => return,
+            Some(_) => {
+                self.contested.remove(volume);
+                self.latest.insert(volume.to_owned(), by);
+            }
+            None => {}
+        }
         if self.latest.get(volume) != Some(&by) {
             self.wrong.push(format!(
                 "{host} wrote to {volume}, which another host has by now, or which is removed"
@@ -65,9 +112,9 @@ impl Model {
         }
         let holders: Vec<&String> = self
             .mounted
-            .keys()
-            .filter(|(_, held)| held == volume)
-            .map(|(host, _)| host)
+            .iter()
+            .filter(|((_, held), grant)| held == volume && !self.is_forgotten(**grant))
+            .map(|((host, _), _)| host)
             .filter(|host| lives(disk, host))
             .collect();
         if !holders.is_empty() {
