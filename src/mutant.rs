@@ -93,6 +93,8 @@ mutants! {
     RenewalIsNotTriedAgain,
     /// Whoever makes an epoch has the volume, even if a higher one is there by then.
     EpochMadeAnewWins,
+    /// The documents of a host's next process have the numbers of those that the server forgot.
+    DocumentNumbersComeAgain,
     /// Stamps of whole seconds are taken for exact.
     WholeSecondsAreExact,
     /// A document or a claim that cannot be read stops its host or its volume.

@@ -92,6 +92,17 @@ impl<E: Env> Member<E> {
         Ok(())
     }
 
+    /// By how much the numbers of this process begin above what is there. The server may have
+    /// forgotten documents of the process before, which others have read: so it is by chance that a
+    /// number could come again with another content.
+    pub(super) fn numbers_to_leave_out(&self) -> u64 {
+        let chance = u64::from_str_radix(&self.env.nonce(), 16).unwrap_or(0);
+        match mutant::is_on(Mutant::DocumentNumbersComeAgain) {
+            true => NUMBERS_OF_A_PROCESS,
+            false => NUMBERS_OF_A_PROCESS + chance % NUMBERS_OF_A_PROCESS,
+        }
+    }
+
     async fn recall_document(
         &self,
         store: &impl Store,

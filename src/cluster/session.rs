@@ -245,9 +245,8 @@ impl<E: Env> Member<E> {
         let (numbers, found) = self.own_documents(store).await?;
         let torn = found.is_none() && !numbers.is_empty();
         let highest = numbers.last().copied().unwrap_or(0);
-        state.number = state
-            .number
-            .max(highest + super::document::NUMBERS_OF_A_PROCESS);
+        let next = highest + self.numbers_to_leave_out();
+        state.number = state.number.max(next);
         state.old = numbers;
         let tokens = self.tokens(store, &self.host.name).await?;
         let ours = match &found {

@@ -193,7 +193,10 @@ impl Host {
             awake(&self.link.weather).await;
             let forgotten = member.is_forgotten();
             let tended = member.tend(&self.link).await;
-            if forgotten || !matches!(tended, Ok(Beat::Renewed) | Err(_)) {
+            if tended
+                .as_ref()
+                .is_ok_and(|beat| forgotten || *beat != Beat::Renewed)
+            {
                 wake.begun.notify_one();
             }
             if let Ok(Beat::Lost(lost)) = tended {
@@ -403,6 +406,12 @@ impl Host {
         let Ok(Some(json)) = self.link.read(&dir.join("record.json")).await else {
             return;
         };
+        // After the record: by now another volume may be there. One whose record was read is in the
+        // trash already if it is not this one's, and what is there is never replaced.
+        let mark = self.link.mtime(&layout::removing(&name(volume))).await;
+        if !matches!(mark, Ok(Some(_))) {
+            return;
+        }
         let entry = String::from_utf8(json).unwrap();
         let trash = dir.parent().parent().join("trash").join(&entry);
         let _ = self.link.rename(&dir, &trash).await;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use nfsvol::cluster::HostDoc;
 use tokio::time::Instant;
 
+use crate::SESSION;
 use crate::disk::Disk;
 
 /// A use of a volume on a host: from the answer to Mount to the last byte.
@@ -27,6 +28,8 @@ pub(crate) struct Model {
     /// Nothing happens that may end a right: one that ends is wrong.
     pub(crate) calm: bool,
     granted: BTreeMap<Grant, Instant>,
+    /// When each host renewed its session last.
+    renewed: BTreeMap<String, Instant>,
     /// Uses that began after this time may be unknown to the server until the other.
     forgotten: Option<(Instant, Instant)>,
     /// Exclusive volumes whose last use the server has forgotten, until it is settled whose they are.
@@ -59,17 +62,20 @@ impl Model {
         }
     }
 
-    fn is_forgotten(&self, grant: Grant) -> bool {
+    fn is_forgotten(&self, host: &str, grant: Grant) -> bool {
         let Some((then, until)) = self.forgotten else {
             return false;
         };
         let began = self.granted.get(&grant);
-        Instant::now() < until && began.is_some_and(|at| *at > then)
+        // A host that is out of reach cannot put there again what was forgotten.
+        let renewed = self.renewed.get(host);
+        let away = renewed.is_none_or(|at| at.elapsed() > SESSION * 5 / 6);
+        (away || Instant::now() < until) && began.is_some_and(|at| *at > then)
     }
 
     /// A host does not send any more, or was told that it has lost a volume.
     pub(crate) fn fenced(&mut self, host: &str, volume: &str, grant: Grant) {
-        if self.calm && !self.is_forgotten(grant) {
+        if self.calm && !self.is_forgotten(host, grant) {
             let wrong = format!("{host} was fenced from {volume} without need");
             self.wrong.push(wrong);
         }
@@ -99,6 +105,10 @@ impl Model {
 
     /// Something has got a name. If that is the mark of a removal, nobody who lives may hold it.
     pub(crate) fn renamed(&mut self, disk: &Disk, to: &str) {
+        let token = to.strip_prefix(".nfsvol/hosts/");
+        if let Some((host, "alive")) = token.and_then(|t| t.split('.').next()?.split_once('/')) {
+            self.renewed.insert(host.to_owned(), Instant::now());
+        }
         let Some(volume) = to
             .strip_prefix(".nfsvol/volumes/")
             .and_then(|rest| rest.strip_suffix("/removing"))
@@ -113,7 +123,7 @@ impl Model {
         let holders: Vec<&String> = self
             .mounted
             .iter()
-            .filter(|((_, held), grant)| held == volume && !self.is_forgotten(**grant))
+            .filter(|((host, held), grant)| held == volume && !self.is_forgotten(host, **grant))
             .map(|((host, _), _)| host)
             .filter(|host| lives(disk, host))
             .collect();

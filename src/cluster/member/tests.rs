@@ -291,6 +291,33 @@ async fn a_torn_claim_is_its_holders_or_nobodys() {
     assert_eq!(home.names("volumes/db/claims.1"), ["2"]);
 }
 
+/// The server forgets the documents of a host's process, and the next one holds what that did not:
+/// whether another host sees it.
+async fn is_seen_after_a_restart(home: &Home) -> bool {
+    let b = begun(home, "b").await;
+    begun(home, "a").await;
+    let before = home.names("hosts");
+    begun(home, "a").await;
+    b.look(&home.admin).await.unwrap();
+    for document in home.names("hosts").iter().filter(|d| d.starts_with("a.")) {
+        if !before.contains(document) {
+            fs::remove_file(home.path("hosts").join(document)).unwrap();
+        }
+    }
+    let host = home.member("a").host().clone();
+    let using = [(db(), Access::Shared)];
+    let a = Member::new(host, Times::new(SESSION), home.clock.clone(), using);
+    a.beat(&home.admin).await.unwrap();
+    !b.holdings(&home.admin, &db()).await.unwrap().is_empty()
+}
+
+#[tokio::test]
+async fn a_documents_number_does_not_come_again() {
+    assert!(is_seen_after_a_restart(&Home::new()).await);
+    let _back = mutant::put_back(Mutant::DocumentNumbersComeAgain);
+    assert!(!is_seen_after_a_restart(&Home::new()).await);
+}
+
 /// The share as one host sees it: what it renames to becomes of this channel's sender first.
 struct Slow<'a> {
     admin: &'a Admin,
