@@ -71,7 +71,12 @@ impl Elapsed {
     }
 
     fn note_ticks(&mut self, stamp: Stamp) {
-        self.fine |= stamp.nanos != 0 || mutant::is_on(Mutant::WholeSecondsAreExact);
+        let fine = stamp.nanos != 0 || mutant::is_on(Mutant::WholeSecondsAreExact);
+        if fine && !self.fine {
+            // What they leave in doubt was counted for whole seconds.
+            self.samples.clear();
+            self.fine = true;
+        }
     }
 
     /// What may hide in a tick of the server's clock besides what each renewal counts: the order of
@@ -101,7 +106,12 @@ impl Elapsed {
                 Some(passed) if most <= self.longest => {
                     doubt = (most * (100 + RATE) / 100 + twice).saturating_sub(passed);
                 }
-                _ => self.samples.clear(),
+                Some(_) => self.samples.clear(),
+                // A stamp that was seen before may have been made anew since.
+                None => {
+                    self.samples.clear();
+                    self.seen.clear();
+                }
             }
         }
         self.samples.push_back(Sample {

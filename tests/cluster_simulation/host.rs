@@ -414,7 +414,12 @@ impl Host {
         }
         let entry = String::from_utf8(json).unwrap();
         let trash = dir.parent().parent().join("trash").join(&entry);
-        let _ = self.link.rename(&dir, &trash).await;
+        let moved = self.link.rename(&dir, &trash).await;
+        // What the server forgot before may be another volume by now.
+        let there = self.link.read(&trash.join("record.json")).await;
+        if moved.is_ok() && matches!(there, Ok(Some(id)) if id != entry.as_bytes()) {
+            let _ = self.link.rename(&trash, &dir).await;
+        }
     }
 
     /// Makes a volume where there is none; finishes its removal first.

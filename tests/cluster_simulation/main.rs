@@ -212,9 +212,12 @@ async fn run(seed: u64, switches: Switches) -> Outcome {
     if std::env::var("NFSVOL_SIM_SEED").is_ok() {
         println!("{}", disk.tree());
     }
-    let mut records: Vec<String> = disk.names(".nfsvol/trash");
-    for volume in VOLUMES {
-        let record = disk.file(&format!(".nfsvol/volumes/{volume}/record.json"));
+    let trash = disk.names(".nfsvol/trash");
+    let trash = trash.iter().map(|entry| format!("trash/{entry}"));
+    let volumes = VOLUMES.map(|volume| format!("volumes/{volume}"));
+    let mut records = Vec::new();
+    for place in trash.chain(volumes) {
+        let record = disk.file(&format!(".nfsvol/{place}/record.json"));
         records.extend(record.map(|id| String::from_utf8(id.to_vec()).unwrap()));
     }
     let lost: Vec<String> = model

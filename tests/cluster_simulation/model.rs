@@ -54,9 +54,9 @@ impl Model {
     pub(crate) fn forgets(&mut self, then: Instant, settled: Duration) {
         let until = Instant::now() + settled;
         self.forgotten = Some((then, until));
-        self.made.retain(|(_, at)| *at <= then);
+        self.made.retain(|(_, at)| *at < then);
         for (volume, grant) in &self.latest {
-            if self.granted.get(grant).is_some_and(|at| *at > then) {
+            if self.granted.get(grant).is_some_and(|at| *at >= then) {
                 self.contested.insert(volume.clone(), until);
             }
         }
@@ -70,7 +70,7 @@ impl Model {
         // A host that is out of reach cannot put there again what was forgotten.
         let renewed = self.renewed.get(host);
         let away = renewed.is_none_or(|at| at.elapsed() > SESSION * 5 / 6);
-        (away || Instant::now() < until) && began.is_some_and(|at| *at > then)
+        (away || Instant::now() < until) && began.is_some_and(|at| *at >= then)
     }
 
     /// A host does not send any more, or was told that it has lost a volume.

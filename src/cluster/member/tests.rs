@@ -256,16 +256,22 @@ async fn a_torn_document_of_a_dead_host_is_void_after_its_session() {
     let unknown = b.holdings(&home.admin, &db()).await.unwrap_err();
     assert!(matches!(unknown, MemberError::Unreadable(host) if host == "a"));
     // The times of files go by the machine's clock, which stands still beside this one.
+    let store = Slow {
+        admin: &home.admin,
+        clock: home.clock.clone(),
+        target: SharePath::root(),
+        meanwhile: Mutex::new(None),
+    };
     for _ in 0..5 {
         home.clock.pass(5);
-        b.renew(&home.admin).await.unwrap();
+        b.renew(&store).await.unwrap();
     }
     home.clock.pass(5);
     {
         let _back = mutant::put_back(Mutant::TornFilesStay);
-        b.holdings(&home.admin, &db()).await.unwrap_err();
+        b.holdings(&store, &db()).await.unwrap_err();
     }
-    assert_eq!(b.holdings(&home.admin, &db()).await.unwrap(), []);
+    assert_eq!(b.holdings(&store, &db()).await.unwrap(), []);
     assert!(home.token("a").starts_with("ended."));
     // It was only stopped: it begins anew.
     assert_eq!(a.beat(&home.admin).await.unwrap(), Beat::Began);
@@ -318,9 +324,11 @@ async fn a_documents_number_does_not_come_again() {
     assert!(!is_seen_after_a_restart(&Home::new()).await);
 }
 
-/// The share as one host sees it: what it renames to becomes of this channel's sender first.
+/// The share as one host sees it: something happens just before it renames to a target, and the
+/// server's clock goes with the hosts'.
 struct Slow<'a> {
     admin: &'a Admin,
+    clock: Clock,
     target: SharePath,
     meanwhile: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>>,
 }
@@ -361,7 +369,9 @@ impl Store for Slow<'_> {
         from: &str,
         to: &str,
     ) -> Result<Stamp, AdminError> {
-        Store::rename_within(self.admin, dir, from, to).await
+        let mut stamp = Store::rename_within(self.admin, dir, from, to).await?;
+        stamp.secs += self.clock.0.0.load(Ordering::Relaxed);
+        Ok(stamp)
     }
 
     async fn remove(&self, path: &SharePath) -> Result<(), AdminError> {
@@ -379,6 +389,7 @@ async fn claims_beside_a_slow_host(home: &Home) -> [bool; 2] {
     });
     let slow = Slow {
         admin: &home.admin,
+        clock: home.clock.clone(),
         target: layout::claims(&db(), "1").join("1"),
         meanwhile: Mutex::new(Some(meanwhile)),
     };
@@ -405,6 +416,7 @@ async fn renews_beside_a_claim(home: &Home) -> bool {
     };
     let slow = Slow {
         admin: &home.admin,
+        clock: home.clock.clone(),
         target: layout::claims(&db(), "1").join("1"),
         meanwhile: Mutex::new(Some(Box::pin(beside))),
     };
