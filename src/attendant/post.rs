@@ -23,8 +23,18 @@ impl Post {
     /// what the listener hears.
     ///
     /// # Errors
-    /// Any error of the file system.
+    /// Any error of the file system, with what to do about it.
     pub(crate) fn take(dir: &Path) -> io::Result<(Self, UnixListener)> {
+        Self::try_to_take(dir).map_err(|error| {
+            let what = format!(
+                "{}: {error}; free space or repair it, then try again",
+                dir.display()
+            );
+            io::Error::new(error.kind(), what)
+        })
+    }
+
+    fn try_to_take(dir: &Path) -> io::Result<(Self, UnixListener)> {
         let (name, lock) = take_new(dir)?;
         let post = Self {
             dir: dir.to_owned(),

@@ -155,6 +155,11 @@ async fn what_is_left_of_one_names_no_other() {
             .spawn()
             .unwrap(),
     );
+    // A process may be seen for a moment before its command line is.
+    let words = format!("/proc/{}/cmdline", guard.0.id());
+    while !fs::read_to_string(&words).unwrap().contains("kernel-guard") {
+        tokio::task::yield_now().await;
+    }
     drop(UnixListener::bind(ours.join(format!("{}.sock", guard.0.id()))).unwrap());
     let back = mutant::put_back(Mutant::AttendantByNumber);
     let found = living(&ours);

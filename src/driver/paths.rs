@@ -411,6 +411,11 @@ impl Paths {
         self.kernel.mountpoint(name)
     }
 
+    /// Where shares are mounted.
+    pub(super) fn shares_dir(&self) -> PathBuf {
+        self.kernel.shares_dir()
+    }
+
     /// The volumes that the kernel shows as mounted, by either data path.
     pub(super) fn mounted(&self) -> Result<Vec<MountedVolume>, MountError> {
         self.kernel.mounted()

@@ -67,6 +67,7 @@ impl Driver {
         let wanted = Wanted {
             marks,
             own: self.paths.mountpoint(name),
+            shares: self.paths.shares_dir(),
         };
         let found = tokio::task::block_in_place(|| holders::find_all(&[wanted]))?;
         Ok(found.into_iter().next().unwrap_or_default())
@@ -79,6 +80,7 @@ impl Driver {
             .map(|record| Wanted {
                 marks: self.marks(record),
                 own: self.paths.mountpoint(&record.name),
+                shares: self.paths.shares_dir(),
             })
             .collect();
         tokio::task::block_in_place(|| holders::find_all(&wanted))

@@ -78,6 +78,9 @@ pub struct Wanted {
     pub marks: Vec<Held>,
     /// Its own mount point.
     pub own: PathBuf,
+    /// The directory of this host's mounts of shares, which hold no volume: a volume may be all of a
+    /// share.
+    pub shares: PathBuf,
 }
 
 /// Finds who holds one volume: [`find_all`].
@@ -88,6 +91,7 @@ pub fn find(held: &Held, own: &Path) -> io::Result<Vec<Holder>> {
     let wanted = Wanted {
         marks: vec![held.clone()],
         own: own.to_owned(),
+        shares: PathBuf::new(),
     };
     Ok(find_all(&[wanted])?.pop().unwrap_or_default())
 }
@@ -113,7 +117,8 @@ pub fn find_all(wanted: &[Wanted]) -> io::Result<Vec<Vec<Holder>>> {
         .iter()
         .map(|volume| {
             let needles: Vec<String> = volume.marks.iter().map(Held::needle).collect();
-            (here.place_of(&volume.own), needles)
+            let places = [&volume.own, &volume.shares].map(|path| here.place_of(path));
+            (places, needles)
         })
         .collect();
     for pid in namespaces()?.into_values() {
@@ -129,7 +134,7 @@ pub fn find_all(wanted: &[Wanted]) -> io::Result<Vec<Vec<Holder>>> {
             if !needles.iter().any(|needle| text.contains(needle)) {
                 continue;
             }
-            let mounts = mounts_of(&volume.marks, &text, own.as_ref());
+            let mounts = mounts_of(&volume.marks, &text, own);
             holders.extend(mounts.into_iter().map(|entry| Holder {
                 pid,
                 container_id: container(),
@@ -351,9 +356,17 @@ fn namespaces() -> io::Result<BTreeMap<PathBuf, u32>> {
 }
 
 /// The mounts in which one mountinfo shows the volume, apart from what is mounted on its own place.
-fn mounts_of(marks: &[Held], mountinfo: &str, own: Option<&Place>) -> Vec<MountEntry> {
+fn mounts_of(
+    marks: &[Held],
+    mountinfo: &str,
+    [own, shares]: &[Option<Place>; 2],
+) -> Vec<MountEntry> {
     let info = MountInfo::parse(mountinfo);
-    let is_own = |entry: &MountEntry| own.is_some() && info.covered(entry).as_ref() == own;
+    let is_own = |entry: &MountEntry| {
+        info.covered(entry).is_some_and(|at| {
+            own.as_ref() == Some(&at) || shares.as_ref().is_some_and(|dir| at.is_in(dir))
+        })
+    };
     let mounts = info
         .entries
         .iter()
@@ -428,7 +441,11 @@ mod tests {
 
     fn places(held: &Held, own: &str) -> Vec<String> {
         let own = MountInfo::parse(&container()).place_of(Path::new(own));
-        let places = mounts_of(std::slice::from_ref(held), &container(), own.as_ref());
+        let places = mounts_of(
+            std::slice::from_ref(held),
+            &container(),
+            &[own.clone(), None],
+        );
         places
             .iter()
             .map(|entry| entry.mountpoint.display().to_string())
@@ -444,6 +461,16 @@ mod tests {
     }
 
     #[test]
+    fn a_share_that_is_mounted_holds_no_volume_that_is_all_of_it() {
+        let info =
+            "1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:9 / /mnt/shares/5e rw - nfs nas:/db rw\n";
+        let marks = [Held::Source("nas:/db".to_owned())];
+        let shares = MountInfo::parse(info).place_of(Path::new("/mnt/shares"));
+        assert!(mounts_of(&marks, info, &[None, shares]).is_empty());
+        assert_eq!(mounts_of(&marks, info, &[None, None]).len(), 1);
+    }
+
+    #[test]
     fn a_fuse_volume_is_known_by_its_device() {
         let device = |minor| Held::Device(DeviceId { major: 0, minor });
         assert_eq!(places(&device(60), "/nowhere"), ["/f"]);
@@ -454,7 +481,7 @@ mod tests {
     fn sources_that_are_printed_escaped_are_found() {
         let line = "1 0 0:5 / /d rw - nfs4 nas:/my\\040db rw";
         let held = Held::Source("nas:/my db".to_owned());
-        let places = mounts_of(&[held], line, None);
+        let places = mounts_of(&[held], line, &[None, None]);
         assert_eq!(places[0].mountpoint, Path::new("/d"));
     }
 
@@ -557,6 +584,7 @@ mod tests {
         let wanted = |own: &str| Wanted {
             marks: vec![Held::Device(proc.device)],
             own: own.into(),
+            shares: PathBuf::new(),
         };
         let found = find_all(&[wanted("/nowhere"), wanted("/proc")]).unwrap();
         let has_proc = |holders: &[Holder]| {

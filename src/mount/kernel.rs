@@ -210,6 +210,12 @@ impl KernelPath {
         self.0.volumes.join(volume.as_str())
     }
 
+    /// Where shares are mounted.
+    #[must_use]
+    pub fn shares_dir(&self) -> PathBuf {
+        self.0.shares.clone()
+    }
+
     /// The volumes that are mounted at their places, of any file system type.
     ///
     /// # Errors

@@ -52,6 +52,14 @@ pub struct Place {
     path: PathBuf,
 }
 
+impl Place {
+    /// Whether it is an entry of a directory.
+    #[must_use]
+    pub fn is_in(&self, dir: &Self) -> bool {
+        self.device == dir.device && self.path.parent() == Some(&dir.path)
+    }
+}
+
 impl MountEntry {
     fn place(&self, path: &Path) -> Option<Place> {
         let below = path.strip_prefix(&self.mountpoint).ok()?;
