@@ -38,7 +38,7 @@ pub(crate) use self::layout::{frame, remover, rfc3339};
 use self::local::{Copy, LocalCopy, Stamp};
 pub use self::sync::Changes;
 pub use self::trash::{TrashEntry, Trashed};
-use crate::files::write_durably;
+use crate::files::{write_durably, write_whole};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::{Server, Share};
 use crate::nfs::admin::Admin;
@@ -655,7 +655,8 @@ impl Catalog {
     }
 
     fn write_seen(&self, seen: &expiry::Seen) -> Result<(), CatalogError> {
-        write_durably(&self.state_dir.join(expiry::FILE), &seen.to_json())
+        // What is lost in a power failure is only a time that has to pass once more.
+        write_whole(&self.state_dir.join(expiry::FILE), &seen.to_json())
             .map_err(CatalogError::state(expiry::FILE))
     }
 
