@@ -6,16 +6,16 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use crate::kinds::{EXPORT, exports};
-use crate::lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, Shared, calls, wait_for};
+use crate::lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, calls, wait_for};
 
 const VOLUMES: &str = "/var/lib/nfsvol/mnt/volumes";
 /// Of `--deadline`, with what it takes until the test has the answer.
 const ANSWERED: Duration = Duration::from_secs(16);
 const RECOVERY: Duration = Duration::from_secs(60);
 
-fn server(lab: &'static Lab) -> Result<&'static Ganesha> {
-    static SERVER: Shared<Ganesha> = Shared::new();
-    SERVER.get(|| Ganesha::start_speaking(lab, "four-nas", &exports(), "4"))
+/// Of each trial's own: one of them silences it.
+fn server(lab: &'static Lab, name: &str) -> Result<Ganesha> {
+    Ganesha::start_speaking(lab, name, &exports(), "4")
 }
 
 fn serve(node: &'static Node, server: &Ganesha) -> Result<Nfsvol<'static>> {
@@ -31,7 +31,7 @@ fn serve(node: &'static Node, server: &Ganesha) -> Result<Nfsvol<'static>> {
 }
 
 pub(crate) fn works(lab: &'static Lab) -> Result {
-    let server = server(lab)?;
+    let server = &server(lab, "four-nas")?;
     let node: &'static Node = Box::leak(Box::new(Node::guest(lab, "four")?));
     let nfsvol = serve(node, server)?;
     let ok = |call: Call| -> Result<Value> { calls::one(node, call)?.ok() };
@@ -117,7 +117,7 @@ fn comes_back(node: &Node, volume: &str) -> Result {
 
 /// Without the kernel's client there is no way to such a server: that is said, and what to do.
 pub(crate) fn needs_the_kernel(lab: &'static Lab) -> Result {
-    let server = server(lab)?;
+    let server = &server(lab, "four-less-nas")?;
     let node: &'static Node = Box::leak(Box::new(Node::machine(lab, "four-less")?));
     if node.run(&["grep", "-qw", "nfs", "/proc/filesystems"])?.code == 0 {
         return Ok(());
