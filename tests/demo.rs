@@ -19,10 +19,11 @@ fn main() -> ExitCode {
     })
 }
 
-/// What a demonstration could leave: processes, mounts, network links, control groups.
+/// What a demonstration could leave: processes, mounts, network links, control groups. Not those
+/// that have ended, whom whoever took them over has not counted yet.
 fn traces(node: &Node) -> Result<String> {
     node.sh(
-        "ps -eo args | grep -E '[n]fsvol (serve|fuse|embedded)|[d]ockerd|[c]ontainerd' || true
+        "ps -eo args | grep -E '[n]fsvol (serve|fuse|embedded)|[d]ockerd|[c]ontainerd' | grep -v '<defunct>' || true
          cut -d' ' -f3- /proc/self/mountinfo; ip -o link | cut -d: -f2
          find /sys/fs/cgroup -name 'nfsvol-demo*'",
     )

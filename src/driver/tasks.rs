@@ -21,6 +21,8 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 const ENGINE_SETTLED: Duration = Duration::from_secs(25);
 /// How often the trash is looked through.
 const TRASH_EVERY: Duration = Duration::from_secs(3600);
+/// A daemon that starts has calls to answer before it looks through the trash.
+const SERVE_FIRST: Duration = Duration::from_secs(2);
 /// How long the tasks may take to end at the stop: each does at its next await.
 const TASKS_END: Duration = Duration::from_secs(2);
 
@@ -42,7 +44,10 @@ impl Driver {
             stop,
             "emptying the trash",
             TRASH_EVERY,
-            |driver| async move { driver.empty_trash().await },
+            |driver| async move {
+                tokio::time::sleep(SERVE_FIRST).await;
+                driver.empty_trash().await
+            },
         );
         let driver = self.clone();
         let looking = async move { driver.look_at_trash_when_asked().await };
