@@ -19,14 +19,27 @@ const ROOT: &str = "/srv";
 /// Seconds; after a restart, clients of v4 may open files after this long. The kernel wants 10.
 const LEASE: u32 = 10;
 
-/// The server; `no_root_squash`, writable, at [`EXPORT`].
+/// The server; `no_root_squash`, writable, at [`EXPORT`] or what it was told to export.
 pub struct Knfsd {
     node: Node,
+    /// Below the image, with further options of each.
+    exports: Vec<(String, String)>,
 }
 
 impl Knfsd {
     /// Boots a guest named `name` that serves an XFS image of this size (`1G`).
     pub fn start(lab: &'static Lab, name: &str, size: &str) -> Result<Self> {
+        Self::start_exporting(lab, name, size, &[(EXPORT, "sync")])
+    }
+
+    /// As [`Self::start`], with these directories of the image exported (at or below [`EXPORT`]),
+    /// each with options of its own.
+    pub fn start_exporting(
+        lab: &'static Lab,
+        name: &str,
+        size: &str,
+        exports: &[(&str, &str)],
+    ) -> Result<Self> {
         let image = lab.dir().join(format!("{name}.xfs"));
         process::sh(&format!(
             "truncate -s {size} {0} && mkfs.xfs -q -m reflink=1 {0}",
@@ -34,13 +47,25 @@ impl Knfsd {
         ))?
         .ok()?;
         let node = Node::guest_with(lab, name, "512M", vec![image])?;
-        let server = Self { node };
+        let exports = exports.iter();
+        let exports = exports
+            .map(|&(path, options)| (path.to_owned(), options.to_owned()))
+            .collect();
+        let server = Self { node, exports };
         server.up()?;
         Ok(server)
     }
 
     /// Starts the server on the booted guest.
     fn up(&self) -> Result {
+        let mut exported = String::new();
+        for (id, (path, options)) in (1..).zip(&self.exports) {
+            exported.push_str(&format!(
+                "mkdir -p {ROOT}{path}
+                 exportfs -o rw,no_root_squash,insecure,fsid={id},no_subtree_check,{options} '*:{path}'
+                 "
+            ));
+        }
         self.node
             .sh(&format!(
                 "modprobe -d /tmp/modules nfsd
@@ -50,7 +75,7 @@ impl Knfsd {
                  cd /var/lib/nfs; mkdir sm sm.bak v4recovery rpc_pipefs; touch etab rmtab; cd /
                  mount -t nfsd nfsd /proc/fs/nfsd
                  rpcbind -w
-                 exportfs -o rw,no_root_squash,insecure,fsid=1,no_subtree_check '*:{EXPORT}'
+                 {exported}
                  rpc.nfsd --lease-time {LEASE} --grace-time {LEASE} 4
                  rpc.mountd --port 20048"
             ))
