@@ -3,7 +3,7 @@
 //! A simulation or a judge that has never failed proves nothing. So whoever mends a fault leaves a
 //! switch beside the mend, and a test shows that the fault, put back, is found again.
 //!
-//! A mutant is put back for one thread ([`put_back`]: simulations run on one), or for a whole
+//! A mutant is put back for one thread (`put_back`: simulations run on one), or for a whole
 //! process by `NFSVOL_MUTANT=Name` in its environment (workers and daemons of the lab). Without the
 //! feature `failpoints`, which no release has, nothing can be put back and the switches compile to
 //! nothing.
