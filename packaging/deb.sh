@@ -20,6 +20,12 @@ DESTDIR=$root PREFIX=/usr "$here/install.sh" install "$binary"
 gzip -9n "$root"/usr/share/man/man1/*
 mkdir -p "$root/usr/share/doc/nfsvol" "$root/DEBIAN"
 install -m 0644 "$here/../README.md" "$here"/../docs/*.md "$root/usr/share/doc/nfsvol/"
+# Debian keeps the Apache licence in /usr/share/common-licenses.
+{
+    printf 'nfsvol is under either of these licences, at your choice: Apache-2.0, which is in\n'
+    printf '/usr/share/common-licenses/Apache-2.0, or this one:\n\n'
+    cat "$here/../LICENSE-MIT"
+} >"$root/usr/share/doc/nfsvol/copyright"
 
 # A static binary needs no library; another names the one that it was linked with.
 depends=
