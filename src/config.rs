@@ -7,10 +7,9 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cluster::{LONGEST_SESSION, SHORTEST_SESSION};
-use crate::mount::options::MountOptions;
 use crate::nfs::address::Share;
 use crate::plugin::server::Settings;
-use crate::volume::{DataPath, OnRemove};
+use crate::volume::{DataPath, MountOptions, OnRemove};
 use crate::watch::Address;
 
 /// Where Docker looks for the socket of a plugin called nfsvol (moby: pkg/plugins/discovery.go).

@@ -52,13 +52,13 @@ use self::shares::{Contact, Shares};
 use crate::catalog::{Catalog, CatalogError, Creation, Known};
 use crate::config::Config;
 use crate::fuse::{Fence, FuseOptions};
-use crate::mount::{MountError, MountOptions};
+use crate::mount::MountError;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::Admin;
 use crate::plugin::Calls;
 use crate::volume::options::is_own_dir;
-use crate::volume::{Access, DataPath, Record, VolumeName, VolumeOptions};
+use crate::volume::{Access, DataPath, MountOptions, Record, VolumeName, VolumeOptions};
 
 /// How long before its deadline a Mount stops trying, so that its own error is the answer.
 const MARGIN: Duration = Duration::from_secs(2);

@@ -1,27 +1,32 @@
 //! Docker volumes that follow a container to any host, on the NFS server you already have.
 //!
-//! | module | job |
-//! |---|---|
-//! | [`volume`] | names, options, records: values, no I/O |
-//! | [`catalog`] | all records: on the home share, and a durable local copy |
-//! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume |
-//! | [`driver`] | what each call does: attachments, reconciling, background tasks |
-//! | [`mount`] | the kernel data path: mounts, binds, who holds them |
-//! | [`nfs`] | speaking NFS in user space: addresses, probe, directory operations |
-//! | [`plugin`] | the VolumeDriver protocol on a Unix socket, and its client |
-//! | [`cli`], [`config`], `serve`, [`telemetry`] | the command line, settings, the daemon, the log |
-//! | `doctor` | looks at each step from a share's name to bytes, and at this host |
-//! | [`watch`] | metrics for Prometheus and the status page |
-//! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them |
-//! | `engine` | Docker's engine, asked over its own socket |
-//! | [`guard`] | the fence of exclusive volumes on the kernel data path |
-//! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse |
-//! | `attendant` | processes that outlive the daemon: workers, guards, the embedded server |
-//! | [`embedded`] | an NFS server for one machine: a local directory over loopback |
-//! | [`mutant`] | mended faults that tests can put back |
+//! | room | job | imports |
+//! |---|---|---|
+//! | [`cli`] | the command line | `config` `doctor` `driver` `embedded` `engine` `fuse` `guard` `migrate` `nfs` `plugin` `serve` `telemetry` `volume` |
+//! | `serve` | the daemon, put together | `config` `driver` `plugin` `watch` |
+//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `catalog` `cluster` `config` `embedded` `engine` `failpoint` `files` `fuse` `guard` `mount` `mutant` `nfs` `plugin` `volume` `watch` |
+//! | [`config`] | settings of the daemon | `cluster` `engine` `nfs` `plugin` `telemetry` `volume` `watch` |
+//! | `doctor` | looks at each step from a share's name to bytes, and at this host | `engine` `fuse` `mount` `nfs` `plugin` `volume` |
+//! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `engine` |
+//! | [`guard`] | the fence of exclusive volumes on the kernel data path | `attendant` `engine` `files` `fuse` `mount` `telemetry` `volume` |
+//! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `failpoint` `mount` `mutant` `nfs` `telemetry` `volume` |
+//! | [`mount`] | the kernel data path: mounts, binds, who holds them | `failpoint` `nfs` `volume` |
+//! | [`embedded`] | an NFS server for one machine: a local directory over loopback | `attendant` |
+//! | [`catalog`] | all records: on the home share, and a durable local copy | `cluster` `failpoint` `files` `mutant` `nfs` `volume` |
+//! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `mutant` `nfs` `volume` |
+//! | [`watch`] | metrics for Prometheus and the status page | `plugin` |
+//! | [`plugin`] | the VolumeDriver protocol on a Unix socket, and its client | |
+//! | [`volume`] | names, options, mount options, records: values, no I/O | `nfs` |
+//! | [`nfs`] | speaking NFS in user space: addresses, probe, directory operations, RPC | `mutant` |
+//! | `engine` | Docker's engine, asked over its own socket | |
+//! | `attendant` | processes that outlive the daemon: workers, guards, the embedded server | `mutant` |
+//! | [`telemetry`] | the log | |
+//! | `files` | files that are durable and whole | `failpoint` |
+//! | `failpoint` | points at which a test kills the process | |
+//! | [`mutant`] | mended faults that tests can put back | |
 //!
-//! Data flows downwards: `plugin` knows no NFS, `volume` does no I/O, and only `mount::sys`,
-//! `fuse::sys` and `embedded::sys` hold unsafe code.
+//! Each room imports what its row says and nothing that stands above it; tests/rooms.rs holds the
+//! code to that. Only `mount::sys`, `fuse::sys` and `embedded::sys` hold unsafe code.
 
 mod attendant;
 pub mod catalog;

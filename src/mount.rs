@@ -3,7 +3,6 @@
 //! | module | job |
 //! |---|---|
 //! | [`kernel`] | attach, detach, health, idle shares: what the driver calls |
-//! | [`options`] | mount options, checked against nfs(5): values, no I/O |
 //! | [`mountinfo`] | the kernel's list of mounts, parsed |
 //! | `own` | a mount of an exclusive volume's own |
 //! | [`holders`] | which processes and containers hold a volume |
@@ -20,7 +19,6 @@ pub mod holders;
 pub mod kernel;
 mod lane;
 pub mod mountinfo;
-pub mod options;
 mod own;
 mod share;
 mod shares;
@@ -35,5 +33,4 @@ pub use kernel::{
 };
 pub(crate) use mountinfo::FUSE_FSTYPE;
 pub use mountinfo::{DeviceId, MountEntry, MountInfo, Place};
-pub use options::{MountOptions, NfsVersion, OptionsError};
 pub use own::OwnMount;

@@ -1,10 +1,12 @@
 //! What a volume is: its name, its options and its record. Values only, no I/O.
 
 mod local_form;
+pub mod mount_options;
 pub mod name;
 pub mod options;
 pub mod record;
 
+pub use mount_options::{MountOptions, NfsVersion, OptionsError};
 pub use name::VolumeName;
 pub use options::{Access, DataPath, OnRemove, OptionError, Owner, VolumeOptions};
 pub(crate) use record::json;

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use lab::{Export, Ganesha, Knfsd, Lab, Node, Part, Result, Shared, trial};
-use nfsvol::mount::{Attach, Endpoint, KernelPath, KernelSettings, MountOptions, holders};
+use nfsvol::mount::{Attach, Endpoint, KernelPath, KernelSettings, holders};
 use nfsvol::nfs::address::{Server, Share, SharePath};
-use nfsvol::volume::VolumeName;
+use nfsvol::volume::{MountOptions, VolumeName};
 use serde_json::{Value, json};
 
 const ROOT: &str = "/var/lib/nfsvol/mnt";

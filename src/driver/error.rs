@@ -10,12 +10,12 @@ use crate::cluster::{Holding, MemberError};
 use crate::embedded::EmbeddedError;
 use crate::fuse::{self, FuseError};
 use crate::guard::GuardError;
-use crate::mount::{Holder, MountError, OptionsError};
+use crate::mount::{Holder, MountError};
 use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::AdminError;
 use crate::nfs::probe::ReachError;
 use crate::volume::name::NameError;
-use crate::volume::{OptionError, VolumeName};
+use crate::volume::{OptionError, OptionsError, VolumeName};
 
 /// An error of a call; the text says what happened, at which step, and what to do next.
 #[derive(Debug, thiserror::Error)]

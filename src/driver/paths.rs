@@ -9,13 +9,12 @@ use crate::config::Config;
 use crate::fuse::{self, Fence, FuseOptions, FusePath};
 use crate::guard::{Fenced, GuardError, Guards, State, Task};
 use crate::mount::{
-    self, Endpoint, Held, KernelPath, KernelSettings, MountError, MountOptions, MountedVolume,
-    OwnMount, holders,
+    self, Endpoint, Held, KernelPath, KernelSettings, MountError, MountedVolume, OwnMount, holders,
 };
 use crate::nfs::address::Share;
 use crate::nfs::admin::MOUNT_OPTIONS;
 use crate::nfs::probe::Reached;
-use crate::volume::{Access, DataPath, Record, VolumeName, VolumeOptions};
+use crate::volume::{Access, DataPath, MountOptions, Record, VolumeName, VolumeOptions};
 
 /// How long making the admin mount of an NFSv4-only share may take.
 const ADMIN_MOUNT_DEADLINE: Duration = Duration::from_secs(20);

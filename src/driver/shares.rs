@@ -17,10 +17,11 @@ use super::paths::Paths;
 use crate::catalog;
 use crate::config::Config;
 use crate::embedded;
-use crate::mount::{MountError, MountOptions};
+use crate::mount::MountError;
 use crate::nfs::address::{Server, Share, SharePath};
 use crate::nfs::admin::{Admin, AdminSettings, Space};
 use crate::nfs::probe::{self, Breaker, Ports, Reached};
+use crate::volume::MountOptions;
 
 /// How long a successful probe is good for: a burst of Mounts probes once.
 const FRESH: Duration = Duration::from_secs(5);

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::options::NfsVersion;
 use crate::nfs::address::{Share, SharePath};
-use crate::volume::VolumeName;
+use crate::volume::{NfsVersion, VolumeName};
 
 /// The steps from a reached server to a bound volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -32,13 +32,12 @@ use super::error::{MountError, Step};
 use super::holders::Held;
 use super::lane::Ticket;
 use super::mountinfo::{DeviceId, MountEntry};
-use super::options::MountOptions;
 use super::own::own_key;
 use super::share::{self, ShareMount};
 use super::shares::{Round, ShareState, Shares, UNMOUNT_WAIT, local, share_key, until};
 use super::stats::{self, MountStats};
 use crate::nfs::address::{Share, SharePath};
-use crate::volume::VolumeName;
+use crate::volume::{MountOptions, VolumeName};
 
 /// How long a share whose server has moved to another address may take to answer from the old one.
 const MOVED_WAIT: Duration = Duration::from_secs(10);

@@ -25,9 +25,9 @@ use super::bind::{self, SETTLE_PAUSE, SETTLE_TRIES};
 use super::error::{Attempt, MountError, Step};
 use super::kernel::Endpoint;
 use super::lane::Ticket;
-use super::options::{MountOptions, NfsVersion};
 use super::sys::Creation;
 use crate::nfs::address::{Server, Share, SharePath};
+use crate::volume::{MountOptions, NfsVersion};
 
 /// How long the kernel may take to mount a share with one version. A healthy server takes
 /// milliseconds; NFSv4 mounts of all other servers may have to wait for this one (see

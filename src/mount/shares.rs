@@ -18,11 +18,10 @@ use super::error::{MountError, Step};
 use super::kernel::{Attach, KernelSettings};
 use super::lane::{Lane, Ticket};
 use super::mountinfo::{MountEntry, MountInfo};
-use super::options::MountOptions;
 use super::own::is_own_key;
 use super::share::{self, ShareMount};
 use crate::nfs::address::{Share, SharePath};
-use crate::volume::VolumeName;
+use crate::volume::{MountOptions, VolumeName};
 
 /// How long one unmount is waited for. It does not wait for the server, except the last one of a
 /// superblock, whose mount is gone from its place by then.

@@ -11,8 +11,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::mount_options::MountOptions;
 use super::{VolumeName, local_form};
-use crate::mount::options::MountOptions;
 use crate::nfs::address::{Share, SharePath};
 
 /// Every option, in the order of the documentation.

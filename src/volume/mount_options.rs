@@ -188,7 +188,7 @@ impl MountOptions {
 
     /// The word about locks for an NFSv3 mount. Without one of the user's own it is `nolock`: the
     /// server's lock manager needs rpc.statd on this host, and mounting without it can hang.
-    pub(super) fn lock_word(&self) -> Option<&'static str> {
+    pub(crate) fn lock_word(&self) -> Option<&'static str> {
         match self.words.get("lock") {
             Some(word) => Some(word.name),
             None if self.words.contains_key("local_lock") => None,
@@ -198,7 +198,7 @@ impl MountOptions {
 
     /// The words for the kernel's NFS superblock, without those that depend on the server's
     /// address (`proto`, `port`, `mountport`) and without the version.
-    pub(super) fn superblock(&self) -> impl Iterator<Item = (&'static str, Option<&str>)> {
+    pub(crate) fn superblock(&self) -> impl Iterator<Item = (&'static str, Option<&str>)> {
         self.words
             .iter()
             .filter(|(group, word)| {
@@ -220,14 +220,14 @@ impl MountOptions {
 
     /// The words that the kernel takes from the first of several mounts of one server or file
     /// system, whatever the later ones say (nfs(5), `sharecache`; `nconnect`).
-    pub(super) fn of_the_first_mount(&self) -> impl Iterator<Item = (&'static str, &str)> {
+    pub(crate) fn of_the_first_mount(&self) -> impl Iterator<Item = (&'static str, &str)> {
         ["timeo", "retrans", "nconnect", "max_connect"]
             .into_iter()
             .filter_map(|name| Some((name, self.value(name)?)))
     }
 
     /// The attributes of the volume's own mount.
-    pub(super) fn attributes(&self) -> MountAttrFlags {
+    pub(crate) fn attributes(&self) -> MountAttrFlags {
         let mut flags = MountAttrFlags::empty();
         for (group, name, flag) in [
             ("ro", "ro", MountAttrFlags::MOUNT_ATTR_RDONLY),

@@ -1,0 +1,132 @@
+//! The rooms of `src` import each other as the table in src/lib.rs says, and downwards only.
+//!
+//! Known limit: what a room's tests import is not looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const SRC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+/// Files and directories that hold tests only.
+const TESTS: [&str; 4] = ["tests", "simulation", "scenarios", "tests.rs"];
+/// The house itself, and its front door.
+const NO_ROOM: [&str; 2] = ["lib", "main"];
+
+/// A row of the table.
+struct Row {
+    room: String,
+    imports: BTreeSet<String>,
+}
+
+/// Words between back quotes.
+fn quoted(text: &str) -> impl Iterator<Item = String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned)
+}
+
+/// The rows of the table, from above to below.
+fn table() -> Vec<Row> {
+    let lib = fs::read_to_string(format!("{SRC}/lib.rs")).expect("src/lib.rs");
+    let rows = lib.lines().filter_map(|line| line.strip_prefix("//! | "));
+    rows.filter_map(|row| {
+        let mut columns = row.split('|');
+        Some(Row {
+            room: quoted(columns.next()?).next()?,
+            imports: quoted(columns.nth(1)?).collect(),
+        })
+    })
+    .collect()
+}
+
+/// Every source file below `dir` that is not one of tests.
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).expect("a directory of src");
+    let mut found = Vec::new();
+    for path in entries.map(|entry| entry.expect("an entry of src").path()) {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        if TESTS.contains(&&*name) {
+            continue;
+        }
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The code of a file, without comments and without its tests.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).expect("a source file");
+    let code = text
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or_default();
+    let lines = code
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// What stands behind each `crate::`, also in a group.
+fn imports(code: &str) -> BTreeSet<String> {
+    let word = |text: &str| -> String {
+        let letters = text.trim_start().chars();
+        letters
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect()
+    };
+    let mut found = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        match rest
+            .strip_prefix('{')
+            .and_then(|group| group.split_once("};"))
+        {
+            // One level of grouping is all that rustfmt's style here has.
+            Some((group, _)) => found.extend(group.split(',').map(word)),
+            None => {
+                found.insert(word(rest));
+            }
+        }
+    }
+    found.remove("");
+    found
+}
+
+#[test]
+fn rooms_import_what_their_rows_say_and_nothing_above_them() {
+    let table = table();
+    let mut used: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in sources(Path::new(SRC)) {
+        let inside = path.strip_prefix(SRC).expect("below src");
+        let first = inside.iter().next().unwrap_or_default();
+        let room = Path::new(first).file_stem().unwrap_or_default();
+        let room = room.to_string_lossy().into_owned();
+        let found = imports(&code(&path));
+        used.entry(room).or_default().extend(found);
+    }
+    for room in NO_ROOM {
+        used.remove(room);
+    }
+    let rooms: Vec<&str> = table.iter().map(|row| row.room.as_str()).collect();
+    let standing: BTreeSet<&str> = used.keys().map(String::as_str).collect();
+    assert_eq!(
+        standing,
+        rooms.iter().copied().collect(),
+        "the rooms of src, and the rows of the table"
+    );
+
+    for (place, row) in table.iter().enumerate() {
+        let mut found = used.remove(&row.room).unwrap_or_default();
+        found.remove(&row.room);
+        assert_eq!(found, row.imports, "what {} imports, and its row", row.room);
+        for other in &row.imports {
+            let below = rooms.iter().position(|room| room == other);
+            assert!(
+                below.is_some_and(|below| below > place),
+                "{} imports {other}, which does not stand below it",
+                row.room
+            );
+        }
+    }
+}
