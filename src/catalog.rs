@@ -17,6 +17,7 @@ mod error;
 mod expiry;
 mod layout;
 mod local;
+mod repair;
 mod share;
 mod sync;
 #[cfg(test)]
@@ -198,12 +199,21 @@ impl Catalog {
         if self.is_only_here(name) {
             return Ok(self.get(name));
         }
-        let record = share::read(home, name).await?;
+        let record = self.read(home, name).await?;
         if record.is_none() {
             // Not there, if this is the share that the copy is of.
             self.verify(home).await?;
         }
         self.note(name, record, None).await
+    }
+
+    async fn read(&self, home: &Admin, name: &VolumeName) -> Result<Option<Record>, CatalogError> {
+        match self.copies.get(name) {
+            Some(_) if !mutant::is_on(Mutant::NoRecordNoVolume) => {
+                share::read_known(home, name).await
+            }
+            _ => share::read(home, name).await,
+        }
     }
 
     /// As [`fetch`](Self::fetch), but reads the record only if the volume's directory has changed

@@ -11,6 +11,7 @@ mod embedded;
 mod managed;
 mod migrate;
 mod output;
+mod repair;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -113,6 +114,15 @@ nfsvol adopt db apps/web\n  nfsvol adopt shop-db=apps/shop/db\n  \
 nfsvol adopt --dry-run --json db apps/web"
     )]
     Adopt(adopt::AdoptArgs),
+    /// Put back what a server's power failure has torn on the home share
+    #[command(
+        after_help = "It shows first what it would put back from this host's copy, and asks. A \
+record is put back only\nwhere it can be shown that the volume was not removed; what this host \
+does not know, another one\nmay: run it there.\n\nExit code: 0 when nothing is torn any more, \
+1 otherwise.\n\nExamples:\n  nfsvol repair\n  nfsvol repair db\n  nfsvol repair --dry-run \
+--json\n  nfsvol repair --yes"
+    )]
+    Repair(repair::RepairArgs),
     /// Take over volumes of Docker's `local` driver
     #[command(
         after_help = "Without --yes it only shows what it would do: volumes with type=nfs \
@@ -220,6 +230,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 .block_on(async { embedded::serve(args, crate::serve::stopped()).await });
         }
         Command::Adopt(args) => return runtime()?.block_on(adopt::adopt(args)),
+        Command::Repair(args) => return runtime()?.block_on(repair::repair(args)),
         Command::Migrate(args) => return runtime()?.block_on(migrate::migrate(args)),
         Command::Doctor(args) => return runtime()?.block_on(doctor::doctor(args)),
         Command::Announce(args) => {

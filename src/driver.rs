@@ -17,8 +17,10 @@
 //! | [`calls`], [`ask`] | the calls of the protocol, and of the command line |
 //! | [`shares`] | reaching shares, their admin path and health |
 //! | [`reconcile`] | what the kernel shows against what was written down |
+//! | [`repair`] | putting back what is torn on the home share |
 //! | [`rights`] | who on this host may look into what is ours |
 //! | [`status`] | what people see |
+//! | [`turns`] | taking turns with an exclusive volume |
 //! | [`view`] | what operators see: metrics and the status page |
 //! | [`tasks`] | polling, checking in the background |
 //! | [`trash`] | emptying the trash, and sweeping what crashes left |
@@ -33,11 +35,13 @@ mod error;
 mod locks;
 mod paths;
 mod reconcile;
+mod repair;
 mod rights;
 mod shares;
 mod status;
 mod tasks;
 mod trash;
+mod turns;
 mod view;
 
 use std::collections::HashMap;

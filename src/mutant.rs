@@ -99,6 +99,14 @@ mutants! {
     WholeSecondsAreExact,
     /// A document or a claim that cannot be read stops its host or its volume.
     TornFilesStay,
+    /// An epoch whose claim is missing is taken for one that is being removed, for ever.
+    ClaimsWithoutFileStay,
+    /// Of the hosts that want an exclusive volume, whoever looks first has it.
+    WhoeverIsFirst,
+    /// A volume whose record is missing, in its directory of the catalog, has been removed.
+    NoRecordNoVolume,
+    /// A session begins on a share whose `format.json` is torn, and knows it by that.
+    TornFormatIsOne,
 }
 
 #[cfg(any(test, feature = "failpoints"))]

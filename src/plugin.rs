@@ -172,6 +172,8 @@ pub enum Ask {
     Abort { name: String },
     /// Makes a volume of a directory that is there, or says what keeps it from that.
     Adopt(Adoption),
+    /// Puts back what is torn on the home share, of one volume or of all, or says what would be.
+    Repair { name: Option<String>, dry_run: bool },
 }
 
 /// A volume to be made of a directory that is there: one that is absent is not made.

@@ -8,8 +8,12 @@ mod lab;
 mod mixed;
 #[path = "cluster/races.rs"]
 mod races;
+#[path = "cluster/repair.rs"]
+mod repair;
 #[path = "cluster/stale.rs"]
 mod stale;
+#[path = "cluster/turns.rs"]
+mod turns;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -61,6 +65,8 @@ fn main() -> ExitCode {
                 FUSE,
                 stale::stale,
             ),
+            trial("what_a_server_tore_is_put_back", FUSE, repair::repair),
+            trial("whoever_waits_gets_its_turn", FUSE, turns::turns),
             trial("of_each_race_the_losers_hear_the_truth", FUSE, races::races),
         ]
     })

@@ -15,7 +15,7 @@
 //! Known limits: an `async` export forgets what it answered in its last seconds, so of what was made
 //! there only what is older than [`FORGOTTEN`] is looked for. Both exports are on one disk, whose
 //! journal the `sync` one keeps short: what the `async` one forgets is mostly the bytes of files, not
-//! their names. Hosts do not take turns there, see [`Kind::takes_turns`].
+//! their names.
 
 mod lab;
 #[path = "power/load.rs"]
@@ -62,12 +62,6 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Whether the exclusive volume is used. A claim that the server has torn is nobody's for ever,
-    /// and on `async` the last one often is.
-    pub(crate) fn takes_turns(self) -> bool {
-        self == Self::Sync
-    }
-
     fn export(self) -> &'static str {
         match self {
             Self::Sync => "/export/sync",

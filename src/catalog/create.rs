@@ -75,8 +75,7 @@ impl Catalog {
         for _ in 0..CREATE_TRIES {
             let existing = match home {
                 Some(home) if !self.is_only_here(name) => {
-                    self.note(name, share::read(home, name).await?, None)
-                        .await?
+                    self.note(name, self.read(home, name).await?, None).await?
                 }
                 _ => self.get(name),
             };

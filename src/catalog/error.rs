@@ -40,7 +40,7 @@ pub enum CatalogError {
     /// Its removal has begun, and is to be finished before its name or directory is used anew.
     #[error("volume {} is being removed; try again", .0.name)]
     Removing(Arc<Record>),
-    #[error("the record of volume {name} on the share: {source}")]
+    #[error("the record of volume {name} on the share: {source}{}", remedy(.source, .name))]
     Record {
         name: VolumeName,
         source: RecordError,
@@ -52,6 +52,16 @@ pub enum CatalogError {
     LocalRecord { name: VolumeName, reason: String },
     #[error("share {share}: .nfsvol/format.json: {reason}")]
     Format { share: String, reason: String },
+    #[error(
+        "share {share}: .nfsvol/format.json is torn ({source}): `nfsvol repair` on a host that \
+         knows the share puts it back"
+    )]
+    Torn {
+        share: String,
+        source: serde_json::Error,
+    },
+    #[error("not put back: {0}")]
+    Unproven(String),
     #[error(
         "share {share} is not the home share that this host knew (its id is {found}, expected \
          {expected}): is the right file system mounted on the server? To start over with the \
@@ -135,6 +145,14 @@ pub enum CatalogError {
         "option share is missing: this host has no home share (--share), so each volume names its own"
     )]
     NoShare,
+}
+
+/// What helps against a damaged record.
+fn remedy(source: &RecordError, name: &VolumeName) -> String {
+    match source.is_damage() {
+        true => format!("; `nfsvol repair {name}` on a host that has used it puts it back"),
+        false => String::new(),
+    }
 }
 
 impl From<AdminError> for CatalogError {

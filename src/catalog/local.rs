@@ -24,6 +24,12 @@ pub(super) struct Stamp {
     mtime: ServerTime,
 }
 
+impl Stamp {
+    pub(super) fn fileid(self) -> u64 {
+        self.fileid
+    }
+}
+
 impl From<&Attr> for Stamp {
     fn from(attr: &Attr) -> Self {
         Self {

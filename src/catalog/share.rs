@@ -11,7 +11,7 @@ use super::local::Stamp;
 use crate::cluster::removal::{self as mark, Bound};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind};
-use crate::volume::{MAX_RECORD, Record, VolumeName, json};
+use crate::volume::{MAX_RECORD, Record, RecordError, VolumeName, json};
 
 /// Directories of the catalog: readable by everybody, since the records hold no secrets.
 const DIR_MODE: u32 = 0o755;
@@ -102,8 +102,10 @@ pub(super) async fn share_id(admin: &Admin) -> Result<Option<String>, CatalogErr
             .await?
             .ok_or_else(|| foreign(admin, "it is missing although .nfsvol/ is there"))?,
     };
-    let format: Format =
-        serde_json::from_slice(&json).map_err(|e| foreign(admin, &e.to_string()))?;
+    let format: Format = serde_json::from_slice(&json).map_err(|source| CatalogError::Torn {
+        share: admin.share().to_string(),
+        source,
+    })?;
     if format.format != FORMAT {
         let reason = format!(
             "format {} is unknown to this nfsvol; upgrade this host",
@@ -171,7 +173,26 @@ pub(super) async fn read(admin: &Admin, name: &VolumeName) -> Result<Option<Reco
     Ok(Some(record))
 }
 
-/// Replaces the record of a volume that this host is still making.
+/// As [`read`], of a volume that this host knows: what has a directory is not absent, with or
+/// without a record in it.
+pub(super) async fn read_known(
+    admin: &Admin,
+    name: &VolumeName,
+) -> Result<Option<Record>, CatalogError> {
+    for _ in 0..2 {
+        let record = read(admin, name).await?;
+        // It may have come between the two looks.
+        if record.is_some() || admin.attr(&layout::volume(name)).await?.is_none() {
+            return Ok(record);
+        }
+    }
+    Err(CatalogError::Record {
+        name: name.clone(),
+        source: RecordError::Missing,
+    })
+}
+
+/// Replaces the record of a volume that this host is still making, or that is torn.
 pub(super) async fn rewrite(admin: &Admin, record: &Record) -> Result<(), CatalogError> {
     admin
         .write(&layout::record_file(&record.name), &record.to_json())

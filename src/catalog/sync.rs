@@ -66,6 +66,11 @@ impl State {
         json(&self.known)
     }
 
+    /// The id of the share that the copy is of.
+    pub(super) fn known_share(&self) -> Option<String> {
+        self.known.share_id.clone()
+    }
+
     pub(super) fn is_complete(&self) -> bool {
         self.known.complete
     }

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod removing;
+mod repairing;
 mod trashed;
 
 use std::collections::BTreeMap;

@@ -122,7 +122,12 @@ impl<E: Env> Member<E> {
         epoch: u64,
     ) -> Result<Holder, MemberError> {
         let claims = layout::claims(volume, id);
-        let claim = match self.written(store, &claims, epoch).await? {
+        let written = match self.written(store, &claims, epoch).await? {
+            // The server has lost the file, or a higher epoch's maker is removing this one.
+            Written::Gone if self.is_epoch_there(store, &claims, epoch).await? => Written::Torn,
+            written => written,
+        };
+        let claim = match written {
             Written::Claim(claim) => claim,
             Written::Gone => return Ok(Holder::Superseded),
             Written::Torn if mutant::is_on(Mutant::TornFilesStay) => {
@@ -156,6 +161,19 @@ impl<E: Env> Member<E> {
             Life::Over => Ok(Holder::Nobody),
             Life::Lives(left) => Ok(Holder::Other(holding(&doc, hold, left))),
         }
+    }
+
+    async fn is_epoch_there(
+        &self,
+        store: &impl Store,
+        claims: &SharePath,
+        epoch: u64,
+    ) -> Result<bool, MemberError> {
+        if mutant::is_on(Mutant::ClaimsWithoutFileStay) {
+            return Ok(false);
+        }
+        let there = store.mtime(&claims.join(&epoch.to_string())).await?;
+        Ok(there.is_some())
     }
 
     /// A claim that cannot be read is that of a host whose document holds the volume exclusively;

@@ -5,6 +5,7 @@
 //! hosts/<host>/ended.<session>.<n>     the same, after another host has ended the session
 //! hosts/<host>.<number>.json           what the host holds; the highest number counts
 //! volumes/<name>/claims.<id>/<epoch>/  the right to an exclusive volume: claim.json
+//! volumes/<name>/claims.<id>/wanted.<host>/  that host waits for the volume
 //! volumes/<name>/removing.<nonce>/     somebody is about to remove the volume
 //! volumes/<name>/removing/             and now it is being removed
 //! ```
@@ -16,6 +17,7 @@ use crate::volume::options::OWN_DIR;
 /// The binding mark of a removal; intents have a nonce after it.
 pub const REMOVING: &str = "removing";
 const CLAIMS: &str = "claims";
+const WANTED: &str = "wanted.";
 /// The longest host name that is used; Linux has 64.
 const HOST_NAME: usize = 64;
 
@@ -81,6 +83,17 @@ pub fn claims(name: &VolumeName, id: &str) -> SharePath {
 #[must_use]
 pub fn claims_of(name: &str) -> Option<&str> {
     name.strip_prefix(CLAIMS)?.strip_prefix('.')
+}
+
+/// A host's mark that it waits for the volume; beside the epochs, which are numbers.
+#[must_use]
+pub fn wanted(name: &VolumeName, id: &str, host: &str) -> SharePath {
+    claims(name, id).join(&format!("{WANTED}{host}"))
+}
+
+#[must_use]
+pub fn is_wanted(name: &str) -> bool {
+    name.starts_with(WANTED)
 }
 
 #[must_use]

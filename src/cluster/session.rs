@@ -321,7 +321,10 @@ impl<E: Env> Member<E> {
     ) -> Result<(), MemberError> {
         let there = store.read(&layout::format_file()).await?;
         match (there, &state.share) {
-            (Some(there), None) if !there.is_empty() => {
+            (Some(there), None)
+                if serde_json::from_slice::<serde_json::Value>(&there).is_ok()
+                    || (mutant::is_on(Mutant::TornFormatIsOne) && !there.is_empty()) =>
+            {
                 state.share = Some(there);
                 Ok(())
             }

@@ -28,6 +28,7 @@ impl Driver {
             Ask::TrashPurge(purge) => self.purge(purge).await,
             Ask::Abort { name } => self.abort(&name.parse()?).await,
             Ask::Adopt(adoption) => self.adopt(adoption).await,
+            Ask::Repair { name, dry_run } => self.repair(name, dry_run).await,
         }
     }
 

@@ -13,6 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::attachments::{Attachments, now};
 use super::elsewhere::Elsewhere;
+use super::turns::REMIND;
 use super::{Driver, DriverError};
 use crate::catalog::{Catalog, CatalogError};
 use crate::cluster::removal::{self, Bound};
@@ -93,6 +94,8 @@ pub(super) struct Cluster {
     leaving: Mutex<BTreeMap<VolumeName, Instant>>,
     /// Something is in `leaving`.
     pub(super) left: tokio::sync::Notify,
+    /// Exclusive volumes that this host has had a moment ago.
+    had: Mutex<BTreeMap<VolumeName, Instant>>,
 }
 
 impl Cluster {
@@ -140,6 +143,7 @@ impl Cluster {
             view: Mutex::default(),
             leaving: Mutex::default(),
             left: tokio::sync::Notify::new(),
+            had: Mutex::default(),
         })
     }
 
@@ -150,6 +154,10 @@ impl Cluster {
 
     fn leaving(&self) -> MutexGuard<'_, BTreeMap<VolumeName, Instant>> {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn had(&self) -> MutexGuard<'_, BTreeMap<VolumeName, Instant>> {
+        self.had.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the other hosts that live hold, as of the last look.
@@ -289,20 +297,29 @@ impl Driver {
         if self.paths.is_served(name) && !member.held().contains_key(name) {
             self.paths.abort(name).await?;
         }
+        self.give_way(home, record).await;
+        let mut look = 0;
         loop {
-            match member.claim(&home.scoped(), name, id).await? {
+            let holding = match member.claim(&home.scoped(), name, id).await? {
                 // Not the right of now: the claim may be lost by now, and a new session begun.
                 Claimed::Mine(until) => {
+                    if look > 0 {
+                        self.want(home, record, false).await;
+                    }
                     return Ok(self.fence(nanos(until)));
                 }
-                Claimed::Held(holding) if Instant::now() + CLAIM_PAUSE >= deadline => {
-                    return Err(DriverError::Taken {
-                        name: name.clone(),
-                        holding: holding.into(),
-                    });
-                }
-                Claimed::Held(_) => tokio::time::sleep(CLAIM_PAUSE).await,
+                Claimed::Held(holding) => holding,
+            };
+            if Instant::now() + CLAIM_PAUSE >= deadline {
+                self.want(home, record, false).await;
+                let (name, holding) = (name.clone(), holding.into());
+                return Err(DriverError::Taken { name, holding });
             }
+            if look % REMIND == 0 {
+                self.want(home, record, true).await;
+            }
+            look += 1;
+            tokio::time::sleep(CLAIM_PAUSE).await;
         }
     }
 
@@ -443,6 +460,7 @@ impl Driver {
         if self.shared_home(Some(&home), name).is_some() && self.is_free_soon(name).await {
             let member = &self.cluster.member;
             member.release(&home, std::slice::from_ref(name)).await;
+            self.had(name);
         }
     }
 

@@ -34,6 +34,7 @@ pub enum Route {
     Abort,
     Metrics,
     Adopt,
+    Repair,
 }
 
 /// A request that has been understood.
@@ -138,6 +139,7 @@ impl Route {
             "/Nfsvol.Abort" => Self::Abort,
             "/metrics" => Self::Metrics,
             "/Nfsvol.Adopt" => Self::Adopt,
+            "/Nfsvol.Repair" => Self::Repair,
             _ => return Err(Refusal::Path(path.chars().take(QUOTE).collect())),
         };
         let wanted = match route {
@@ -210,6 +212,10 @@ impl Route {
                     dry_run,
                 }))
             }
+            Self::Repair => {
+                let wire::Repair { name, dry_run } = self.json(body)?;
+                Call::Ask(Ask::Repair { name, dry_run })
+            }
             Self::Restore => {
                 let wire::Restore { name, rename } = self.json(body)?;
                 Call::Ask(Ask::Restore { name, rename })
@@ -263,6 +269,7 @@ impl Route {
                 | Self::TrashPurge
                 | Self::Abort
                 | Self::Adopt
+                | Self::Repair
         )
     }
 

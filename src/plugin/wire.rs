@@ -55,6 +55,15 @@ pub struct Restore {
     pub rename: Option<String>,
 }
 
+/// `/Nfsvol.Repair`
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Repair {
+    #[serde(default)]
+    pub name: Option<String>,
+    pub dry_run: bool,
+}
+
 /// `/Nfsvol.TrashPurge`: exactly one of the two, so that nothing left out can mean "all".
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]

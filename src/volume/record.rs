@@ -45,6 +45,8 @@ pub struct Record {
 /// Why a document is not a record.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
+    #[error("it is missing")]
+    Missing,
     #[error("not a volume record: {0}")]
     Json(#[from] serde_json::Error),
     #[error(
@@ -58,6 +60,14 @@ pub enum RecordError {
     },
     #[error("the record's data directory {0} is not the one that its options name")]
     DataDir(SharePath),
+}
+
+impl RecordError {
+    /// Whether the document is torn or gone, not one of somebody else's.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Missing | Self::Json(_))
+    }
 }
 
 /// A document for the share, one field a line. Never an empty one: that would be taken for damaged

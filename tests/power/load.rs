@@ -245,9 +245,6 @@ impl Load {
     }
 
     fn take_turn(&self, host: &Host, turn: usize, _: &dyn Fn() -> bool) -> Result {
-        if !host.kind.takes_turns() {
-            return Ok(());
-        }
         let place = host.mount(EXCLUSIVE)?;
         let mut written = Ok(());
         for number in 0..TURN {
@@ -272,9 +269,7 @@ impl Load {
             let mut last = writes.into_iter().flatten().rev();
             last.any(|write| write.host == host.name() && write.at > since)
         };
-        wrote(&host.own())
-            && (!host.kind.takes_turns() || wrote(EXCLUSIVE))
-            && done.last_made.get(host.name()) > Some(&since)
+        wrote(&host.own()) && wrote(EXCLUSIVE) && done.last_made.get(host.name()) > Some(&since)
     }
 
     /// No write failed on a host that always had power.

@@ -295,6 +295,38 @@ async fn a_torn_claim_is_its_holders_or_nobodys() {
     }
     assert!(mine(&home, &b).await);
     assert_eq!(home.names("volumes/db/claims.1"), ["2"]);
+    // The file may be lost, and its directory not.
+    let file = home.path("volumes/db/claims.1/2/claim.json");
+    fs::remove_file(&file).unwrap();
+    {
+        let _back = mutant::put_back(Mutant::ClaimsWithoutFileStay);
+        a.claim(&home.admin, &db(), "1").await.unwrap_err();
+    }
+    assert!(!mine(&home, &a).await, "the one who has it lives");
+    assert!(mine(&home, &b).await);
+    assert!(file.exists(), "written anew");
+    fs::remove_file(&file).unwrap();
+    b.release(&home.admin, &[db()]).await;
+    assert!(mine(&home, &a).await);
+}
+
+/// A session that begins while `format.json` is torn, and goes on when it has been put back.
+async fn begins_on_a_torn_share() -> bool {
+    let home = Home::new();
+    let file = home.path("format.json");
+    fs::write(&file, "\0\0").unwrap();
+    let a = home.member("a");
+    let _ = a.beat(&home.admin).await;
+    fs::write(&file, "{}").unwrap();
+    let _ = a.beat(&home.admin).await;
+    a.claim(&home.admin, &db(), "1").await.is_ok()
+}
+
+#[tokio::test]
+async fn no_session_begins_on_a_share_whose_format_file_is_torn() {
+    assert!(begins_on_a_torn_share().await);
+    let _back = mutant::put_back(Mutant::TornFormatIsOne);
+    assert!(!begins_on_a_torn_share().await);
 }
 
 /// The server forgets the documents of a host's process, and the next one holds what that did not:

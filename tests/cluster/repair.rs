@@ -1,0 +1,67 @@
+//! What a server's power failure has torn on the home share, and `nfsvol repair`.
+
+use std::fs;
+
+use anyhow::ensure;
+
+use crate::lab::{Call, Export, Ganesha, Lab, Result};
+use crate::{EXPORT, Host, fresh};
+
+/// A record is empty, one is missing, and `format.json` is empty: what a server may bring back that
+/// forgets its last seconds.
+pub(crate) fn repair(lab: &'static Lab) -> Result {
+    let nas = Ganesha::start(lab, "repair-nas", &[Export::new(EXPORT)])?;
+    let (a, b) = (
+        Host::start(lab, &nas, "repair", "a")?,
+        Host::start(lab, &nas, "repair", "b")?,
+    );
+    let (empty, missing, whole) = (fresh("empty"), fresh("missing"), fresh("whole"));
+    for volume in [&empty, &missing, &whole] {
+        a.ok(Call::create(volume, &[("access", "exclusive")]))?;
+        a.ok(Call::mount(volume, "it"))?;
+        a.ok(Call::unmount(volume, "it"))?;
+    }
+    nas.stop()?;
+    let own = nas.local(EXPORT).join(".nfsvol");
+    let record = |volume: &str| own.join("volumes").join(volume).join("record.json");
+    let before = fs::read(record(&empty))?;
+    fs::write(record(&empty), "")?;
+    fs::remove_file(record(&missing))?;
+    fs::write(own.join("format.json"), "")?;
+    nas.up()?;
+
+    let refused = a.fails(Call::create(&fresh("new"), &[]))?;
+    ensure!(refused.contains("`nfsvol repair`"), "{refused}");
+    let shown = a.nfsvol.command(&["repair"])?;
+    ensure!(shown.code == 1, "it asks: {shown:?}");
+    for torn in ["format.json", &empty, &missing] {
+        let line = shown.stdout.lines().find(|line| line.contains(torn));
+        ensure!(line.is_some_and(|l| l.contains("would be")), "{shown:?}");
+    }
+    ensure!(!shown.stdout.contains(&whole), "{shown:?}");
+    ensure!(fs::read(record(&empty))?.is_empty(), "nothing was changed");
+    let done = a.nfsvol.command(&["repair", "--yes"])?;
+    ensure!(done.code == 0, "{done:?}");
+    ensure!(fs::read(record(&empty))? == before, "another record");
+    let again = b.nfsvol.command(&["repair"])?;
+    ensure!(
+        again.code == 0 && again.stdout.contains("nothing is torn"),
+        "{again:?}"
+    );
+
+    for host in [&b, &a] {
+        for volume in [&empty, &missing, &whole] {
+            host.ok(Call::mount(volume, "it"))?;
+            host.ok(Call::unmount(volume, "it"))?;
+        }
+    }
+    a.ok(Call::create(&fresh("new"), &[]))?;
+    // What was removed is not brought back.
+    b.ok(Call::remove(&empty))?;
+    let gone = a.nfsvol.command(&["repair", "--yes", &empty])?;
+    ensure!(
+        gone.code == 1 && gone.stderr.contains("no such volume"),
+        "{gone:?}"
+    );
+    Ok(())
+}
