@@ -19,6 +19,7 @@ mod layout;
 mod local;
 mod repair;
 mod share;
+mod sweep;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -156,9 +157,13 @@ impl Catalog {
         self.only_here.get(name).is_some()
     }
 
-    /// What is known of a name that the local copy does not hold: asks the share, for at most
-    /// [`LOOKUP_WAIT`].
-    pub async fn look_up(&self, home: Option<&Admin>, name: &VolumeName) -> Known {
+    /// What is known of a name that the local copy does not hold: asks the share, until `deadline`.
+    pub async fn look_up(
+        &self,
+        home: Option<&Admin>,
+        name: &VolumeName,
+        deadline: tokio::time::Instant,
+    ) -> Known {
         if let Some(record) = self.get(name) {
             return Known::Here(record);
         }
@@ -169,7 +174,7 @@ impl Catalog {
             return Known::Absent;
         }
         if let Some(home) = home {
-            match tokio::time::timeout(LOOKUP_WAIT, self.fetch(home, name)).await {
+            match tokio::time::timeout_at(deadline, self.fetch(home, name)).await {
                 Ok(Ok(Some(record))) => return Known::Here(record),
                 Ok(Ok(None)) => return Known::Absent,
                 Ok(Err(error)) => {
@@ -180,7 +185,7 @@ impl Catalog {
         }
         // A complete copy without the name: no host said the volume exists while this one could
         // listen, and what Docker knows of it was in the copy first.
-        if self.copies.is_unreadable(name) || !self.sync.lock().await.is_complete() {
+        if self.copies.is_unreadable(name) || !self.sync.lock().await.tells_of(name) {
             Known::Unknown
         } else {
             Known::Absent
@@ -199,12 +204,14 @@ impl Catalog {
         if self.is_only_here(name) {
             return Ok(self.get(name));
         }
+        // Another call may make the volume after this one has found it absent.
+        let before = self.copies.get(name);
         let record = self.read(home, name).await?;
         if record.is_none() {
             // Not there, if this is the share that the copy is of.
             self.verify(home).await?;
         }
-        self.note(name, record, None).await
+        self.note(before.as_ref(), name, record, None).await
     }
 
     async fn read(&self, home: &Admin, name: &VolumeName) -> Result<Option<Record>, CatalogError> {
@@ -240,14 +247,16 @@ impl Catalog {
                 let Some(record) = share::read(home, name).await? else {
                     return self.fetch(home, name).await;
                 };
-                self.note(name, Some(record), stamp).await
+                self.note(None, name, Some(record), stamp).await
             }
         }
     }
 
-    /// Puts into the local copy what a share that was just recognised holds under a name.
+    /// Puts into the local copy what a share that was just recognised holds under a name, of which
+    /// `before` was known when it was asked.
     async fn note(
         &self,
+        before: Option<&Copy>,
         name: &VolumeName,
         record: Option<Record>,
         stamp: Option<Stamp>,
@@ -255,7 +264,7 @@ impl Catalog {
         let record = record.map(Arc::new);
         match &record {
             Some(record) => self.keep(record.clone(), stamp).await?,
-            None => self.forget(name).await?,
+            None => drop(self.forget(before, name).await?),
         }
         Ok(record)
     }
@@ -272,11 +281,17 @@ impl Catalog {
             .map_err(CatalogError::state("writing a record"))
     }
 
-    async fn forget(&self, name: &VolumeName) -> Result<(), CatalogError> {
+    /// Forgets a volume of which `before` was known when it was found to be gone; whether that is
+    /// known still.
+    async fn forget(&self, before: Option<&Copy>, name: &VolumeName) -> Result<bool, CatalogError> {
         if self.copies.get(name).is_none() && !self.copies.is_unreadable(name) {
-            return Ok(());
+            return Ok(false);
         }
-        tokio::task::block_in_place(|| self.copies.remove(name))
+        let is_it = |now: Option<&Copy>| {
+            let id = |copy: &Copy| copy.record.id.clone();
+            now.map(id) == before.map(id) || mutant::is_on(Mutant::ForgottenByName)
+        };
+        tokio::task::block_in_place(|| self.copies.remove_if(name, is_it))
             .map_err(CatalogError::state("removing a record"))
     }
 
@@ -372,7 +387,14 @@ impl Catalog {
         }
         trash::finish_removal(home, on, record, entry).await?;
         fail::fail_point!("remove.finished", |_| crate::failpoint::die());
-        self.forget(&record.name).await
+        self.forget_removed(record).await
+    }
+
+    /// Forgets a volume that was removed, unless it has been made anew.
+    async fn forget_removed(&self, record: &Record) -> Result<(), CatalogError> {
+        let before = self.copies.get(&record.name);
+        let before = before.filter(|copy| copy.record.id == record.id);
+        self.forget(before.as_ref(), &record.name).await.map(drop)
     }
 
     /// Another volume whose directory is the removed one's, lies in it or holds it.
@@ -647,7 +669,7 @@ impl Catalog {
         }
         let records = self.list();
         let waits = |id: &str| records.iter().any(|record| record.id == id);
-        let (swept, result) = trash::sweep(admin, clocks, waits).await;
+        let (swept, result) = sweep::sweep(admin, clocks, waits).await;
         if swept > 0 {
             tracing::info!(swept, share = %admin.share(), "left-over entries of .nfsvol deleted");
         }

@@ -4,7 +4,7 @@
 //! - Get, List, Path and Capabilities never wait for a server; Get asks the share only for a name
 //!   that the local copy does not hold, and not for long.
 //! - Calls for one volume follow each other ([`locks`]); no lock is held across another volume's
-//!   I/O.
+//!   I/O, but for the one document that tells the other hosts of several volumes.
 //! - A Mount that fails leaves nothing behind; one that succeeded is on disk before it is answered.
 //!
 //! | module | job |
@@ -53,7 +53,7 @@ pub use self::error::DriverError;
 use self::locks::Locks;
 use self::paths::Paths;
 use self::shares::{Contact, Shares};
-use crate::catalog::{Catalog, CatalogError, Creation, Known};
+use crate::catalog::{Catalog, CatalogError, Creation, Known, LOOKUP_WAIT};
 use crate::config::Config;
 use crate::fuse::{Fence, FuseOptions};
 use crate::mount::MountError;
@@ -221,9 +221,11 @@ impl Driver {
         if let Some(record) = self.catalog.get(name) {
             return Known::Here(record);
         }
-        let home = tokio::time::timeout(crate::catalog::LOOKUP_WAIT, self.home()).await;
+        // One time for both: reaching the share, and asking it.
+        let deadline = tokio::time::Instant::now() + LOOKUP_WAIT;
+        let home = tokio::time::timeout_at(deadline, self.home()).await;
         let home = home.ok().and_then(Result::ok).flatten();
-        self.catalog.look_up(home.as_ref(), name).await
+        self.catalog.look_up(home.as_ref(), name, deadline).await
     }
 
     /// Refuses options before any server is asked: they would be refused at every host.

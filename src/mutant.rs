@@ -103,6 +103,12 @@ mutants! {
     ClaimsWithoutFileStay,
     /// Of the hosts that want an exclusive volume, whoever looks first has it.
     WhoeverIsFirst,
+    /// A process whose program's file has been replaced is one of another program.
+    OldProgramIsAnother,
+    /// A volume that is listed, and whose record cannot be read, is none where there is no copy.
+    UnreadIsAbsent,
+    /// A volume that was made anew meanwhile is forgotten with the one that is gone.
+    ForgottenByName,
     /// A volume whose record is missing, in its directory of the catalog, has been removed.
     NoRecordNoVolume,
     /// A session begins on a share whose `format.json` is torn, and knows it by that.

@@ -75,7 +75,9 @@ impl Catalog {
         for _ in 0..CREATE_TRIES {
             let existing = match home {
                 Some(home) if !self.is_only_here(name) => {
-                    self.note(name, self.read(home, name).await?, None).await?
+                    let before = self.copies.get(name);
+                    let there = self.read(home, name).await?;
+                    self.note(before.as_ref(), name, there, None).await?
                 }
                 _ => self.get(name),
             };
@@ -300,7 +302,7 @@ impl Catalog {
             if is_made {
                 on.remove_dir(&record.data_dir).await?;
             }
-            self.forget(&record.name).await?;
+            self.forget_removed(record).await?;
             tokio::task::block_in_place(|| self.only_here.remove(&record.name))
                 .map_err(CatalogError::state("removing a record"))
         };

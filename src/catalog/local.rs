@@ -152,7 +152,22 @@ impl LocalCopy {
     /// # Errors
     /// Any error of the file system but ENOENT; the record is then still known.
     pub(super) fn remove(&self, name: &VolumeName) -> io::Result<()> {
+        self.remove_if(name, |_| true).map(drop)
+    }
+
+    /// Forgets a record if what is known of it now is what is asked for; whether it did.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove).
+    pub(super) fn remove_if(
+        &self,
+        name: &VolumeName,
+        is_it: impl FnOnce(Option<&Copy>) -> bool,
+    ) -> io::Result<bool> {
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_it(self.get(name).as_ref()) {
+            return Ok(false);
+        }
         match fs::remove_file(self.file(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -160,7 +175,7 @@ impl LocalCopy {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.copies.remove(name);
         known.unreadable.remove(name);
-        Ok(())
+        Ok(true)
     }
 
     fn file(&self, name: &VolumeName) -> PathBuf {

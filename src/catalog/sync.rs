@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::error::CatalogError;
 use super::local::{Copy, Stamp};
 use super::{Catalog, layout, share};
+use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
 use crate::volume::{VolumeName, json};
 
@@ -39,6 +40,8 @@ pub(super) struct State {
     last: Option<(Stamp, Instant)>,
     /// When the stamp of `last` was first listed.
     first: Option<Instant>,
+    /// Volumes that were listed and whose record could not be read.
+    unread: HashSet<VolumeName>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,13 +69,25 @@ impl State {
         json(&self.known)
     }
 
+    #[cfg(test)]
+    pub(super) fn listed(unread: HashSet<VolumeName>) -> Self {
+        let mut state = Self {
+            unread,
+            ..Self::default()
+        };
+        state.known.complete = true;
+        state
+    }
+
     /// The id of the share that the copy is of.
     pub(super) fn known_share(&self) -> Option<String> {
         self.known.share_id.clone()
     }
 
-    pub(super) fn is_complete(&self) -> bool {
-        self.known.complete
+    /// Whether a volume that the copy does not hold is none.
+    pub(super) fn tells_of(&self, name: &VolumeName) -> bool {
+        let unread = self.unread.contains(name) && !mutant::is_on(Mutant::UnreadIsAbsent);
+        self.known.complete && !unread
     }
 }
 
@@ -206,6 +221,7 @@ impl Catalog {
         let before = self.copies.all();
         let listed = share::list(home).await?;
         let mut changes = Changes::default();
+        let mut unread = HashSet::new();
         let changed: Vec<_> = listed
             .iter()
             .filter(|(name, stamp)| {
@@ -239,6 +255,7 @@ impl Catalog {
                     Ok(None) => {}
                     // One damaged record must not hide the others, nor may it look removed.
                     Err(error @ CatalogError::Record { .. }) => {
+                        unread.insert(name.clone());
                         tracing::error!(volume = %name, %error, "record on the share unreadable");
                     }
                     Err(error) => return Err(error),
@@ -252,10 +269,14 @@ impl Catalog {
             .filter(|copy| !names.contains(&copy.record.name))
         {
             let name = &copy.record.name;
-            self.forget(name).await?;
-            tracing::info!(volume = %name, entry = %layout::volume(name), "removed by another host");
-            changes.gone.push(name.clone());
+            // A listing may leave out an entry while others change (RFC 1813, READDIR).
+            let is_gone = home.attr(&layout::volume(name)).await?.is_none();
+            if is_gone && self.forget(Some(copy), name).await? {
+                tracing::info!(volume = %name, entry = %layout::volume(name), "removed by another host");
+                changes.gone.push(name.clone());
+            }
         }
+        self.sync.lock().await.unread = unread;
         Ok(changes)
     }
 }

@@ -1,6 +1,7 @@
 //! Several hosts on one share; the share is a directory, as it is over a kernel mount.
 
 mod adopt;
+mod following;
 mod removing;
 mod repairing;
 mod trashed;
@@ -46,6 +47,11 @@ impl Lab {
         catalog.init(&admin).await.unwrap();
         Host { catalog, admin }
     }
+}
+
+/// When a Get stops waiting.
+fn soon() -> tokio::time::Instant {
+    tokio::time::Instant::now() + LOOKUP_WAIT
 }
 
 fn name(name: &str) -> VolumeName {
@@ -101,7 +107,9 @@ impl Host {
     }
 
     async fn look_up(&self, volume: &str) -> Known {
-        self.catalog.look_up(Some(&self.admin), &name(volume)).await
+        self.catalog
+            .look_up(Some(&self.admin), &name(volume), soon())
+            .await
     }
 
     fn names(&self) -> Vec<String> {
@@ -390,9 +398,12 @@ async fn a_host_without_a_copy_never_says_no_for_a_silent_share() {
     let lab = Lab::new();
     let host = lab.host("a").await;
     let db = name("db");
-    assert_eq!(host.catalog.look_up(None, &db).await, Known::Unknown);
+    assert_eq!(
+        host.catalog.look_up(None, &db, soon()).await,
+        Known::Unknown
+    );
     host.catalog.poll(&host.admin).await.unwrap();
-    assert_eq!(host.catalog.look_up(None, &db).await, Known::Absent);
+    assert_eq!(host.catalog.look_up(None, &db, soon()).await, Known::Absent);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -454,15 +465,18 @@ async fn without_a_home_share_volumes_name_their_own() {
     };
     fs::write(lab.path("db/file"), "data").unwrap();
     let again = Catalog::open(&lab.state.path().join("a"), None, "a").unwrap();
-    assert_eq!(again.look_up(None, &db).await, Known::Here(record.clone()));
+    assert_eq!(
+        again.look_up(None, &db, soon()).await,
+        Known::Here(record.clone())
+    );
     assert_eq!(
         again.remove(None, Some(&admin), &record).await.unwrap(),
         None
     );
-    assert_eq!(again.look_up(None, &db).await, Known::Absent);
+    assert_eq!(again.look_up(None, &db, soon()).await, Known::Absent);
     let entry = again.find_in_trash(&admin, "db").await.unwrap();
     again.restore(&admin, &admin, &entry, None).await.unwrap();
-    assert_eq!(again.look_up(None, &db).await, Known::Here(record));
+    assert_eq!(again.look_up(None, &db, soon()).await, Known::Here(record));
     assert_eq!(fs::read_to_string(lab.path("db/file")).unwrap(), "data");
 }
 

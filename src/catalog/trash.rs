@@ -18,13 +18,12 @@ use serde::Serialize;
 
 use super::data;
 use super::error::CatalogError;
-use super::expiry::Clocks;
 use super::layout::{self, TRASH_DATA, TRASH_VOLUME, TrashName};
 use super::share;
 use crate::cluster::layout::REMOVING;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
-use crate::nfs::admin::{self, Admin, AdminErrorKind, Attr};
+use crate::nfs::admin::{Admin, AdminErrorKind};
 use crate::volume::{MAX_RECORD, OnRemove, Record, RecordError, VolumeName};
 
 /// What lies in `tmp/` longer than this was left by a crash; nothing takes near as long to make.
@@ -422,7 +421,7 @@ pub(super) async fn clear(admin: &Admin, entry: &TrashEntry) {
     }
 }
 
-/// Deletes an entry for good. A crash on the way leaves the rest to [`sweep`].
+/// Deletes an entry for good. A crash on the way leaves the rest to [`super::sweep`].
 pub(super) async fn purge(admin: &Admin, entry: &str) -> Result<(), CatalogError> {
     let aside = layout::tmp().join(&format!("{PURGE_PREFIX}{entry}"));
     match admin.rename(&layout::trash().join(entry), &aside).await {
@@ -434,7 +433,7 @@ pub(super) async fn purge(admin: &Admin, entry: &str) -> Result<(), CatalogError
 }
 
 /// Deletes a tree, or says that the server does not let the driver do so.
-async fn delete(admin: &Admin, path: &SharePath) -> Result<(), CatalogError> {
+pub(super) async fn delete(admin: &Admin, path: &SharePath) -> Result<(), CatalogError> {
     share::delete_tree(admin, path)
         .await
         .map_err(|error| match error.kind {
@@ -445,62 +444,4 @@ async fn delete(admin: &Admin, path: &SharePath) -> Result<(), CatalogError> {
             },
             _ => error.into(),
         })
-}
-
-/// Deletes what crashes left in `.nfsvol/`, if that is there. `unplaced` says whether
-/// `tmp/<id>.data` still waits to be put in place, `clocks` the time. Goes on after what cannot be
-/// deleted; returns how many entries were removed, and the first error.
-pub(super) async fn sweep(
-    admin: &Admin,
-    clocks: Clocks,
-    unplaced: impl Fn(&str) -> bool,
-) -> (usize, Result<(), CatalogError>) {
-    let (mut swept, mut result) = (0, Ok(()));
-    for dir in [layout::tmp(), crate::cluster::layout::hosts()] {
-        let is_tmp = dir == layout::tmp();
-        let entries = match admin.list(&dir).await {
-            Ok(entries) => entries.unwrap_or_default(),
-            Err(error) => return (swept, Err(error.into())),
-        };
-        for entry in entries {
-            let Some(name) = entry.name.to_str() else {
-                continue;
-            };
-            let is_ours = is_tmp || admin::is_temporary(&entry.name);
-            let waiting = name.strip_suffix(".data").is_some_and(&unplaced);
-            if !is_ours || waiting {
-                continue;
-            }
-            match sweep_one(admin, &dir.join(name), entry.attr, clocks).await {
-                Ok(gone) => swept += usize::from(gone),
-                Err(error)
-                    if result.is_ok() && !mutant::is_on(Mutant::SweepEndsAtTheFirstError) =>
-                {
-                    tracing::warn!(%error, "left over");
-                    result = Err(error);
-                }
-                Err(error) if result.is_ok() => return (swept, Err(error)),
-                Err(error) => tracing::warn!(%error, "left over"),
-            }
-        }
-    }
-    (swept, result)
-}
-
-async fn sweep_one(
-    admin: &Admin,
-    path: &SharePath,
-    attr: Option<Attr>,
-    clocks: Clocks,
-) -> Result<bool, CatalogError> {
-    let attr = match attr {
-        Some(attr) => Some(attr),
-        None => admin.attr(path).await?,
-    };
-    let old = |attr: Attr| clocks.server.saturating_sub(attr.mtime.secs) > LEFT_OVER.as_secs();
-    let old = attr.is_some_and(old);
-    if old {
-        delete(admin, path).await?;
-    }
-    Ok(old)
 }

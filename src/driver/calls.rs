@@ -30,7 +30,8 @@ impl VolumeDriver for Driver {
     type Error = DriverError;
 
     fn activated(&self) {
-        self.attachments.engine_started();
+        // Writes a file durably.
+        tokio::task::block_in_place(|| self.attachments.engine_started());
         self.engine_started.notify_one();
     }
 

@@ -491,20 +491,13 @@ impl Driver {
         let Some(home) = self.home().await? else {
             return Ok(());
         };
-        // Held until the others are told, so that none of them is mounted again meanwhile.
-        let mut locks = Vec::new();
         let mut gone = Vec::new();
         let mut records = Vec::new();
+        // Without locks: a worker that is stopped keeps no other volume's calls waiting.
         for name in leaving.keys() {
-            // A call for the volume is under way, and may mount it again.
-            let Some(lock) = self.locks.try_lock(name) else {
-                self.leave_later(name, &leaving);
-                continue;
-            };
             if self.attachments.get(name).is_some() || self.catalog.is_only_here(name) {
                 continue;
             }
-            locks.push(lock);
             if self.paths.is_left_to_containers(name).await || self.paths.is_served(name) {
                 self.leave_later(name, &leaving);
                 continue;
@@ -528,6 +521,22 @@ impl Driver {
                 self.leave_later(&record.name, &leaving);
             }
         }
+        // Held until the others are told, so that none of them is mounted again meanwhile.
+        let mut locks = Vec::new();
+        gone.retain(|name| match self.locks.try_lock(name) {
+            // It was mounted meanwhile; if it was unmounted again as well, it is looked at anew.
+            Some(_) if self.attachments.get(name).is_some() => false,
+            Some(_) if self.cluster.leaving().contains_key(name) => false,
+            Some(lock) => {
+                locks.push(lock);
+                true
+            }
+            // A call for the volume is under way, and may mount it again.
+            None => {
+                self.leave_later(name, &leaving);
+                false
+            }
+        });
         if !gone.is_empty() {
             self.cluster.member.release(&home, &gone).await;
         }

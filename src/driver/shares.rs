@@ -238,6 +238,15 @@ impl Shares {
         contact.clone()
     }
 
+    /// Forgets shares that nothing needs any more.
+    pub(super) fn keep(&self, is_needed: impl Fn(&Share) -> bool) {
+        let mut contacts = self.contacts.lock().unwrap_or_else(PoisonError::into_inner);
+        contacts.retain(|(share, ..), contact| {
+            // A call has it.
+            Arc::strong_count(contact) > 1 || is_needed(share)
+        });
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Contact>> {
         let contacts = self.contacts.lock().unwrap_or_else(PoisonError::into_inner);
         contacts.values().cloned().collect()

@@ -3,6 +3,7 @@
 //!
 //! The RPCs that this costs are in docs/DESIGN.md ("What a host costs the server").
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::cluster::{LEAVE_TOGETHER, STARTED};
 use super::{Driver, DriverError};
 use crate::catalog::Changes;
+use crate::nfs::address::Share;
 
 /// How often the health of shares in use is looked at.
 const HEALTH_EVERY: Duration = Duration::from_secs(30);
@@ -193,8 +195,19 @@ impl Driver {
         Ok(())
     }
 
+    /// Forgets the shares that no volume names any more: containers may name any number of them.
+    fn forget_shares(&self) {
+        let home = self.config.share.as_ref();
+        let records = self.catalog.list();
+        let named: HashSet<&Share> = records.iter().filter_map(|r| r.share(home)).collect();
+        self.shares.keep(|share| {
+            home == Some(share) || named.contains(share) || self.attachments.uses(share)
+        });
+    }
+
     async fn check_shares(self: &Arc<Self>) {
         let home = self.config.share.as_ref();
+        self.forget_shares();
         let mut checks = tokio::task::JoinSet::new();
         for contact in self.shares.all() {
             if home == Some(&contact.share) || self.attachments.uses(&contact.share) {

@@ -34,6 +34,15 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// How long one unmount may take: it waits for no data any more.
 const UNMOUNT: Duration = Duration::from_secs(2);
 
+/// The file systems of the kernel's NFS client, mounted or not: version, server, port, device, …
+const NFS_VOLUMES: &str = "/proc/fs/nfsfs/volumes";
+
+fn is_among(device: &str, volumes: &str) -> bool {
+    volumes
+        .lines()
+        .any(|line| line.split_whitespace().nth(3) == Some(device))
+}
+
 /// Takes the volume away; `until` is when the right ended. The barrier is what is still to be
 /// lowered.
 pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fenced, Barrier) {
@@ -139,7 +148,31 @@ impl Work {
         // The last unmount may wait for the server, with nothing of the volume's data.
         self.root = None;
         self.unmount(&self.task.share_place.clone());
+        if self.has_outlived() {
+            self.troubles.push(
+                "its file system lives on: something uses it that no process shows (a loop device, \
+                 a file that io_uring has)"
+                    .to_owned(),
+            );
+        }
         self
+    }
+
+    /// Whether the kernel's client still has the file system: a lazy unmount leaves it to whoever
+    /// uses it. Waits for it to end.
+    fn has_outlived(&self) -> bool {
+        let deadline = Instant::now() + UNMOUNT;
+        let device = self.task.device.to_string();
+        loop {
+            let volumes = std::fs::read_to_string(NFS_VOLUMES).unwrap_or_default();
+            if !is_among(&device, &volumes) {
+                return false;
+            }
+            if Instant::now() > deadline {
+                return true;
+            }
+            std::thread::sleep(ROUND);
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -159,7 +192,8 @@ impl Work {
             if users.is_empty() || self.is_over() {
                 return;
             }
-            for user in &users {
+            // An engine's copy into the volume fails, as its calls do, and it goes on without.
+            for user in users.iter().filter(|user| !user.is_engine) {
                 if kill(user).is_ok() {
                     self.killed.insert(user.pid);
                 }
@@ -286,4 +320,17 @@ pub(super) fn within<T: Send + 'static>(
         })
         .ok()?;
     told.recv_timeout(limit).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_is_found_by_its_device() {
+        let volumes = "NV SERVER   PORT DEV          FSID                              FSC\n\
+                       v4 0a000001  801 0:45         0:0                               no\n";
+        assert!(is_among("0:45", volumes));
+        assert!(!is_among("0:4", volumes) && !is_among("0:45", ""));
+    }
 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::mountinfo::{DeviceId, MountEntry, MountInfo, Place};
+use crate::mutant::{self, Mutant};
 
 /// By what a volume is known in other namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,11 +206,23 @@ fn uses_one_of(proc: &Path, mounts: &[MountEntry], ids: &[u64]) -> bool {
         })
 }
 
+/// Whether a process has a file of a device in its memory (proc_pid_maps(5)), open or not.
+fn maps(proc: &Path, device: DeviceId) -> bool {
+    let mark = format!("{:02x}:{:02x}", device.major, device.minor);
+    let maps = std::fs::read(proc.join("maps")).unwrap_or_default();
+    let maps = String::from_utf8_lossy(&maps);
+    maps.lines()
+        .any(|line| line.split(' ').nth(3) == Some(&mark))
+}
+
 /// A process that uses a file system, and the container that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     pub pid: u32,
     pub container_id: Option<String>,
+    /// A container engine, which copies an image's data into the volume: its end would be that of
+    /// all containers.
+    pub is_engine: bool,
     /// Tells it from a later process with the same id.
     started: String,
 }
@@ -239,7 +252,7 @@ fn start_of(pid: u32) -> String {
 /// than on `own`, the host's mount points of it, and those that have a file of it open or work in
 /// it. A namespace that only began as a copy of the host's, as a service's does, or that follows
 /// it, makes nobody a user, nor does this namespace, nor the first process's. Processes of this
-/// program are left out.
+/// program outside of containers are left out, of an earlier or later version too.
 ///
 /// Blocking, but it never waits for a server.
 ///
@@ -247,7 +260,7 @@ fn start_of(pid: u32) -> String {
 /// When /proc cannot be listed. Processes that end meanwhile are passed over.
 pub fn users(device: DeviceId, own: &[&Path]) -> io::Result<Vec<User>> {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    let program = std::fs::read_link("/proc/self/exe").ok();
+    let program = std::fs::read_link("/proc/self/exe")?;
     let hosts = [namespace("self"), namespace("1")];
     let here = std::fs::read("/proc/self/mountinfo")?;
     let here = MountInfo::parse(&String::from_utf8_lossy(&here));
@@ -267,11 +280,12 @@ pub fn users(device: DeviceId, own: &[&Path]) -> io::Result<Vec<User>> {
         let shown = shows
             .entry(its.clone())
             .or_insert_with(|| Shown::read(&proc, device, &own));
-        if shown.mounts.is_empty() || std::fs::read_link(proc.join("exe")).ok() == program {
+        if shown.mounts.is_empty() {
             continue;
         }
+        let exe = std::fs::read_link(proc.join("exe")).unwrap_or_default();
         let is_copy = shown.is_copy || hosts.contains(&Some(its));
-        if is_copy && !shown.is_used_by(&proc) {
+        if is_copy && (is_same_program(&exe, &program) || !shown.is_used_by(&proc)) {
             continue;
         }
         let cgroup = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
@@ -279,9 +293,27 @@ pub fn users(device: DeviceId, own: &[&Path]) -> io::Result<Vec<User>> {
             pid,
             started: start_of(pid),
             container_id: container_of_cgroup(&cgroup).or_else(|| shown.container_id.clone()),
+            is_engine: is_copy && ENGINES.iter().any(|name| program_name(&exe) == *name),
         });
     }
     Ok(users)
+}
+
+/// The programs that copy an image's data into a volume.
+const ENGINES: [&str; 2] = ["dockerd", "podman"];
+
+/// The name of a process's program, by its link in /proc, which tells when the file has been replaced.
+fn program_name(exe: &Path) -> String {
+    let name = exe.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+    name.to_owned()
+}
+
+fn is_same_program(exe: &Path, program: &Path) -> bool {
+    if mutant::is_on(Mutant::OldProgramIsAnother) {
+        return exe == program;
+    }
+    program_name(exe) == program_name(program)
 }
 
 /// What a mount namespace shows of a file system.
@@ -320,11 +352,11 @@ impl Shown {
         }
     }
 
-    /// Whether a process of the namespace has a file of it open, or works in it.
+    /// Whether a process of the namespace has a file of it open or in its memory, or works in it.
     fn is_used_by(&self, proc: &Path) -> bool {
         let ours = self.mounts.iter().filter(|e| e.device == self.device);
         let ids: Vec<u64> = ours.map(|entry| entry.id).collect();
-        uses_one_of(proc, &self.mounts, &ids)
+        uses_one_of(proc, &self.mounts, &ids) || maps(proc, self.device)
     }
 }
 
@@ -512,7 +544,8 @@ mod tests {
 
     #[test]
     fn who_has_a_file_open_uses_its_file_system_and_who_has_not_does_not() {
-        let dir = tempfile::tempdir().unwrap();
+        // No program is on this device.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let place = dir.path().canonicalize().unwrap();
         let info = MountInfo::parse(&std::fs::read_to_string("/proc/self/mountinfo").unwrap());
         let below = info
@@ -537,20 +570,57 @@ mod tests {
         let file = place.join("file");
         let mut one = start(&format!("3>{}", file.display()));
         let mut other = start("");
+        // mmap(2), by its number on this machine, and no descriptor.
+        let number = if cfg!(target_arch = "x86_64") { 9 } else { 222 };
+        let script = format!(
+            "open F, '+>', shift or die; print F 'x' x 4096; F->flush; \
+             syscall({number}, 0, 4096, 3, 1, fileno(F), 0) > 0 or die; close F; sleep 1000"
+        );
+        let mut third = std::process::Command::new("perl")
+            .args(["-MIO::Handle", "-e", &script])
+            .arg(place.join("mapped"))
+            .spawn()
+            .unwrap();
         let sees = |child: &std::process::Child| {
             let found = users(device, &[]).unwrap();
             found.iter().any(|user| user.pid == child.id())
         };
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while !sees(&one) && std::time::Instant::now() < deadline {
+        while !(sees(&one) && maps(&PathBuf::from(format!("/proc/{}", third.id())), device))
+            && std::time::Instant::now() < deadline
+        {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        let seen = (sees(&one), sees(&other));
-        for child in [&mut one, &mut other] {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", third.id())).unwrap();
+        assert!(fds.flatten().all(|fd| {
+            let at = std::fs::read_link(fd.path()).unwrap_or_default();
+            !at.starts_with(&place)
+        }));
+        let seen = (sees(&one), sees(&other), sees(&third));
+        for child in [&mut one, &mut other, &mut third] {
             child.kill().unwrap();
             child.wait().unwrap();
         }
-        assert_eq!(seen, (true, false));
+        assert_eq!(seen, (true, false, true));
+    }
+
+    #[test]
+    fn a_replaced_program_is_the_same() {
+        let same = |exe: &str, program: &str| is_same_program(Path::new(exe), Path::new(program));
+        for (exe, program) in [
+            ("/usr/bin/nfsvol", "/usr/bin/nfsvol (deleted)"),
+            ("/usr/bin/nfsvol (deleted)", "/usr/bin/nfsvol"),
+            ("/opt/1/nfsvol", "/opt/2/nfsvol"),
+        ] {
+            assert!(same(exe, program), "{exe} {program}");
+        }
+        assert!(!same("/usr/bin/dockerd", "/usr/bin/nfsvol"));
+        assert_eq!(
+            program_name(Path::new("/usr/bin/dockerd (deleted)")),
+            "dockerd"
+        );
+        let _back = mutant::put_back(Mutant::OldProgramIsAnother);
+        assert!(!same("/usr/bin/nfsvol", "/usr/bin/nfsvol (deleted)"));
     }
 
     #[test]
