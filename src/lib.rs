@@ -10,7 +10,7 @@
 //! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `engine` |
 //! | [`guard`] | the fence of exclusive volumes on the kernel data path | `attendant` `engine` `files` `fuse` `mount` `telemetry` `volume` |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `failpoint` `mount` `mutant` `nfs` `telemetry` `volume` |
-//! | [`mount`] | the kernel data path: mounts, binds, who holds them | `failpoint` `nfs` `volume` |
+//! | [`mount`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `volume` |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback | `attendant` |
 //! | [`catalog`] | all records: on the home share, and a durable local copy | `cluster` `failpoint` `files` `mutant` `nfs` `volume` |
 //! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `mutant` `nfs` `volume` |

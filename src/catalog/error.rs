@@ -53,8 +53,8 @@ pub enum CatalogError {
     #[error("share {share}: .nfsvol/format.json: {reason}")]
     Format { share: String, reason: String },
     #[error(
-        "share {share}: .nfsvol/format.json is torn ({source}): `nfsvol repair` on a host that \
-         knows the share puts it back"
+        "share {share}: .nfsvol/format.json is torn ({source}); on a host that knows the share, \
+         nfsvol repair puts it back"
     )]
     Torn {
         share: String,

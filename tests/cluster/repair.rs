@@ -31,7 +31,7 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
     nas.up()?;
 
     let refused = a.fails(Call::create(&fresh("new"), &[]))?;
-    ensure!(refused.contains("`nfsvol repair`"), "{refused}");
+    ensure!(refused.contains("nfsvol repair"), "{refused}");
     let shown = a.nfsvol.command(&["repair"])?;
     ensure!(shown.code == 1, "it asks: {shown:?}");
     for torn in ["format.json", &empty, &missing] {
