@@ -17,6 +17,8 @@ use lab::{Export, Ganesha, Lab, Node, Part, Result, Shared, trial, wait_for};
 const FIRST_MOUNT: Duration = Duration::from_secs(10);
 const FIRST_MOUNT_IN_A_GUEST: Duration = Duration::from_secs(60);
 const COMES_UP: Duration = Duration::from_secs(60);
+/// After a start of the engine its earlier containers count for 25 s, and nfsvol looks once a minute.
+const LET_GO: Duration = Duration::from_secs(120);
 
 /// One server for all trials.
 static NAS: Shared<Ganesha> = Shared::new();
@@ -69,6 +71,18 @@ fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
     ensure!(took < first_mount, "{took:?}");
     ensure!(std::fs::read_to_string(volumes.join("db/file"))? == "kept\n");
     ensure!(volumes.join(".nfsvol/volumes/db/record.json").is_file());
+
+    // Of the host's directories its processes see their own alone.
+    node.sh("mkdir -p /var/lib/docker/plugins/of-another-plugin")?;
+    for process in ["managed-plugin", "serve"] {
+        let seen = node.sh(&format!(
+            "pid=$(pgrep -f '^/nfsvol {process}'); ls -A /proc/$pid/root/mnt/host; \
+             grep -c of-another-plugin /proc/$pid/mountinfo || true"
+        ))?;
+        ensure!(seen == "nfsvol\n0", "{process}: {seen}");
+    }
+    let state = node.sh("ls /var/lib/docker/plugins/nfsvol")?;
+    ensure!(state.contains("attachments"), "{state}");
 
     // A volume in use is kept, and its holder is told of: the plugin sees the host's processes.
     let hold = |name: &str| -> Result {
@@ -147,8 +161,16 @@ fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
     ensure!(reads("holder")?.ok()? == "kept");
     ensure!(docker("volume ls -q")? == "db");
 
-    // Away with it all.
+    // dockerd is killed, and so are the plugin and the container: no Unmount comes for it, ever.
+    engine.dockerd().kill()?;
+    node.sh("kill -9 $(pgrep -f '^/nfsvol managed-plugin') $(pgrep -f '^sleep 1000')")?;
+    engine.restart()?;
     docker("rm -f holder")?;
+    wait_for("what nobody stands behind to be let go of", LET_GO, || {
+        docker("volume inspect db").is_ok_and(|status| !status.contains("\"epoch\""))
+    })?;
+
+    // Away with it all.
     docker("volume rm db")?;
     ensure!(!volumes.join("db").exists());
     docker("plugin disable nfsvol")?;
