@@ -16,7 +16,12 @@ use serde_json::Value;
 const PARTS: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse, Part::Podman];
 
 fn main() -> ExitCode {
-    lab::main(|| vec![trial("podman_and_docker_share_volumes", PARTS, volumes)])
+    lab::main(|| {
+        vec![
+            trial("podman_and_docker_share_volumes", PARTS, volumes),
+            trial("commands_end_nothing_that_is_in_use", PARTS, many_commands),
+        ]
+    })
 }
 
 /// A host with Podman and nfsvol, set up as docs/OPERATIONS.md says.
@@ -26,8 +31,8 @@ struct PodmanHost {
 }
 
 impl PodmanHost {
-    fn start(lab: &'static Lab, share: &str) -> Result<Self> {
-        let node: &'static Node = Box::leak(Box::new(Node::machine(lab, "podman")?));
+    fn start(lab: &'static Lab, name: &str, share: &str) -> Result<Self> {
+        let node: &'static Node = Box::leak(Box::new(Node::machine(lab, name)?));
         let nfsvol = Nfsvol::start(node, &["--share", share, "--data-path", "fuse"], &[])?;
         // In a container without cgroups and images of its own kind; the plugin's entry is what
         // users write.
@@ -80,7 +85,7 @@ END
 fn volumes(lab: &'static Lab) -> Result {
     let nas = Ganesha::start(lab, "nas", &[Export::new("/srv/export")])?;
     let share = nas.share("/srv/export");
-    let podman = PodmanHost::start(lab, &share)?;
+    let podman = PodmanHost::start(lab, "podman", &share)?;
     let docker = Host::start(lab, "docker", DataPath::Fuse, &share)?;
 
     podman.ok("volume create --driver nfsvol --opt mode=0750 --label team=db db")?;
@@ -121,4 +126,27 @@ fn volumes(lab: &'static Lab) -> Result {
     wait_for("docker to hear of it", Duration::from_secs(40), || {
         matches!(docker.volume("db"), Ok(None))
     })
+}
+
+/// Each of Podman's commands activates the plugin, as a start of an engine does. What it has mounted
+/// without a process that shows it, and what it counts itself, stays.
+fn many_commands(lab: &'static Lab) -> Result {
+    let nas = Ganesha::start(lab, "nas-2", &[Export::new("/srv/export")])?;
+    let podman = PodmanHost::start(lab, "podman-2", &nas.share("/srv/export"))?;
+    podman.ok("volume create --driver nfsvol db")?;
+    let place = podman.ok("volume mount db")?;
+    podman.node.sh(&format!("echo kept >{place}/file"))?;
+    // Attachments of an earlier engine count for 20 s, and are looked at 25 s after its start.
+    let looked_at = Duration::from_secs(25 + 20 + 5);
+    let began = std::time::Instant::now();
+    while began.elapsed() < looked_at {
+        podman.ok("volume ls")?;
+        std::thread::sleep(Duration::from_secs(4));
+    }
+    let read = podman.node.sh(&format!("cat {place}/file"))?;
+    ensure!(read == "kept", "{read}");
+    podman.ok("volume unmount db")?;
+    podman.ok("volume rm db")?;
+    ensure!(!nas.local("/srv/export").join("db").exists());
+    Ok(())
 }
