@@ -51,6 +51,7 @@ fn main() -> ExitCode {
                 &[Part::Ganesha, Part::Guest],
                 mounts,
             ),
+            trial("one_host_of_many_empties_the_trash", needs, emptying),
             trial(
                 "a_minute_at_rest_costs_30_calls_with_3_and_300_hosts",
                 needs,
@@ -252,6 +253,109 @@ fn a_minute(lab: &'static Lab) -> Result {
     ));
     for calls in [&of_few, &of_many] {
         ensure!(sum(calls) <= 15, "{} RPCs: {calls:?}", sum(calls));
+    }
+    Ok(())
+}
+
+/// Removed volumes whose time is over.
+const TRASHED: u64 = 300;
+/// Other hosts; with so many, a host does not look into the trash when it starts.
+const OTHERS: usize = 11;
+const DAY: u64 = 86_400;
+
+/// The trash of a share of 12 hosts is emptied by the one whose day it is.
+fn emptying(lab: &'static Lab) -> Result {
+    let _alone = alone()?;
+    let nas = server(lab, "trash-nas", "/srv/trash")?;
+    let hour = Duration::from_secs(3600);
+    let host = Host::start_with(lab, "m", &nas, "/srv/trash", hour)?;
+    host.ok(Call::create("warm", &[]))?;
+    nas.stop()?;
+    let own = nas.local("/srv/trash/.nfsvol");
+    fill_trash(&host, &own)?;
+    nas.up()?;
+    let left = || fs::read_dir(own.join("trash")).map_or(0, Iterator::count);
+    // Hosts have their days in the order of their names.
+    let today = host.node.sh("date +%s")?.parse::<u64>()? / DAY;
+    let day = usize::try_from(today)? % (OTHERS + 1);
+    let started = |before: usize, wait: &dyn Fn() -> Result| -> Result<Calls> {
+        nas.stop()?;
+        put_others(&own, before)?;
+        nas.up()?;
+        host.counted(|| {
+            host.nfsvol.restart()?;
+            wait()
+        })
+    };
+    let idle = started((day + 1) % (OTHERS + 1), &|| {
+        thread::sleep(2 * SETTLED);
+        Ok(())
+    })?;
+    ensure!(left() == usize::try_from(TRASHED)?, "another host's day");
+    let busy = started(day, &|| {
+        wait_for("an empty trash", Duration::from_secs(60), || left() == 0)?;
+        thread::sleep(SETTLED);
+        Ok(())
+    })?;
+    let each = (sum(&busy) - sum(&idle).min(sum(&busy))) / TRASHED;
+    lab::note(format!(
+        "a start {idle:?}, with {TRASHED} to delete {busy:?}: {each} each"
+    ));
+    ensure!(each <= 36, "{each} calls each");
+    Ok(())
+}
+
+/// Volumes that were removed eight days ago, as they lie there.
+fn fill_trash(host: &Host, own: &std::path::Path) -> Result {
+    let json = fs::read(own.join("volumes/warm/record.json"))?;
+    let mut record: Value = serde_json::from_slice(&json)?;
+    let removed = host.node.sh("date +%s")?.parse::<u64>()? - 8 * DAY;
+    let time = host
+        .node
+        .sh(&format!("date -u -d @{removed} +%Y%m%dT%H%M%SZ"))?;
+    let created = host.node.sh(&format!(
+        "date -u -d @{} +%Y-%m-%dT%H:%M:%SZ",
+        removed - DAY
+    ))?;
+    record["created"] = created.into();
+    for n in 0..TRASHED {
+        let (name, id) = (format!("v{n}"), format!("{n:032x}"));
+        record["name"] = name.clone().into();
+        record["data_dir"] = name.clone().into();
+        record["id"] = id.clone().into();
+        let entry = own.join(format!("trash/{name}.{time}.{}", &id[..8]));
+        fs::create_dir_all(
+            entry
+                .join("volume/removing")
+                .join(format!("by.{removed}.m")),
+        )?;
+        fs::create_dir(entry.join("data"))?;
+        fs::write(entry.join("volume/record.json"), record.to_string())?;
+    }
+    Ok(())
+}
+
+/// Hosts that live, so many of them before this one by their names.
+fn put_others(own: &std::path::Path, before: usize) -> Result {
+    let hosts = own.join("hosts");
+    for entry in fs::read_dir(&hosts)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        match name {
+            Some(name) if name == "m" || name.starts_with("m.") => {}
+            _ if path.is_dir() => fs::remove_dir_all(&path)?,
+            _ => fs::remove_file(&path)?,
+        }
+    }
+    for n in 0..OTHERS {
+        let name = format!("{}{n}", if n < before { "a" } else { "z" });
+        fs::create_dir(hosts.join(&name))?;
+        fs::write(hosts.join(&name).join("alive.0.1"), "")?;
+        let doc = json!({
+            "format": 1, "host": name, "id": n.to_string(), "boot": "b",
+            "session": "0", "session_ms": 3_600_000, "holds": {},
+        });
+        fs::write(hosts.join(format!("{name}.1.json")), doc.to_string())?;
     }
     Ok(())
 }
