@@ -13,7 +13,7 @@
 //! - of an exclusive volume's writers none wrote between two writes of another.
 //!
 //! Known limits: an `async` export forgets what it answered in its last seconds, so of what was made
-//! there only what is older than [`FORGOTTEN`] is looked for. Both exports are on one disk, whose
+//! there only what is older than [`FORGOTTEN`] is looked for; the rest is repaired, or made again. Both exports are on one disk, whose
 //! journal the `sync` one keeps short: what the `async` one forgets is mostly the bytes of files, not
 //! their names.
 
@@ -150,8 +150,11 @@ impl World {
             let before = self.workers(self.hosts)?;
             let at = Instant::now();
             self.server.reboot()?;
-            self.load.forget(Kind::Async, at, FORGOTTEN);
+            let forgotten = self.load.forget(Kind::Async, at, FORGOTTEN);
             self.goes_on(&format!("go on after cut {cut} of the server"))?;
+            for host in self.hosts.iter().filter(|host| host.kind == Kind::Async) {
+                self.load.make_again(host, &forgotten)?;
+            }
             let now = self.workers(self.hosts)?;
             ensure!(
                 now == before,

@@ -298,12 +298,29 @@ impl Load {
             .collect()
     }
 
-    /// Does not count on what was made so short a time before a share's server lost its power.
-    pub(crate) fn forget(&self, kind: Kind, cut: Instant, time: Duration) {
+    /// Does not count on what was made so short a time before a share's server lost its power; the
+    /// volumes that it may have forgotten.
+    pub(crate) fn forget(&self, kind: Kind, cut: Instant, time: Duration) -> Vec<String> {
         let forgotten = |at: Instant| at <= cut && cut.duration_since(at) < time;
-        let mut done = self.done();
-        done.made
-            .retain(|(sync, _), at| *sync != (kind == Kind::Sync) || !forgotten(*at));
+        let mut names = Vec::new();
+        self.done().made.retain(|(sync, name), at| {
+            let stays = *sync != (kind == Kind::Sync) || !forgotten(*at);
+            if !stays {
+                names.push(name.clone());
+            }
+            stays
+        });
+        names
+    }
+
+    /// Whatever a server forgot of volumes, or tore: repaired, or made again, they are there.
+    pub(crate) fn make_again(&self, host: &Host, names: &[String]) -> Result {
+        let repaired = host.nfsvol.command(&["repair", "--yes"])?;
+        ensure!(repaired.code == 0, "{repaired:?}");
+        for name in names.iter().filter(|name| name.starts_with("made-")) {
+            host.ok(Call::create(name, &[]))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn summary(&self) -> String {
