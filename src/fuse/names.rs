@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
+use crate::nfs::rpc::nfs3::{FileHandle, FileKind, SetAttr};
+use crate::nfs::rpc::{Cred, NfsError};
 
 use super::error::{Errno, Result};
 use super::fs::{Fs, check_name};
@@ -12,6 +13,9 @@ use super::open::{Going, Opening};
 
 /// How often a new `.nfs…` name is tried: each has 32 random bits.
 const SILLY_ATTEMPTS: usize = 3;
+
+/// A name in a directory.
+type Place<'a> = (&'a FileHandle, &'a [u8]);
 
 impl Fs {
     /// The open file behind a name, if this host has it open; counted as opened once more.
@@ -174,9 +178,14 @@ impl Fs {
         match flags {
             0 => {}
             libc::RENAME_NOREPLACE => {
-                return self
-                    .rename_no_replace(cred, (&from, name), (&to, new_name))
-                    .await;
+                // Two calls: all or nothing, whoever is killed.
+                let (fs, cred) = (Arc::clone(self), cred.clone());
+                let (name, new_name) = (name.to_owned(), new_name.to_owned());
+                let pair = self.runtime.spawn(async move {
+                    fs.rename_no_replace(&cred, (&from, &name), (&to, &new_name))
+                        .await
+                });
+                return pair.await.map_err(|_| Errno(libc::EIO))?;
             }
             // Nothing in NFSv3 exchanges two names in one step.
             _ => return Err(Errno(libc::EINVAL)),
@@ -275,37 +284,52 @@ impl Fs {
             Some(attr) => attr,
             None => self.nfs.getattr(cred, &found.handle).await?,
         };
-        if attr.kind == crate::nfs::rpc::nfs3::FileKind::Directory {
-            let set = crate::nfs::rpc::nfs3::SetAttr::default();
-            self.nfs.mkdir(cred, &to.handle, new_name, &set).await?;
-            let source = (&from.handle, name);
-            let target = (&to.handle, new_name);
-            if let Err(error) = self
-                .nfs
-                .rename(cred, source, target, Some(&found.handle))
-                .await
-            {
-                let _ = self.nfs.rmdir(cred, &to.handle, new_name).await;
-                return Err(error.into());
-            }
+        let source = self.inodes.named(from.ino, name);
+        // What two calls leave behind is asked for anew, whatever comes of them.
+        let _dirs = (self.change(from), self.change(to));
+        let _source = source.as_deref().map(|inode| self.change(inode));
+        let way = ((&from.handle, name), (&to.handle, new_name));
+        if attr.kind == FileKind::Directory {
+            self.take_free_place(cred, &found.handle, way).await?;
         } else {
-            match self
-                .nfs
-                .link(cred, &found.handle, &to.handle, new_name)
-                .await
-            {
-                Err(error) if error.errno() == libc::EOPNOTSUPP => {
-                    return Err(Errno(libc::EINVAL));
-                }
-                other => other?,
-            };
-            self.nfs.remove(cred, &from.handle, name).await?;
+            self.take_free_name(cred, &found.handle, way).await?;
         }
         self.inodes.rename((from.ino, name), (to.ino, new_name));
-        from.state().cached.expire();
-        to.state().cached.expire();
-        if let Some(inode) = self.inodes.named(to.ino, new_name) {
-            inode.state().cached.expire();
+        Ok(())
+    }
+
+    async fn take_free_place(
+        &self,
+        cred: &Cred,
+        dir: &FileHandle,
+        (from, to): (Place<'_>, Place<'_>),
+    ) -> Result<()> {
+        self.nfs
+            .mkdir(cred, to.0, to.1, &SetAttr::default())
+            .await?;
+        if let Err(error) = self.nfs.rename(cred, from, to, Some(dir)).await {
+            let _ = self.nfs.rmdir(cred, to.0, to.1).await;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    async fn take_free_name(
+        &self,
+        cred: &Cred,
+        file: &FileHandle,
+        (from, to): (Place<'_>, Place<'_>),
+    ) -> Result<()> {
+        match self.nfs.link(cred, file, to.0, to.1).await {
+            Err(error) if error.errno() == libc::EOPNOTSUPP => return Err(Errno(libc::EINVAL)),
+            other => other?,
+        };
+        if let Err(error) = self.nfs.remove(cred, from.0, from.1).await {
+            // Refused for certain: the file keeps its old name, and only that.
+            if matches!(error, NfsError::Status(_)) {
+                let _ = self.nfs.remove(cred, to.0, to.1).await;
+            }
+            return Err(error.into());
         }
         Ok(())
     }
