@@ -34,6 +34,9 @@ pub struct FuseOptions {
     pub io_timeout: u32,
     /// Programs on the volume cannot be run.
     pub noexec: bool,
+    /// Connections come from any port, not from one below 1024.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub noresvport: bool,
 }
 
 impl Default for FuseOptions {
@@ -51,6 +54,7 @@ impl Default for FuseOptions {
             nconnect: 1,
             io_timeout: 600,
             noexec: false,
+            noresvport: false,
         }
     }
 }
@@ -139,6 +143,8 @@ impl FuseOptions {
             "io_timeout" => self.io_timeout = seconds()?,
             "noexec" => self.noexec = true,
             "exec" => self.noexec = false,
+            "noresvport" => self.noresvport = true,
+            "resvport" => self.noresvport = false,
             "vers" | "nfsvers" if value == "3" => {}
             "v3" | "nfsvers3" => {}
             "vers" | "nfsvers" | "v4" | "v4.0" | "v4.1" | "v4.2" | "minorversion" => {
@@ -149,7 +155,7 @@ impl FuseOptions {
             "proto" | "mountproto" if matches!(value, "tcp" | "tcp6") => {}
             "proto" | "mountproto" => return Err(kernel("the FUSE data path uses TCP")),
             "tcp" | "nolock" | "local_lock" | "hard" | "nosuid" | "nodev" | "rw" | "ro"
-            | "addr" | "port" | "mountport" | "resvport" | "noresvport" | "noacl" | "_netdev" => {}
+            | "addr" | "port" | "mountport" | "noacl" | "_netdev" => {}
             "soft" | "softerr" | "timeo" | "retrans" | "softreval" | "intr" | "nointr" | "bg"
             | "fg" | "retry" => {
                 return Ok(Some(format!(
@@ -194,6 +200,8 @@ mod tests {
         assert_eq!(options.rsize, Some(69632));
         assert_eq!(options.nconnect, 4);
         assert!(warnings.is_empty());
+        let (options, _) = FuseOptions::from_words(["noresvport"]).unwrap();
+        assert!(options.noresvport && !FuseOptions::default().noresvport);
     }
 
     #[test]

@@ -299,6 +299,7 @@ async fn rest(load: Arc<Load>) {
 
 fn settings(task: &Task) -> Settings {
     let mut settings = Settings::new(SocketAddr::new(task.addr, task.nfs_port));
+    settings.reserved_port = !task.options.noresvport;
     settings.nconnect = task.options.nconnect as usize;
     settings.io_timeout = task.options.deadline();
     settings.machine_name = rustix::system::uname()
@@ -312,7 +313,7 @@ async fn connect(task: &Task, right: Option<&Arc<Right>>) -> Result<Nfs3, Worker
     let connected = match (right, task.fence) {
         (Some(right), Some(fence)) => {
             let connector = FencedConnector {
-                inner: TcpConnector::new(true),
+                inner: TcpConnector::new(!task.options.noresvport),
                 right: Arc::clone(right),
                 under_way: Duration::from_millis(fence.under_way.into()),
             };
@@ -326,7 +327,9 @@ async fn connect(task: &Task, right: Option<&Arc<Right>>) -> Result<Nfs3, Worker
 }
 
 async fn ask_for_export(task: &Task) -> Result<FileHandle, WorkerError> {
-    let mountd = Mountd::new(&settings(task), || TcpConnector::new(true));
+    let mountd = Mountd::new(&settings(task), || {
+        TcpConnector::new(!task.options.noresvport)
+    });
     let ports = Ports {
         nfs: Some(task.nfs_port),
         mount: Some(task.mount_port),
