@@ -362,6 +362,19 @@ async fn a_server_without_readdirplus_is_listed_by_readdir_from_then_on() {
 }
 
 #[tokio::test]
+async fn a_listing_whose_place_is_lost_begins_anew_and_not_for_ever() {
+    let Some(lab) = lab().await else { return };
+    lab.admin.mkdir(&at("d"), 0o755).await.unwrap();
+    for (lost, listed) in [(3, true), (4, false)] {
+        for _ in 0..lost {
+            lab.next(READDIRPLUS, Act::Status(10_003));
+        }
+        let names = lab.admin.list(&SharePath::root()).await;
+        assert_eq!(names.is_ok(), listed, "{names:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_restarted_server_is_found_again_without_an_error() {
     let Some(mut lab) = lab().await else { return };
     lab.admin.mkdir(&at("d"), 0o755).await.unwrap();
