@@ -81,6 +81,8 @@ mutants! {
     LengthsTrusted,
     /// A directory of a server without READDIRPLUS cannot be listed.
     ReaddirplusOnly,
+    /// Without attribute caches no file can be mapped shared on a kernel before 6.6.
+    UncachedIsUnmapped,
     /// A token that stands behind, because its server forgot renewals, is an error for ever.
     TokenBehindIsAnError,
     /// A host's document and claims are not looked at again after an error or a gap.

@@ -129,6 +129,8 @@ pub(super) struct Fs {
     pub(super) missed: Mutex<Option<Instant>>,
     /// The kernel checks no mode bits; see [`super::rights`].
     server_decides: AtomicBool,
+    /// See [`Fs::needs_pages`].
+    pub(super) needs_pages: AtomicBool,
     file_limits: Limits,
     dir_limits: Limits,
     root: FileHandle,
@@ -179,6 +181,7 @@ impl Fs {
             clock: AtomicU64::new(1),
             missed: Mutex::default(),
             server_decides: AtomicBool::new(server_decides),
+            needs_pages: AtomicBool::default(),
             file_limits,
             dir_limits,
             root,

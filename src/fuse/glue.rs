@@ -277,7 +277,6 @@ async fn until_killed<T>(
 
 impl Filesystem for Glue {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // Not AUTO_INVAL_DATA: it drops the pages that this host has just written itself.
         let wanted = [
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_BIG_WRITES,
@@ -286,11 +285,17 @@ impl Filesystem for Glue {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
         for flag in wanted {
             // An older kernel does without.
             let _ = config.add_capabilities(flag);
+        }
+        let maps_past_pages = config
+            .add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP)
+            .is_ok();
+        if self.fs.needs_pages(maps_past_pages) {
+            // Not otherwise: it drops the pages that this host has just written itself.
+            let _ = config.add_capabilities(InitFlags::FUSE_AUTO_INVAL_DATA);
         }
         // The server clears set-id bits; the kernel would do it by a chmod in the writer's name.
         if config

@@ -208,9 +208,21 @@ impl Fs {
             keep_pages,
             // The kernel would append where it believes the end to be, and cache it there. And
             // without attribute caches there is no telling when its pages are good.
-            direct: self.options.acregmax == 0 || (writes && flags & libc::O_APPEND != 0),
+            direct: (self.options.acregmax == 0 && !self.needs_pages.load(Ordering::Relaxed))
+                || (writes && flags & libc::O_APPEND != 0),
             writes,
         }
+    }
+
+    /// Whether files go through the kernel's pages although nothing is to be cached: before Linux
+    /// 6.6 what goes past them cannot be mapped shared. The kernel then asks before each read
+    /// whether its pages are good.
+    pub(super) fn needs_pages(&self, maps_past_pages: bool) -> bool {
+        let needs = self.options.acregmax == 0
+            && !maps_past_pages
+            && !mutant::is_on(Mutant::UncachedIsUnmapped);
+        self.needs_pages.store(needs, Ordering::Relaxed);
+        needs
     }
 
     /// The last descriptor of an open file is gone.

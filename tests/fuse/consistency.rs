@@ -36,6 +36,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         fuse_trial("set_id_files_are_written_by_others", set_id),
         fuse_trial("deleted_open_files_live_until_closed", deleted_open),
         fuse_trial("mapped_writes_reach_the_server", mapped),
+        fuse_trial("maps_without_attribute_caches", uncached_maps),
         fuse_trial("direct_io_is_on_the_server_when_it_returns", direct),
         fuse_trial("a_listing_goes_on_while_the_directory_changes", listing),
         fuse_trial("rights_are_the_servers", rights),
@@ -425,6 +426,42 @@ m.close(); f.close()
 assert open({other:?}, 'rb').read()[0:4] == b'last', 'after close'",
         path = a.join("file"),
         other = b.join("file"),
+    );
+    lab_python(&script)
+}
+
+/// Maps, reads, writes and another host's writes agree at once, and a database that maps works.
+fn uncached_maps(lab: &'static Lab) -> Result {
+    let nas = nas(lab)?;
+    let (a, b) = (
+        Host::mount(nas, "uncached", "actimeo=0")?,
+        Host::mount(nas, "uncached", "actimeo=0")?,
+    );
+    let script = format!(
+        "import mmap, os, sqlite3, time
+f = open({path:?}, 'w+b', 0); f.truncate(1 << 16); fd = f.fileno()
+m = mmap.mmap(fd, 0)
+m[0:4] = b'map!'; m.flush()
+assert os.pread(fd, 4, 0) == b'map!', 'read behind a map'
+assert open({other:?}, 'rb').read(4) == b'map!', 'another host behind a map'
+os.pwrite(fd, b'write', 8192)
+assert m[8192:8197] == b'write', 'map behind a write'
+for round in range(5):
+    time.sleep(0.02)
+    text = b'other%d' % round
+    with open({other:?}, 'r+b') as o: o.seek(4096); o.write(text)
+    seen = os.pread(fd, 6, 4096)
+    assert seen == text, seen
+m.close(); f.close()
+db = sqlite3.connect({db:?})
+assert db.execute('pragma journal_mode=wal').fetchone() == ('wal',)
+db.execute('create table t (v)')
+with db: db.executemany('insert into t values (?)', [(n,) for n in range(1000)])
+assert db.execute('select count(*) from t').fetchone() == (1000,)
+assert db.execute('pragma integrity_check').fetchone() == ('ok',)",
+        path = a.join("file"),
+        other = b.join("file"),
+        db = a.join("t.db"),
     );
     lab_python(&script)
 }
