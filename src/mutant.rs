@@ -81,6 +81,8 @@ mutants! {
     LengthsTrusted,
     /// A directory of a server without READDIRPLUS cannot be listed.
     ReaddirplusOnly,
+    /// A file whose id needs 64 bits has another node id each time.
+    HighFileIdsAreOwn,
     /// Without attribute caches no file can be mapped shared on a kernel before 6.6.
     UncachedIsUnmapped,
     /// A token that stands behind, because its server forgot renewals, is an error for ever.

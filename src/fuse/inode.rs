@@ -3,15 +3,16 @@
 //! Invariants:
 //! - one file handle is one inode, whatever names lead to it;
 //! - an inode lives as long as the kernel may name it (its lookup count) or a file of it is open;
-//! - the node id is the server's file id, so that `st_ino` is the same after a new mount; where
-//!   two handles share a file id (several file systems below one export, or an id used again),
-//!   the later one gets an id of its own with the highest bit set.
+//! - the node id is the server's file id without its highest bit, so that `st_ino` is the same
+//!   after a new mount and in a listing; where two handles share one (several file systems below
+//!   one export, or an id used again), the later one gets an id of its own with that bit set.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{Attr, FileHandle, FileKind};
 
@@ -22,6 +23,14 @@ use super::extents::Held;
 pub(super) const ROOT: u64 = 1;
 /// Node ids that are not the server's file ids.
 const OWN_IDS: u64 = 1 << 63;
+
+/// The node id for a file id of the server. The kernel takes 0 and the root's for something else.
+pub(super) fn node_id(fileid: u64) -> u64 {
+    match fileid & !OWN_IDS {
+        low @ ..=ROOT => !OWN_IDS - low,
+        id => id,
+    }
+}
 
 /// An entry of a directory: the directory's node id and the name.
 type Name = (u64, Arc<[u8]>);
@@ -281,8 +290,9 @@ impl Inodes {
             slot.inode.state().lookups += 1;
             return (Arc::clone(&slot.inode), true);
         }
-        let mut ino = attr.fileid;
-        if ino <= ROOT || ino >= OWN_IDS || maps.by_ino.contains_key(&ino) {
+        let mut ino = node_id(attr.fileid);
+        let own = mutant::is_on(Mutant::HighFileIdsAreOwn) && attr.fileid >= OWN_IDS;
+        if own || maps.by_ino.contains_key(&ino) {
             maps.next_own += 1;
             ino = OWN_IDS | maps.next_own;
         }
@@ -378,4 +388,60 @@ fn make(ino: u64, handle: FileHandle, attr: Attr, asked: u64, limits: Limits) ->
         progress: Notify::new(),
         turn: tokio::sync::Mutex::default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::options::FuseOptions;
+    use crate::mutant::put_back;
+    use crate::nfs::rpc::nfs3::Time;
+
+    fn attr(fileid: u64) -> Attr {
+        let time = Time { secs: 1, nanos: 0 };
+        Attr {
+            kind: FileKind::Regular,
+            mode: 0o644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            used: 0,
+            rdev: (0, 0),
+            fsid: 1,
+            fileid,
+            atime: time,
+            mtime: time,
+            ctime: time,
+        }
+    }
+
+    /// The node ids that a file has, each time it was forgotten in between.
+    fn ids(fileid: u64) -> Vec<u64> {
+        let limits = Limits::of(&FuseOptions::default(), false);
+        let handle = |n: u64| FileHandle::new(&n.to_be_bytes()).unwrap();
+        let inodes = Inodes::new(handle(0), attr(2), limits);
+        let mut ids = Vec::new();
+        for other in 1..=2 {
+            // One that stays has taken an id of its own, if there are any.
+            inodes.intern(handle(other), &attr(1 << 63 | 77), 1, limits);
+            let (inode, known) = inodes.intern(handle(9), &attr(fileid), 1, limits);
+            assert!(!known);
+            ids.push(inode.ino);
+            inodes.forget(inode.ino, 1);
+        }
+        ids
+    }
+
+    #[test]
+    fn a_forgotten_file_has_the_same_node_id_again() {
+        for fileid in [0, 1, 2, 1 << 62, 1 << 63, u64::MAX] {
+            let id = node_id(fileid);
+            assert!(id > ROOT && id < OWN_IDS);
+            assert_eq!(ids(fileid), [id, id]);
+        }
+        let _back = put_back(Mutant::HighFileIdsAreOwn);
+        let ids = ids(u64::MAX);
+        assert_ne!(ids[0], ids[1]);
+    }
 }
