@@ -81,6 +81,8 @@ mutants! {
     LengthsTrusted,
     /// A directory of a server without READDIRPLUS cannot be listed.
     ReaddirplusOnly,
+    /// A listing ends with an error when the server does not know its cookie any more.
+    BadCookieEnds,
     /// A file whose id needs 64 bits has another node id each time.
     HighFileIdsAreOwn,
     /// Without attribute caches no file can be mapped shared on a kernel before 6.6.

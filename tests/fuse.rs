@@ -19,6 +19,8 @@ mod hostile;
 mod lab;
 #[path = "fuse/model.rs"]
 mod model;
+#[path = "fuse/odd.rs"]
+mod odd;
 
 use std::process::ExitCode;
 
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         trials.extend(durability::trials());
         trials.extend(faults::trials());
         trials.extend(hostile::trials());
+        trials.extend(odd::trials());
         trials.extend(guests::trials());
         trials
     })

@@ -2,20 +2,43 @@
 //!
 //! The server's cookies are the kernel's offsets, so a listing goes on at the same place whatever
 //! happens to the directory meanwhile, and after a `seekdir`. Each open directory keeps one
-//! answer of READDIRPLUS, from which the kernel takes as much as its buffer holds.
+//! answer of the server, from which the kernel takes as much as its buffer holds, and what the
+//! program behind it had no room for once more.
 //!
-//! Known limit: a server whose cookies go in circles is noticed after it has repeated itself, and
+//! Nothing but the name and the file id is needed to list an entry. Where the server tells no
+//! more (a mount point, a directory that may be read and not searched, a server that has READDIR
+//! only) the kernel is told no more either, and looks the entry up by itself if a program asks.
+//!
+//! A server may refuse to go on from a cookie when the directory has changed (BAD_COOKIE). The
+//! listing then begins anew and leaves out the names that it has handed out ([`given`]).
+//!
+//! Known limits: after a `seekdir`, or more names than are remembered, it cannot begin anew, and
+//! such a refusal is EIO; so it is where the directory changes faster than it can be read. A name
+//! that is longer than Linux has names, or that is none, is left out. A server whose cookies go in circles is noticed after it has repeated itself, and
 //! the listing ends with ELOOP.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+mod given;
+#[cfg(test)]
+mod tests;
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{Attr, DirEntryPlus, FileHandle, Nfs3Status};
+use crate::nfs::rpc::nfs3::{
+    Attr, DirEntryPlus, FileHandle, FileKind, Nfs3Status, NfsError, ReaddirPlusOk,
+};
 
 use super::error::{Errno, Result};
-use super::fs::{Entry, Fs};
-use super::inode::Inode;
+use super::fs::{Entry, Fs, NAME_MAX};
+use super::inode::{Inode, node_id};
+use given::Given;
+
+/// How often a listing begins anew, without a new name in between, before it fails.
+const BEGINNINGS: u32 = 32;
+/// New names that are kept while one that began anew comes to where it was.
+const ON_THE_WAY: usize = 4096;
 
 /// An open directory.
 #[derive(Debug)]
@@ -24,17 +47,84 @@ pub(super) struct OpenDir {
     stream: tokio::sync::Mutex<Stream>,
 }
 
+/// Where a listing is, and the answer of the server that it is in.
 #[derive(Debug, Default)]
 struct Stream {
     verifier: [u8; 8],
-    /// The offset that the kernel asks for to get the first of `entries`.
+    entries: Vec<Item>,
+    /// How many of `entries` were handed out, and the offset that the kernel goes on at if it has
+    /// taken them all.
+    next: usize,
     at: u64,
-    entries: VecDeque<Item>,
+    /// The cookie that what follows `entries` is asked for with.
+    resume: u64,
     /// Nothing follows `entries`.
     end: bool,
     /// The number of the call that brought them.
     asked: u64,
     watch: Watch,
+    /// What was handed out before `entries`, and whether it is to be left out.
+    given: Given,
+    anew: bool,
+    /// The place where it was is still to come.
+    behind: bool,
+    beginnings: u32,
+}
+
+impl Stream {
+    /// The entry that follows an offset, if it is in this answer or would be the next.
+    fn place(&self, offset: u64) -> Option<usize> {
+        if offset == self.at {
+            return Some(self.next);
+        }
+        let before = |item: &Item| item.cookie == offset;
+        self.entries.iter().position(before).map(|index| index + 1)
+    }
+
+    /// The kernel wants what follows `offset`, wherever that is.
+    fn seek(&mut self, offset: u64) {
+        let mut given = Given::default();
+        if offset != 0 {
+            given.lose();
+        }
+        *self = Self {
+            verifier: self.verifier,
+            at: offset,
+            resume: offset,
+            given,
+            ..Self::default()
+        };
+    }
+
+    /// Whether there is something to hand out. Files that others make all the time may be found on
+    /// the way to where a listing was; they alone would never bring it there.
+    fn is_ready(&self) -> bool {
+        self.end || (self.next < self.entries.len() && !self.behind)
+    }
+
+    /// The kernel has taken all that is there.
+    fn turn(&mut self) {
+        for item in self.entries.drain(..) {
+            self.given.add(&item.name);
+        }
+        self.next = 0;
+    }
+
+    fn may_begin_anew(&self) -> bool {
+        self.resume != 0
+            && self.given.is_whole()
+            && self.beginnings < BEGINNINGS
+            && !mutant::is_on(Mutant::BadCookieEnds)
+    }
+
+    /// The server does not know the cookie any more.
+    fn begin_anew(&mut self) {
+        self.entries.clear();
+        self.resume = 0;
+        (self.anew, self.behind) = (true, true);
+        self.beginnings += 1;
+        self.watch = Watch::default();
+    }
 }
 
 /// Notices cookies that come again (Brent's algorithm: one cookie is remembered, a later one each
@@ -61,17 +151,46 @@ impl Watch {
     }
 }
 
+/// An entry, with what the server told of it.
 #[derive(Debug, Clone)]
 pub(super) struct Item {
     pub(super) name: bytes::Bytes,
     pub(super) cookie: u64,
-    pub(super) attr: Attr,
-    pub(super) handle: FileHandle,
+    /// The node id that it has, or will have.
+    pub(super) ino: u64,
+    pub(super) attr: Option<Attr>,
+    pub(super) handle: Option<FileHandle>,
 }
 
 impl Item {
+    fn new(entry: DirEntryPlus, dir: &Inode) -> Self {
+        let ino = match &*entry.name {
+            b"." => dir.ino,
+            _ => node_id(entry.fileid),
+        };
+        Self {
+            name: entry.name,
+            cookie: entry.cookie,
+            ino,
+            attr: entry.attr,
+            handle: entry.handle,
+        }
+    }
+
     pub(super) fn is_dots(&self) -> bool {
         matches!(&*self.name, b"." | b"..")
+    }
+
+    /// The kernel cannot be told a node for it.
+    pub(super) fn is_bare(&self) -> bool {
+        !self.is_dots() && self.handle.zip(self.attr).is_none()
+    }
+
+    pub(super) fn kind(&self) -> Option<FileKind> {
+        if self.is_dots() {
+            return Some(FileKind::Directory);
+        }
+        self.attr.map(|attr| attr.kind)
     }
 }
 
@@ -94,148 +213,142 @@ impl Fs {
         offset: u64,
         mut sink: impl FnMut(&Item, u64) -> bool + Send,
     ) -> Result<()> {
-        let mut stream = dir.stream.lock().await;
-        if stream.at != offset || (stream.entries.is_empty() && !stream.end) {
-            if stream.at != offset || offset == 0 {
-                stream.watch = Watch::default();
-            }
-            self.fill(cred, dir, &mut stream, offset).await?;
-        } else if offset == 0 && stream.end {
-            // rewinddir: from the start anew.
-            self.fill(cred, dir, &mut stream, 0).await?;
+        let stream = &mut *dir.stream.lock().await;
+        // At the start always anew: it may be a rewinddir.
+        match stream.place(offset).filter(|_| offset != 0) {
+            Some(place) => (stream.at, stream.next) = (offset, place),
+            None => stream.seek(offset),
         }
+        while !stream.is_ready() {
+            if !stream.behind {
+                stream.turn();
+            }
+            self.fill(cred, &dir.inode, stream).await?;
+        }
+        stream.beginnings = 0;
         let asked = stream.asked;
-        while let Some(item) = stream.entries.front() {
+        while let Some(item) = stream.entries.get(stream.next) {
             if !sink(item, asked) {
                 break;
             }
             stream.at = item.cookie;
-            stream.entries.pop_front();
+            stream.next += 1;
         }
         Ok(())
     }
 
-    async fn fill(
-        &self,
-        cred: &Cred,
-        dir: &OpenDir,
-        stream: &mut Stream,
-        offset: u64,
-    ) -> Result<()> {
-        let inode = &dir.inode;
-        stream.entries.clear();
-        stream.end = false;
-        stream.at = offset;
-        let mut verifier = if offset == 0 { [0; 8] } else { stream.verifier };
-        let size = self.sizes.list;
+    /// Asks for the next answer, of which nothing may be left to show.
+    async fn fill(&self, cred: &Cred, dir: &Inode, stream: &mut Stream) -> Result<()> {
         let asked = self.tick();
-        let mut answer = self
-            .nfs
-            .readdirplus(cred, &inode.handle, offset, verifier, size, size)
-            .await;
-        if offset != 0
-            && answer
-                .as_ref()
-                .is_err_and(|e| e.status() == Some(Nfs3Status::NFS3ERR_BAD_COOKIE))
-        {
-            // The directory changed, for a server that is strict about it. Most take the cookie
-            // with a verifier of zero.
-            verifier = [0; 8];
-            answer = self
-                .nfs
-                .readdirplus(cred, &inode.handle, offset, verifier, size, size)
-                .await;
-        }
-        let answer = answer?;
+        let answer = match self.go_on(cred, dir, stream).await {
+            Err(error) if is_bad_cookie(&error) && stream.may_begin_anew() => {
+                stream.begin_anew();
+                return Ok(());
+            }
+            answer => answer?,
+        };
         stream.verifier = answer.verf;
-        stream.end = answer.eof;
-        stream.asked = asked;
+        if stream.entries.is_empty() {
+            stream.asked = asked;
+        }
         if let Some(attr) = answer.dir_attr {
-            self.absorb(inode, attr, asked);
+            self.absorb(dir, attr, asked);
         }
-        if let Some(last) = answer.entries.last()
-            && !answer.eof
-            && (last.cookie == offset || stream.watch.repeats(last.cookie))
-        {
-            return Err(Errno(libc::ELOOP));
+        match answer.entries.last() {
+            Some(last) => {
+                let repeats = last.cookie == stream.resume || stream.watch.repeats(last.cookie);
+                if repeats && !answer.eof {
+                    return Err(Errno(libc::ELOOP));
+                }
+                stream.resume = last.cookie;
+                stream.end = answer.eof;
+            }
+            None => stream.end = true,
         }
-        if answer.entries.is_empty() {
-            stream.end = true;
-        }
+        let mut any_known = false;
         for entry in answer.entries {
-            if let Some(item) = self.complete(cred, inode, entry).await? {
-                stream.entries.push_back(item);
+            let known = stream.anew && stream.given.has(&entry.name);
+            any_known |= known;
+            if !known && self.is_name(&entry.name) {
+                stream.entries.push(Item::new(entry, dir));
             }
         }
+        stream.behind &= any_known && stream.entries.len() < ON_THE_WAY;
         Ok(())
     }
 
-    /// An entry with its handle and attributes, asked for if the server left them out; `None` if
-    /// it is gone meanwhile.
-    async fn complete(
+    /// What follows the place of a listing.
+    async fn go_on(
         &self,
         cred: &Cred,
         dir: &Inode,
-        entry: DirEntryPlus,
-    ) -> Result<Option<Item>> {
-        let item = |handle, attr| Item {
-            name: entry.name.clone(),
-            cookie: entry.cookie,
-            attr,
-            handle,
-        };
-        if let (Some(handle), Some(attr)) = (entry.handle, entry.attr) {
-            return Ok(Some(item(handle, attr)));
+        stream: &Stream,
+    ) -> std::result::Result<ReaddirPlusOk, NfsError> {
+        let cookie = stream.resume;
+        let verifier = if cookie == 0 { [0; 8] } else { stream.verifier };
+        let answer = self.read_dir(cred, dir, cookie, verifier).await;
+        if verifier != [0; 8] && answer.as_ref().is_err_and(is_bad_cookie) {
+            // The directory changed, for a server that is strict about it. Most take the cookie
+            // with a verifier of zero.
+            return self.read_dir(cred, dir, cookie, [0; 8]).await;
         }
-        if matches!(&*entry.name, b"." | b"..") {
-            let mut attr = dir.state().attr();
-            attr.fileid = entry.fileid;
-            return Ok(Some(item(dir.handle, attr)));
+        answer
+    }
+
+    /// READDIRPLUS, or READDIR if that is all there is.
+    async fn read_dir(
+        &self,
+        cred: &Cred,
+        dir: &Inode,
+        cookie: u64,
+        verifier: [u8; 8],
+    ) -> std::result::Result<ReaddirPlusOk, NfsError> {
+        let size = self.sizes.list;
+        if !self.lists_names_only.load(Ordering::Relaxed) {
+            let plus = self
+                .nfs
+                .readdirplus(cred, &dir.handle, cookie, verifier, size, size)
+                .await;
+            match plus {
+                Err(error)
+                    if error.errno() == libc::EOPNOTSUPP
+                        && !mutant::is_on(Mutant::ReaddirplusOnly) =>
+                {
+                    self.lists_names_only.store(true, Ordering::Relaxed);
+                }
+                plus => return plus,
+            }
         }
-        let found = match self.nfs.lookup(cred, &dir.handle, &entry.name).await {
-            Err(error) if matches!(error.errno(), libc::ENOENT | libc::ESTALE) => return Ok(None),
-            other => other?,
-        };
-        let attr = match found.attr {
-            Some(attr) => attr,
-            None => self.nfs.getattr(cred, &found.handle).await?,
-        };
-        Ok(Some(item(found.handle, attr)))
+        let names = self.nfs.readdir(cred, &dir.handle, cookie, verifier, size);
+        names.await.map(ReaddirPlusOk::from)
+    }
+
+    /// Whether programs can have such a name.
+    fn is_name(&self, name: &[u8]) -> bool {
+        let sound =
+            (1..=NAME_MAX).contains(&name.len()) && !name.iter().any(|b| b"/\0".contains(b));
+        if !sound && !self.odd_name_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                length = name.len(),
+                "a directory has a name that Linux cannot have; it is not shown, and neither are \
+                 others like it"
+            );
+        }
+        sound
     }
 
     /// Counts a lookup for an entry that the kernel is told with its attributes.
-    pub(super) fn grant(&self, dir: &OpenDir, item: &Item, asked: u64) -> Entry {
-        self.list_entry(&dir.inode, &item.name, item.handle, item.attr, asked)
+    pub(super) fn grant(
+        &self,
+        dir: &OpenDir,
+        name: &[u8],
+        (handle, attr): (FileHandle, Attr),
+        asked: u64,
+    ) -> Entry {
+        self.list_entry(&dir.inode, name, handle, attr, asked)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cookies_in_circles_are_noticed() {
-        for (lead, cycle) in [(0u64, 1u64), (3, 5), (100, 17)] {
-            let mut watch = Watch::default();
-            let noticed = (0..10_000u64)
-                .map(|i| {
-                    if i < lead {
-                        i
-                    } else {
-                        lead + (i - lead) % cycle
-                    }
-                })
-                .position(|cookie| watch.repeats(cookie));
-            assert!(
-                noticed.is_some_and(|n| n < 1000),
-                "{lead} {cycle} {noticed:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn cookies_that_only_go_on_are_fine() {
-        let mut watch = Watch::default();
-        assert!((0..100_000).all(|cookie| !watch.repeats(cookie)));
-    }
+fn is_bad_cookie(error: &NfsError) -> bool {
+    error.status() == Some(Nfs3Status::NFS3ERR_BAD_COOKIE)
 }

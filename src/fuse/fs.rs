@@ -32,7 +32,7 @@ use super::room::Room;
 use super::write::Bounds;
 
 /// The longest name (NAME_MAX).
-const NAME_MAX: usize = 255;
+pub(super) const NAME_MAX: usize = 255;
 /// How long the absence of a name is trusted at most. The kernel's client trusts it as long as
 /// the directory's attributes (30 s and more); programs that wait for a file of another host
 /// suffer from that more than others gain.
@@ -129,8 +129,12 @@ pub(super) struct Fs {
     pub(super) missed: Mutex<Option<Instant>>,
     /// The kernel checks no mode bits; see [`super::rights`].
     server_decides: AtomicBool,
+    /// The server has READDIR and no READDIRPLUS.
+    pub(super) lists_names_only: AtomicBool,
     /// See [`Fs::needs_pages`].
     pub(super) needs_pages: AtomicBool,
+    /// A name that cannot be shown was logged.
+    pub(super) odd_name_told: AtomicBool,
     file_limits: Limits,
     dir_limits: Limits,
     root: FileHandle,
@@ -181,7 +185,9 @@ impl Fs {
             clock: AtomicU64::new(1),
             missed: Mutex::default(),
             server_decides: AtomicBool::new(server_decides),
+            lists_names_only: AtomicBool::default(),
             needs_pages: AtomicBool::default(),
+            odd_name_told: AtomicBool::default(),
             file_limits,
             dir_limits,
             root,

@@ -7,10 +7,12 @@
 //! the server does: fuser does not pass FUSE_INTERRUPT on, and the kernel does not let a process
 //! die before its request is answered.
 
+mod listing;
 mod reply;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -21,8 +23,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    AccessFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner,
+    Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
@@ -32,7 +34,8 @@ use tokio::sync::oneshot;
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::SetAttr;
 
-use self::reply::{Answer, file_attr, file_type, set_time};
+use self::listing::{Page, Reply};
+use self::reply::{Answer, set_time};
 use super::dir::OpenDir;
 use super::error::{Errno, Result};
 use super::fs::{Change, Entry, Found, Fs, Kernel};
@@ -172,16 +175,19 @@ pub(super) struct Glue {
     dirs: Mutex<HashMap<u64, Arc<OpenDir>>>,
     next_dir: AtomicU64,
     load: Arc<Load>,
+    /// Where answers go that fuser cannot give; see [`listing`].
+    device: Arc<File>,
 }
 
 impl Glue {
-    pub(super) fn new(fs: Arc<Fs>, load: Arc<Load>) -> Self {
+    pub(super) fn new(fs: Arc<Fs>, load: Arc<Load>, device: File) -> Self {
         Self {
             fs,
             processes: Processes::default(),
             dirs: Mutex::default(),
             next_dir: AtomicU64::new(1),
             load,
+            device: Arc::new(device),
         }
     }
 
@@ -226,6 +232,23 @@ impl Glue {
         task::begin(&self.fs.runtime, &self.fs.nfs, async move {
             // It has answered.
             let _ = until_killed(pid, operation, &load).await;
+        });
+    }
+
+    fn list(&self, req: &Request, fh: FileHandle, offset: u64, reply: Reply) {
+        let Some(dir) = self.dir(fh) else {
+            return reply.failed(Errno(libc::EBADF));
+        };
+        let cred = self.cred(req);
+        let mut page = Page::new(reply, req.unique().0, Arc::clone(&self.device));
+        self.task(req, |fs| async move {
+            let listed = fs
+                .list(&cred, &dir, offset, |item, asked| {
+                    page.take(&fs, &dir, item, asked)
+                })
+                .await;
+            page.answer(listed);
+            Ok(())
         });
     }
 }
@@ -601,26 +624,9 @@ impl Filesystem for Glue {
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let Some(dir) = self.dir(fh) else {
-            return reply.error(fuser::Errno::EBADF);
-        };
-        let cred = self.cred(req);
-        self.task(req, |fs| async move {
-            let listed = fs
-                .list(&cred, &dir, offset, |item, _| {
-                    let ino = INodeNo(item.attr.fileid);
-                    let name = OsStr::from_bytes(&item.name);
-                    !reply.add(ino, item.cookie, file_type(item.attr.kind), name)
-                })
-                .await;
-            match listed {
-                Ok(()) => reply.ok(),
-                Err(errno) => reply.error(fuser::Errno::from_i32(errno.0)),
-            }
-            Ok(())
-        });
+        self.list(req, fh, offset, Reply::Names(reply));
     }
 
     fn readdirplus(
@@ -629,39 +635,9 @@ impl Filesystem for Glue {
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let Some(dir) = self.dir(fh) else {
-            return reply.error(fuser::Errno::EBADF);
-        };
-        let cred = self.cred(req);
-        self.task(req, |fs| async move {
-            let listed = fs
-                .list(&cred, &dir, offset, |item, asked| {
-                    let name = OsStr::from_bytes(&item.name);
-                    if item.is_dots() {
-                        // The kernel counts no lookup for these.
-                        let attr = file_attr(item.attr.fileid, &item.attr);
-                        let (ino, zero) = (attr.ino, Duration::ZERO);
-                        return !reply.add(ino, item.cookie, name, &zero, &attr, Generation(0));
-                    }
-                    let entry = fs.grant(&dir, item, asked);
-                    let attr = file_attr(entry.ino, &entry.attr);
-                    let trusted = entry.attr_trusted.min(entry.name_trusted);
-                    let full =
-                        reply.add(attr.ino, item.cookie, name, &trusted, &attr, Generation(0));
-                    if full {
-                        fs.forget(entry.ino, 1);
-                    }
-                    !full
-                })
-                .await;
-            match listed {
-                Ok(()) => reply.ok(),
-                Err(errno) => reply.error(fuser::Errno::from_i32(errno.0)),
-            }
-            Ok(())
-        });
+        self.list(req, fh, offset, Reply::Plus(reply));
     }
 
     fn releasedir(

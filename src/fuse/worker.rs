@@ -187,9 +187,8 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
         fs,
     } = begun;
     let load = Arc::new(Load::default());
-    let glue = Glue::new(Arc::clone(&fs), Arc::clone(&load));
-
-    let device = mount(task, fs.server_decides())?;
+    let (device, answers) = mount(task, fs.server_decides())?;
+    let glue = Glue::new(Arc::clone(&fs), Arc::clone(&load), answers);
     let (ended_tx, mut ended) = oneshot::channel();
     let acl = fuser::SessionACL::All;
     let session = fuser::Session::from_fd(glue, device, acl, fuser::Config::default());
@@ -371,14 +370,16 @@ async fn find_root(
     Ok(handle)
 }
 
-/// Mounts, and returns the descriptor through which the kernel's requests come.
-fn mount(task: &Task, server_decides: bool) -> Result<rustix::fd::OwnedFd, WorkerError> {
+/// Mounts, and returns the descriptor through which the kernel's requests come, twice: fuser keeps
+/// one to itself.
+fn mount(task: &Task, server_decides: bool) -> Result<(rustix::fd::OwnedFd, File), WorkerError> {
     use std::os::fd::AsRawFd;
     let device = File::options()
         .read(true)
         .write(true)
         .open("/dev/fuse")
         .step("open /dev/fuse")?;
+    let answers = device.try_clone().step("open /dev/fuse")?;
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     if task.readonly {
         flags |= MountFlags::RDONLY;
@@ -402,7 +403,7 @@ fn mount(task: &Task, server_decides: bool) -> Result<rustix::fd::OwnedFd, Worke
         format!("{}/{}", task.share, task.dir)
     };
     rustix::mount::mount(source, &task.mountpoint, FSTYPE, flags, data.as_c_str()).step("mount")?;
-    Ok(device.into())
+    Ok((device.into(), answers))
 }
 
 /// Our mount at a place; of several on top of each other, the topmost.

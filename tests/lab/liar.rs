@@ -16,7 +16,11 @@ use super::{Lab, Result, process};
 
 /// NFSv3 procedures (RFC 1813 section 3).
 pub const LOOKUP: u32 = 3;
+const REMOVE: u32 = 12;
 pub const READDIRPLUS: u32 = 17;
+/// Statuses of RFC 1813 section 2.6.
+const BAD_COOKIE: u32 = 10_003;
+const NOTSUPP: u32 = 10_004;
 /// xid, type, reply state, verifier (flavour, length), accept state; then the NFS status.
 const REPLY_HEADER: usize = 24;
 /// The most a test has any use for.
@@ -46,10 +50,19 @@ pub enum Lie {
     Handles,
     /// Replies to calls that nobody made.
     Strangers,
+    /// READDIRPLUS is not supported.
+    NamesOnly,
+    /// Entries of READDIRPLUS come without attributes and handles.
+    Bare,
+    /// Some of them have names of 300 bytes.
+    Long,
+    /// A cookie is unknown after something was removed from a directory.
+    Strict,
 }
 
-/// Calls under way on one connection: (program, procedure) by xid.
-type Calls = Arc<Mutex<HashMap<[u8; 4], (u32, u32)>>>;
+/// Calls under way on one connection, by xid: program, procedure, and of READDIRPLUS whether it
+/// goes on from a cookie.
+type Calls = Arc<Mutex<HashMap<[u8; 4], (u32, u32, bool)>>>;
 
 pub struct Liar {
     ip: String,
@@ -96,7 +109,9 @@ fn connect(lie: &Arc<Mutex<Option<Lie>>>, client: &TcpStream, server: &TcpStream
     thread::spawn(move || {
         while let Ok(call) = read_record(&mut from) {
             if let (Some(xid), Ok(mut calls)) = (call.first_chunk(), noted.lock()) {
-                calls.insert(*xid, (word(&call, 3), word(&call, 5)));
+                let (program, procedure) = (word(&call, 3), word(&call, 5));
+                let goes_on = procedure == READDIRPLUS && has_cookie(&call);
+                calls.insert(*xid, (program, procedure, goes_on));
             }
             if to.write_all(&marked(&call)).is_err() {
                 break;
@@ -114,7 +129,10 @@ fn connect(lie: &Arc<Mutex<Option<Lie>>>, client: &TcpStream, server: &TcpStream
                 .and_then(|xid: &[u8; 4]| calls.lock().ok()?.remove(xid));
             let now = lie.lock().ok().and_then(|lie| *lie);
             let bytes = match (now, call) {
-                (Some(lie), Some((NFS, procedure))) => turned.turn(lie, procedure, reply),
+                (Some(Lie::Strict), Some((NFS, procedure, goes_on))) => {
+                    marked(&turned.lose_places(procedure, goes_on, reply))
+                }
+                (Some(lie), Some((NFS, procedure, _))) => turned.turn(lie, procedure, reply),
                 _ => marked(&reply),
             };
             if to.write_all(&bytes).is_err() {
@@ -154,14 +172,103 @@ fn word(record: &[u8], at: usize) -> u32 {
     bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
+/// An entry of READDIRPLUS.
+struct Entry {
+    fileid: [u8; 8],
+    name: Vec<u8>,
+    cookie: [u8; 8],
+    /// Attributes and handle; empty for none.
+    told: Vec<u8>,
+}
+
+/// A true reply to READDIRPLUS with its entries changed.
+fn relisted(reply: &[u8], change: impl Fn(&mut Entry)) -> Vec<u8> {
+    let mut rest = reply;
+    let mut take = |length: usize| {
+        let (taken, after) = rest.split_at(length.min(rest.len()));
+        rest = after;
+        taken
+    };
+    let number = |bytes: &[u8]| word(bytes, 0) as usize;
+    let mut out = take(REPLY_HEADER + 4).to_vec();
+    let attributes = take(4);
+    out.extend(attributes);
+    out.extend(take(84 * number(attributes)));
+    out.extend(take(8)); // the verifier
+    while number(take(4)) == 1 {
+        let fileid = take(8).try_into().unwrap_or_default();
+        let length = number(take(4));
+        let name = take(length.next_multiple_of(4))[..length].to_vec();
+        let cookie = take(8).try_into().unwrap_or_default();
+        let attributes = take(4);
+        let mut told = [attributes, take(84 * number(attributes))].concat();
+        let handle = take(4);
+        told.extend(handle);
+        if number(handle) == 1 {
+            let length = take(4);
+            told.extend([length, take(number(length).next_multiple_of(4))].concat());
+        }
+        let mut entry = Entry {
+            fileid,
+            name,
+            cookie,
+            told,
+        };
+        change(&mut entry);
+        out.extend(1u32.to_be_bytes());
+        out.extend(entry.fileid);
+        let length = entry.name.len();
+        out.extend(u32::try_from(length).unwrap_or(0).to_be_bytes());
+        entry.name.resize(length.next_multiple_of(4), 0);
+        out.extend(entry.name);
+        out.extend(entry.cookie);
+        if entry.told.is_empty() {
+            entry.told.resize(8, 0);
+        }
+        out.extend(entry.told);
+    }
+    out.extend(0u32.to_be_bytes());
+    out.extend(take(4)); // whether that is the end
+    out
+}
+
+/// Puts a failure without attributes in the place of what a call has brought.
+fn refuse(reply: &mut Vec<u8>, status: u32) {
+    reply.truncate(REPLY_HEADER);
+    reply.extend([status, 0].map(u32::to_be_bytes).concat());
+}
+
+/// Whether a call of READDIRPLUS names a place to go on from.
+fn has_cookie(call: &[u8]) -> bool {
+    let mut at = REPLY_HEADER;
+    for _ in ["credential", "verifier"] {
+        at += 8 + (word(call, at / 4 + 1) as usize).next_multiple_of(4);
+    }
+    at += 4 + (word(call, at / 4) as usize).next_multiple_of(4); // the handle
+    word(call, at / 4) != 0 || word(call, at / 4 + 1) != 0
+}
+
 /// What lies on one connection remember.
 #[derive(Default)]
 struct Turned {
     told: u32,
     listings: Vec<Vec<u8>>,
+    /// Something was removed since a listing began.
+    removed: bool,
 }
 
 impl Turned {
+    /// BAD_COOKIE for what goes on after something was removed.
+    fn lose_places(&mut self, procedure: u32, goes_on: bool, mut reply: Vec<u8>) -> Vec<u8> {
+        match procedure {
+            REMOVE => self.removed = true,
+            READDIRPLUS if !goes_on => self.removed = false,
+            READDIRPLUS if self.removed => refuse(&mut reply, BAD_COOKIE),
+            _ => {}
+        }
+        reply
+    }
+
     /// The bytes to send in place of a reply.
     fn turn(&mut self, lie: Lie, procedure: u32, mut reply: Vec<u8>) -> Vec<u8> {
         self.told = self.told.wrapping_add(1);
@@ -223,7 +330,20 @@ impl Turned {
                 strange[..4].copy_from_slice(&(0xdead_0000 | self.told).to_be_bytes());
                 return [marked(&strange), marked(&reply), marked(&reply)].concat();
             }
-            Lie::Cookies | Lie::Handles => {}
+            Lie::NamesOnly if procedure == READDIRPLUS => {
+                refuse(&mut reply, NOTSUPP);
+            }
+            Lie::Bare if procedure == READDIRPLUS && word(&reply, 6) == 0 => {
+                reply = relisted(&reply, |entry| entry.told = Vec::new());
+            }
+            Lie::Long if procedure == READDIRPLUS && word(&reply, 6) == 0 => {
+                reply = relisted(&reply, |entry| {
+                    if entry.name.ends_with(b"7") {
+                        entry.name.resize(300, b'7');
+                    }
+                });
+            }
+            Lie::Cookies | Lie::Handles | Lie::NamesOnly | Lie::Bare | Lie::Long | Lie::Strict => {}
         }
         marked(&reply)
     }

@@ -3,6 +3,7 @@
 //! Every function takes what any server may send: it ends in a value or in a [`DecodeError`],
 //! and allocates in proportion to the bytes that are there.
 
+use bytes::Bytes;
 use nfs3_types::nfs3::nfstime3;
 
 use super::types::{
@@ -12,8 +13,6 @@ use super::types::{
 };
 use crate::nfs::rpc::xdr::{DecodeError, Decoder};
 
-/// The longest name, in bytes: NAME_MAX of Linux, and what NFS servers take.
-const MAX_NAME: usize = 255;
 /// The longest target of a symlink, in bytes: PATH_MAX of Linux.
 const MAX_PATH: usize = 4096;
 
@@ -111,14 +110,10 @@ pub fn link(d: &mut Decoder) -> Result<LinkOk> {
     })
 }
 
-/// A name that cannot be one in a directory: it would lead elsewhere, or nowhere.
-fn check_name(name: &[u8]) -> Result<()> {
-    if name.is_empty() || name.contains(&b'/') || name.contains(&0) {
-        return Err(DecodeError::Content(
-            "a directory entry has a name that cannot be",
-        ));
-    }
-    Ok(())
+/// A name as the server has it, which may be longer than Linux takes, or none: whoever shows it has to
+/// look.
+fn name(d: &mut Decoder) -> Result<Bytes> {
+    d.opaque("a name", usize::MAX)
 }
 
 pub fn readdir(d: &mut Decoder) -> Result<ReaddirOk> {
@@ -127,8 +122,7 @@ pub fn readdir(d: &mut Decoder) -> Result<ReaddirOk> {
     let mut entries = Vec::new();
     while d.bool()? {
         let fileid = d.u64()?;
-        let name = d.opaque("a name", MAX_NAME)?;
-        check_name(&name)?;
+        let name = name(d)?;
         entries.push(DirEntry {
             fileid,
             name,
@@ -149,8 +143,7 @@ pub fn readdirplus(d: &mut Decoder) -> Result<ReaddirPlusOk> {
     let mut entries = Vec::new();
     while d.bool()? {
         let fileid = d.u64()?;
-        let name = d.opaque("a name", MAX_NAME)?;
-        check_name(&name)?;
+        let name = name(d)?;
         entries.push(DirEntryPlus {
             fileid,
             name,

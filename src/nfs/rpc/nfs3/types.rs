@@ -415,6 +415,25 @@ pub struct ReaddirPlusOk {
     pub dir_attr: Option<Attr>,
 }
 
+/// Names alone, as READDIR tells them.
+impl From<ReaddirOk> for ReaddirPlusOk {
+    fn from(names: ReaddirOk) -> Self {
+        let entry = |entry: DirEntry| DirEntryPlus {
+            fileid: entry.fileid,
+            name: entry.name,
+            cookie: entry.cookie,
+            attr: None,
+            handle: None,
+        };
+        Self {
+            entries: names.entries.into_iter().map(entry).collect(),
+            verf: names.verf,
+            eof: names.eof,
+            dir_attr: names.dir_attr,
+        }
+    }
+}
+
 /// Space, in bytes, and files, in number (FSSTAT).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FsStat {
