@@ -26,6 +26,10 @@ const NEWER: &[Part] = &[
 ];
 /// The role of this binary in a guest.
 const ROLE: &str = "fuse-in-guest";
+/// A fault that is put back in guests too (`src/mutant.rs`).
+const MUTANT: &str = "NFSVOL_MUTANT";
+/// Only the trials of a guest whose names contain this.
+const FILTER: &str = "NFSVOL_GUEST_TRIALS";
 /// Where a guest sees what the server has.
 const SEEN: &str = "/mnt/server";
 /// How long all trials may take in a guest of a loaded machine.
@@ -79,9 +83,14 @@ fn inside(lab: &'static Lab, name: &str, linux: Linux) -> Result {
     ))?;
     let exe = std::env::current_exe()?;
     let exe = exe.to_str().context("the path of the test binary")?;
+    let filter = std::env::var(FILTER).unwrap_or_default();
     let output = guest.run_task(&Task {
         limit: Some(LIMIT),
-        ..Task::new(&[exe, ROLE, &nas.ip(), &export])
+        env: std::env::var(MUTANT)
+            .map(|mutant| (MUTANT.to_owned(), mutant))
+            .into_iter()
+            .collect(),
+        ..Task::new(&[exe, ROLE, &nas.ip(), &export, &filter])
     })?;
     let (took, kernel) = (output.took, guest.sh("uname -r")?);
     let said = output.ok()?;
@@ -116,18 +125,18 @@ impl Served for Seen {
 /// Runs the trials of a guest if the process was started for that.
 pub(crate) fn as_guest() -> Option<ExitCode> {
     let args: Vec<String> = std::env::args().collect();
-    let [_, role, ip, export, ..] = args.as_slice() else {
+    let [_, role, ip, export, filter] = args.as_slice() else {
         return None;
     };
     (role == ROLE).then(|| {
-        run(ip, export).unwrap_or_else(|error| {
+        run(ip, export, filter).unwrap_or_else(|error| {
             eprintln!("{error:#}");
             ExitCode::FAILURE
         })
     })
 }
 
-fn run(ip: &str, export: &str) -> Result<ExitCode> {
+fn run(ip: &str, export: &str, filter: &str) -> Result<ExitCode> {
     IN_GUEST.store(true, Ordering::Relaxed);
     Lab::visit(std::path::Path::new("/tmp"))?;
     let seen: &dyn Served = Box::leak(Box::new(Seen {
@@ -142,6 +151,7 @@ fn run(ip: &str, export: &str) -> Result<ExitCode> {
     trials.retain(|trial| !LEFT_OUT.contains(&trial.name()));
     let arguments = Arguments {
         test_threads: Some(1),
+        filter: (!filter.is_empty()).then(|| filter.to_owned()),
         ..Arguments::default()
     };
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
