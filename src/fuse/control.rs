@@ -38,7 +38,8 @@ pub struct Task {
 
 impl Task {
     /// Whether a worker of this task also serves that one. The server's address may differ: its
-    /// name may have been resolved to another one meanwhile.
+    /// name may have been resolved to another one meanwhile. So may the ports that it connects
+    /// from: no program sees them, and a worker of before an upgrade did not heed `noresvport`.
     #[must_use]
     pub fn serves(&self, other: &Self) -> bool {
         let Self {
@@ -51,11 +52,15 @@ impl Task {
             fence,
             ..
         } = self;
+        let options = FuseOptions {
+            noresvport: other.options.noresvport,
+            ..options.clone()
+        };
         *volume == other.volume
             && *share == other.share
             && *dir == other.dir
             && *readonly == other.readonly
-            && *options == other.options
+            && options == other.options
             && *mountpoint == other.mountpoint
             && fence.is_some() == other.fence.is_some()
     }
@@ -153,4 +158,31 @@ pub enum Report {
     Status(Box<WorkerStatus>),
     Served(Served),
     Done,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_serves_who_asks_for_other_ports_and_not_for_other_data() {
+        let task = Task {
+            volume: "v".parse().unwrap(),
+            share: "nas:/export".parse().unwrap(),
+            dir: SharePath::parse("v").unwrap(),
+            addr: "192.0.2.1".parse().unwrap(),
+            nfs_port: 2049,
+            mount_port: 20048,
+            readonly: false,
+            options: FuseOptions::default(),
+            fence: None,
+            mountpoint: "/mnt/v".into(),
+            run_dir: "/run/v".into(),
+        };
+        let mut other = task.clone();
+        other.options.noresvport = true;
+        assert!(task.serves(&other) && other.serves(&task));
+        other.options.sync = true;
+        assert!(!task.serves(&other));
+    }
 }
