@@ -119,6 +119,8 @@ mutants! {
     NoRecordNoVolume,
     /// A session begins on a share whose `format.json` is torn, and knows it by that.
     TornFormatIsOne,
+    /// A daemon that has just started holds no exclusive volume, whatever its session says.
+    GoingOnIsSeenLate,
 }
 
 #[cfg(any(test, feature = "failpoints"))]

@@ -26,7 +26,8 @@ impl<E: Env> Member<E> {
     /// Takes the exclusive volume whose record has this id, if nobody has it. With
     /// [`Claimed::Mine`] this host holds it and, until the time that it tells, no other host does:
     /// provided that the volume still has that record, which is to be looked at afterwards. As long
-    /// as it is held it is not removed, so it keeps its record.
+    /// as it is held it is not removed, so it keeps its record. One that was lost is not to be had
+    /// before [`Member::tend`] has told so.
     ///
     /// # Errors
     /// What the share answered; this host does not hold the volume then.
@@ -57,6 +58,10 @@ impl<E: Env> Member<E> {
         id: &str,
     ) -> Result<Claimed, MemberError> {
         self.ensure(store, state).await?;
+        // What serves it since then must have been ended before there is a right to it again.
+        if state.lost.contains(volume) {
+            return Err(MemberError::Ended);
+        }
         let session = state.session.clone();
         let claims = layout::claims(volume, id);
         store.make_dir(&claims).await?;

@@ -517,7 +517,24 @@ impl<E: Env> Member<E> {
         self.tidy(store).await;
     }
 
-    /// The volumes that this host holds. Waits for nothing.
+    /// The volumes that this host holds, once it has a session: only that tells which of the
+    /// exclusive ones go on after a restart of the daemon.
+    ///
+    /// # Errors
+    /// What the share answered while a session was begun.
+    pub async fn held_in_session(
+        &self,
+        store: &impl Store,
+    ) -> Result<Arc<BTreeMap<VolumeName, Hold>>, MemberError> {
+        let mut state = self.lock().await;
+        if !mutant::is_on(Mutant::GoingOnIsSeenLate) {
+            self.have_session(store, &mut state).await?;
+        }
+        Ok(Arc::clone(&state.holds))
+    }
+
+    /// The volumes that this host holds as far as is known now: of a daemon that has just started
+    /// the shared ones. Waits for nothing.
     #[must_use]
     pub fn held(&self) -> Arc<BTreeMap<VolumeName, Hold>> {
         self.seen().holds

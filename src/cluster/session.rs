@@ -210,7 +210,12 @@ impl<E: Env> Member<E> {
             self.give_up_exclusive(state);
             standing.ended = false;
         }
-        standing.session = Some(self.join(store, state).await?);
+        let session = self.join(store, state).await?;
+        if !mutant::is_on(Mutant::GoingOnIsSeenLate) {
+            // Before there is a right: it is for these as well.
+            self.show(state);
+        }
+        standing.session = Some(session);
         standing.gaps = store.gaps();
         Ok(true)
     }

@@ -294,7 +294,8 @@ impl Driver {
         let (name, id) = (&record.name, record.id.as_str());
         let member = &self.cluster.member;
         // What serves it since a time when this host had it before holds what others do not know.
-        if self.paths.is_served(name) && !member.held().contains_key(name) {
+        // Of a daemon that has just started only its session tells what goes on.
+        if self.paths.is_served(name) && !member.held_in_session(home).await?.contains_key(name) {
             self.paths.abort(name).await?;
         }
         self.give_way(home, record).await;

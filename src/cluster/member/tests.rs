@@ -356,13 +356,23 @@ async fn a_documents_number_does_not_come_again() {
     assert!(!is_seen_after_a_restart(&Home::new()).await);
 }
 
-/// The share as one host sees it: something happens just before it renames to a target, and the
-/// server's clock goes with the hosts'.
+/// The share as one host sees it: something happens just before it renames to a target, or writes a
+/// file into it, and the server's clock goes with the hosts'.
 struct Slow<'a> {
     admin: &'a Admin,
     clock: Clock,
     target: SharePath,
     meanwhile: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>>,
+}
+
+impl Slow<'_> {
+    async fn before(&self, target: &SharePath) {
+        if *target == self.target
+            && let Some(meanwhile) = self.meanwhile.lock().await.take()
+        {
+            meanwhile.await;
+        }
+    }
 }
 
 impl Store for Slow<'_> {
@@ -379,6 +389,7 @@ impl Store for Slow<'_> {
     }
 
     async fn put(&self, file: &SharePath, contents: &[u8]) -> Result<(), AdminError> {
+        self.before(&file.parent()).await;
         self.admin.put(file, contents).await
     }
 
@@ -387,11 +398,7 @@ impl Store for Slow<'_> {
     }
 
     async fn rename(&self, from: &SharePath, to: &SharePath) -> Result<(), AdminError> {
-        if *to == self.target
-            && let Some(meanwhile) = self.meanwhile.lock().await.take()
-        {
-            meanwhile.await;
-        }
+        self.before(to).await;
         Store::rename(self.admin, from, to).await
     }
 
@@ -462,6 +469,54 @@ async fn a_claim_that_waits_keeps_no_renewal_waiting() {
     assert!(renews_beside_a_claim(&Home::new()).await);
     let _back = mutant::put_back(Mutant::RenewalWaitsForCalls);
     assert!(!renews_beside_a_claim(&Home::new()).await);
+}
+
+/// Whether a daemon that has just started sees what it goes on with: whoever asks in its session,
+/// and whoever sees the first right of it.
+async fn goes_on_in_sight(home: &Home) -> [bool; 2] {
+    assert!(mine(home, &begun(home, "a").await).await);
+    let again = home.member("a");
+    let asked = again.held_in_session(&home.admin).await.unwrap();
+
+    let again = home.member("a");
+    let seen = Mutex::new(false);
+    let renewal = async {
+        again.renew(&home.admin).await.unwrap();
+        assert!(again.has_right());
+        *seen.lock().await = again.held().contains_key(&db());
+    };
+    // A renewal comes before the first document is written.
+    let slow = Slow {
+        admin: &home.admin,
+        clock: home.clock.clone(),
+        target: layout::hosts(),
+        meanwhile: Mutex::new(Some(Box::pin(renewal))),
+    };
+    again.tend(&slow).await.unwrap();
+    drop(slow);
+    [asked.contains_key(&db()), seen.into_inner()]
+}
+
+#[tokio::test]
+async fn what_a_new_daemon_goes_on_with_is_seen_at_once() {
+    assert_eq!(goes_on_in_sight(&Home::new()).await, [true, true]);
+    let _back = mutant::put_back(Mutant::GoingOnIsSeenLate);
+    assert_eq!(goes_on_in_sight(&Home::new()).await, [false, false]);
+}
+
+#[tokio::test]
+async fn what_was_lost_is_not_had_again_before_that_was_told() {
+    let home = Home::new();
+    let member = begun(&home, "a").await;
+    assert!(mine(&home, &member).await);
+    let (name, dir) = (home.token("a"), home.path("hosts/a"));
+    fs::rename(dir.join(&name), dir.join(name.replace("alive", "ended"))).unwrap();
+    assert_eq!(member.renew(&home.admin).await.unwrap(), Renewal::Over);
+    let claimed = member.claim(&home.admin, &db(), "1").await;
+    assert!(matches!(claimed, Err(MemberError::Ended)), "{claimed:?}");
+    let told = member.tend(&home.admin).await.unwrap();
+    assert_eq!(told, Beat::Lost(vec![db()]));
+    assert!(mine(&home, &member).await);
 }
 
 /// The document of a host that holds `volumes`, as it lies on the share.
