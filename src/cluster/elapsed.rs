@@ -10,6 +10,10 @@
 //! clock, and drops what was noted before; that is why one is made before a session is ended.
 //! What could hide in the time that an answer takes, and in 1 % of rate, counts as doubt.
 //!
+//! A server that forgets brings back stamps that are older than the last renewals, so after whatever
+//! may hide that ([`Elapsed::forget`], a long pause) the past is void, and every host is as young as
+//! can be.
+//!
 //! A server whose stamps are whole seconds (128-byte inodes of ext3, some NAS boxes) is known by them;
 //! what hides in such a tick counts once, so a host is taken for dead up to three seconds later.
 //!
@@ -106,12 +110,8 @@ impl Elapsed {
                 Some(passed) if most <= self.longest => {
                     doubt = (most * (100 + RATE) / 100 + twice).saturating_sub(passed);
                 }
-                Some(_) => self.samples.clear(),
                 // A stamp that was seen before may have been made anew since.
-                None => {
-                    self.samples.clear();
-                    self.seen.clear();
-                }
+                _ => self.forget(),
             }
         }
         self.samples.push_back(Sample {
@@ -128,6 +128,13 @@ impl Elapsed {
         {
             self.samples.pop_front();
         }
+    }
+
+    /// The server may have forgotten what was seen, and bring back older stamps: all are as young
+    /// as can be from now on.
+    pub fn forget(&mut self) {
+        self.samples.clear();
+        self.seen.clear();
     }
 
     /// A host's stamp has been read; the answer came at `now`.

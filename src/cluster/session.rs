@@ -55,6 +55,9 @@ pub(super) enum Found {
     Nothing,
 }
 
+/// Where renewals are as rare as this, each may come by a new connection, which then says nothing. A
+/// living host is not taken for dead there either: what a server forgets is some 35 s.
+const RARE: Duration = Duration::from_secs(60);
 /// How often a session is tried to be had with a right before a call gives up.
 const ROUNDS: usize = 6;
 
@@ -85,14 +88,14 @@ impl<E: Env> Member<E> {
             let first = *session.tried.get_or_insert(sent);
             let error = match store.rename_within(&dir, &from, &to).await {
                 Ok(stamp) => {
-                    self.stamped(sent, stamp);
                     let renewed = self.renewed(session, next, sent);
                     self.watch_gaps(&mut standing, store);
+                    self.stamped(sent, stamp);
                     return Ok(renewed);
                 }
                 Err(error) => error,
             };
-            self.unsure.raise();
+            self.may_have_forgotten();
             let found = self.find(store, &self.host.name, &session.id).await?;
             match found {
                 // Done by this try or by an earlier one whose answer was lost.
@@ -157,8 +160,24 @@ impl<E: Env> Member<E> {
         let gaps = store.gaps();
         if gaps != standing.gaps {
             standing.gaps = gaps;
-            self.unsure.raise();
+            self.may_have_forgotten();
         }
+    }
+
+    /// The server may not be where it was: what is known of it so far says nothing any more, neither
+    /// of what this host did nor of how long another one has been silent.
+    fn may_have_forgotten(&self) {
+        self.unsure.raise();
+        let often = self.times.renew() < RARE;
+        if often && !mutant::is_on(Mutant::SilenceOutlivesForgetting) {
+            self.watched().elapsed.forget();
+        }
+    }
+
+    /// The way for what is done while a renewal waits for it: each call is answered as soon as one
+    /// of those is, or given up.
+    fn renewals(&self, store: &impl Store) -> impl Store {
+        store.for_renewals(self.times.answer())
     }
 
     fn over(&self, standing: &mut Standing) {
@@ -183,14 +202,14 @@ impl<E: Env> Member<E> {
             if self.env.now() + self.times.right() / 2 < self.right_until() {
                 return Ok(());
             }
-            self.renew_now(store).await?;
+            self.renew_now(&self.renewals(store)).await?;
         }
         Err(MemberError::Ended)
     }
 
     /// A renewal now, whose stamp shows the server's clock.
     pub(super) async fn ensure_fresh(&self, store: &impl Store) -> Result<(), MemberError> {
-        match self.renew_now(store).await? {
+        match self.renew_now(&self.renewals(store)).await? {
             Renewal::Renewed => Ok(()),
             Renewal::Forgotten | Renewal::Over => Err(MemberError::Ended),
         }
@@ -216,7 +235,7 @@ impl<E: Env> Member<E> {
             self.show(state);
         }
         standing.session = Some(session);
-        standing.gaps = store.gaps();
+        standing.gaps = self.renewals(store).gaps();
         Ok(true)
     }
 
@@ -340,6 +359,7 @@ impl<E: Env> Member<E> {
 
     /// Looks at the token, and puts it there again if it was forgotten.
     pub(super) async fn recall_token(&self, store: &impl Store) -> Result<(), MemberError> {
+        let store = &self.renewals(store);
         let mut standing = self.standing.lock().await;
         let Some(session) = &mut standing.session else {
             return Ok(());

@@ -26,6 +26,9 @@ type Answer<T> = Result<T, AdminError>;
 /// Directory operations of the home share. An error may mean that the change was made, or that
 /// it still will be.
 pub trait Store: Send + Sync {
+    /// The same share by a way that is for renewals alone, where a call waits for no other and for
+    /// its answer no longer than this.
+    fn for_renewals(&self, answer: Duration) -> impl Store;
     /// The entries; `None` when there is no such directory. Names that are no UTF-8 are left out.
     fn list(&self, dir: &SharePath) -> impl Future<Output = Answer<Option<Vec<Entry>>>> + Send;
     /// When the object was last changed.
@@ -65,6 +68,10 @@ pub trait Env: Send + Sync {
 }
 
 impl Store for Admin {
+    fn for_renewals(&self, answer: Duration) -> impl Store {
+        Self::for_renewals(self, answer)
+    }
+
     async fn list(&self, dir: &SharePath) -> Answer<Option<Vec<Entry>>> {
         let entries = Self::list(self, dir).await?;
         Ok(entries.map(|entries| {

@@ -80,8 +80,6 @@ pub(super) struct Cluster {
     aside: bool,
     /// Something was mounted or unmounted: the others are told soon what holds what.
     pub(super) changed: tokio::sync::Notify,
-    /// A way to the home share for renewals alone, and the way that it was made from.
-    apart: Mutex<Option<(Admin, Admin)>>,
     /// Renewals in a row that were not answered.
     unanswered: AtomicU64,
     /// A session has begun, and its first renewal is due.
@@ -136,7 +134,6 @@ impl Cluster {
             member: Member::new(host, times, HostEnv, using),
             aside,
             changed: tokio::sync::Notify::new(),
-            apart: Mutex::default(),
             unanswered: AtomicU64::new(0),
             begun: tokio::sync::Notify::new(),
             tend: tokio::sync::Notify::new(),
@@ -169,19 +166,6 @@ impl Cluster {
     /// What this host holds.
     pub(super) fn holds(&self) -> Arc<BTreeMap<VolumeName, crate::cluster::Hold>> {
         self.member.held()
-    }
-
-    /// The way to the home share that is for renewals alone.
-    fn apart(&self, home: &Admin) -> Admin {
-        let mut apart = self.apart.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*apart {
-            Some((of, way)) if of.is_same_way(home) => way.clone(),
-            _ => {
-                let way = home.apart(self.member.times().answer());
-                *apart = Some((home.clone(), way.clone()));
-                way
-            }
-        }
     }
 }
 
@@ -662,7 +646,7 @@ impl Driver {
         // A server may take longer to be reached anew than to answer: every other time there is
         // more time for it.
         let way = match tries % 2 {
-            0 => self.cluster.apart(&home),
+            0 => home.for_renewals(self.cluster.member.times().answer()),
             _ => home,
         };
         let renewed = self.cluster.member.renew(&way).await;

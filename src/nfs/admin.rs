@@ -24,7 +24,7 @@ mod v3;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -151,6 +151,18 @@ pub struct Admin(Arc<Inner>);
 struct Inner {
     share: Share,
     way: Way,
+    /// The way for renewals, once it is used; without one this is it.
+    renewals: Option<Arc<OnceLock<Admin>>>,
+}
+
+impl Inner {
+    fn new(share: Share, way: Way) -> Arc<Self> {
+        Arc::new(Self {
+            share,
+            way,
+            renewals: Some(Arc::default()),
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -190,7 +202,7 @@ impl Admin {
     #[must_use]
     pub fn v3_with(share: Share, settings: AdminSettings, breaker: Breaker) -> Self {
         let way = Way::V3(Box::new(V3::new(share.clone(), settings, breaker)));
-        Self(Arc::new(Inner { share, way }))
+        Self(Inner::new(share, way))
     }
 
     /// The share as mounted at `dir`.
@@ -200,7 +212,7 @@ impl Admin {
     #[must_use]
     pub fn mounted(share: Share, dir: PathBuf, settings: AdminSettings) -> Self {
         let way = Way::Mounted(Mounted::new(dir, &settings));
-        Self(Arc::new(Inner { share, way }))
+        Self(Inner::new(share, way))
     }
 
     /// The same, for one call of a user: the directories that it comes to are looked up once, and
@@ -211,21 +223,32 @@ impl Admin {
         let Way::V3(v3) = &self.0.way else {
             return self.clone();
         };
-        let way = Way::V3(Box::new(v3.scoped()));
-        let share = self.0.share.clone();
-        Self(Arc::new(Inner { share, way }))
+        Self(Arc::new(Inner {
+            share: self.0.share.clone(),
+            way: Way::V3(Box::new(v3.scoped())),
+            renewals: self.0.renewals.clone(),
+        }))
     }
 
-    /// The same share by a connection of its own: what is done by it waits for no other operation,
-    /// and each ends within `op_deadline`.
+    /// The same share by a connection of its own, the same one each time: what is done by it waits
+    /// for no other operation, and each ends within `answer`.
     #[must_use]
-    pub fn apart(&self, op_deadline: Duration) -> Self {
-        let way = match &self.0.way {
-            Way::V3(v3) => Way::V3(Box::new(v3.apart(op_deadline))),
-            Way::Mounted(mounted) => Way::Mounted(mounted.apart(op_deadline)),
+    pub fn for_renewals(&self, answer: Duration) -> Self {
+        let Some(renewals) = &self.0.renewals else {
+            return self.clone();
         };
-        let share = self.0.share.clone();
-        Self(Arc::new(Inner { share, way }))
+        let apart = renewals.get_or_init(|| {
+            let way = match &self.0.way {
+                Way::V3(v3) => Way::V3(Box::new(v3.apart(answer))),
+                Way::Mounted(mounted) => Way::Mounted(mounted.apart(answer)),
+            };
+            Self(Arc::new(Inner {
+                share: self.0.share.clone(),
+                way,
+                renewals: None,
+            }))
+        });
+        apart.clone()
     }
 
     /// The connections made so far over NFSv3: a new one may follow a time when the server was

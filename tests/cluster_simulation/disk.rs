@@ -71,7 +71,7 @@ pub(crate) struct Disk {
 }
 
 /// How far back the server may go.
-const KEPT: Duration = Duration::from_secs(15);
+const KEPT: Duration = Duration::from_secs(45);
 
 fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(dir, _)| dir)
@@ -397,6 +397,10 @@ fn text(path: &SharePath) -> String {
 }
 
 impl Store for Link {
+    fn for_renewals(&self, answer: Duration) -> impl Store {
+        self.within(answer)
+    }
+
     async fn list(&self, dir: &SharePath) -> Result<Option<Vec<Entry>>, AdminError> {
         match self.call(Op::List(text(dir))).await? {
             Answer::Names(names) => Ok(names),

@@ -42,6 +42,9 @@ const HOSTS: [&str; 3] = ["alpha", "beta", "gamma"];
 const EXCLUSIVE: [&str; 2] = ["db", "queue"];
 const VOLUMES: [&str; 3] = ["db", "queue", "web"];
 const SESSION: Duration = Duration::from_secs(30);
+/// The server forgets up to so many milliseconds: a Linux server writes back what is 30 s old, and
+/// looks for that each 5 s.
+const FORGOTTEN: u64 = 40_000;
 /// For this long things go wrong.
 const TROUBLE: Duration = Duration::from_secs(300);
 
@@ -270,6 +273,7 @@ impl Faults<'_> {
                     let long = self.millis(0..6000);
                     self.export_nothing(long);
                 } else {
+                    // Uses are short, and of those that are younger than this nothing is said.
                     let (back, down) = (self.millis(0..10_000), self.millis(0..4000));
                     self.crash(back, down);
                 }
@@ -297,7 +301,7 @@ impl Faults<'_> {
                 self.disk.lock().unwrap().ahead += jump;
             }
             7 if self.crashed.elapsed() > SESSION * 2 => {
-                let back = self.millis(0..10_000);
+                let back = self.millis(0..FORGOTTEN);
                 self.crash(back, long / 2);
             }
             8 => self.export_nothing(long / 2),

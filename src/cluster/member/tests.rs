@@ -60,6 +60,26 @@ impl Home {
         Member::new(host, Times::new(SESSION), self.clock.clone(), [])
     }
 
+    /// The share for one who is slow, as soon as it is told by what.
+    fn slow(&self) -> Slow<'_> {
+        Slow {
+            admin: &self.admin,
+            clock: self.clock.clone(),
+            target: SharePath::root(),
+            meanwhile: Mutex::new(None),
+            stuck: false,
+        }
+    }
+
+    /// The server forgets a host's last renewals.
+    fn forget_renewals(&self, host: &str, number: u64) {
+        let name = self.token(host);
+        let mut token = layout::Token::parse(&name).unwrap();
+        token.number -= number;
+        let dir = self.path("hosts").join(host);
+        fs::rename(dir.join(name), dir.join(token.name())).unwrap();
+    }
+
     fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(".nfsvol").join(path)
     }
@@ -109,11 +129,7 @@ async fn mine(home: &Home, member: &Member<Clock>) -> bool {
 
 /// The server's power fails, and it comes back with the token as it was some renewals ago.
 async fn goes_on_behind(home: &Home, member: &Member<Clock>) -> Result<(), String> {
-    let name = home.token("a");
-    let mut token = layout::Token::parse(&name).unwrap();
-    token.number -= 1;
-    let dir = home.path("hosts/a");
-    fs::rename(dir.join(name), dir.join(token.name())).unwrap();
+    home.forget_renewals("a", 1);
     home.clock.pass(5);
     let beat = member.beat(&home.admin).await;
     let beat = beat.map_err(|error| error.to_string())?;
@@ -256,12 +272,7 @@ async fn a_torn_document_of_a_dead_host_is_void_after_its_session() {
     let unknown = b.holdings(&home.admin, &db()).await.unwrap_err();
     assert!(matches!(unknown, MemberError::Unreadable(host) if host == "a"));
     // The times of files go by the machine's clock, which stands still beside this one.
-    let store = Slow {
-        admin: &home.admin,
-        clock: home.clock.clone(),
-        target: SharePath::root(),
-        meanwhile: Mutex::new(None),
-    };
+    let store = home.slow();
     for _ in 0..5 {
         home.clock.pass(5);
         b.renew(&store).await.unwrap();
@@ -363,6 +374,8 @@ struct Slow<'a> {
     clock: Clock,
     target: SharePath,
     meanwhile: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>>,
+    /// What is not for renewals alone gets no answer any more.
+    stuck: bool,
 }
 
 impl Slow<'_> {
@@ -376,6 +389,16 @@ impl Slow<'_> {
 }
 
 impl Store for Slow<'_> {
+    fn for_renewals(&self, _: Duration) -> impl Store {
+        Slow {
+            admin: self.admin,
+            clock: self.clock.clone(),
+            target: SharePath::root(),
+            meanwhile: Mutex::new(None),
+            stuck: false,
+        }
+    }
+
     async fn list(&self, dir: &SharePath) -> Result<Option<Vec<Entry>>, AdminError> {
         Store::list(self.admin, dir).await
     }
@@ -408,6 +431,9 @@ impl Store for Slow<'_> {
         from: &str,
         to: &str,
     ) -> Result<Stamp, AdminError> {
+        if self.stuck {
+            std::future::pending::<()>().await;
+        }
         let mut stamp = Store::rename_within(self.admin, dir, from, to).await?;
         stamp.secs += self.clock.0.0.load(Ordering::Relaxed);
         Ok(stamp)
@@ -427,10 +453,9 @@ async fn claims_beside_a_slow_host(home: &Home) -> [bool; 2] {
         assert!(mine(home, &b).await);
     });
     let slow = Slow {
-        admin: &home.admin,
-        clock: home.clock.clone(),
         target: layout::claims(&db(), "1").join("1"),
         meanwhile: Mutex::new(Some(meanwhile)),
+        ..home.slow()
     };
     let first = a.claim(&slow, &db(), "1").await.unwrap();
     [matches!(first, Claimed::Mine(_)), mine(home, &b).await]
@@ -454,10 +479,9 @@ async fn renews_beside_a_claim(home: &Home) -> bool {
         *renewed.lock().await = renewal.is_ok();
     };
     let slow = Slow {
-        admin: &home.admin,
-        clock: home.clock.clone(),
         target: layout::claims(&db(), "1").join("1"),
         meanwhile: Mutex::new(Some(Box::pin(beside))),
+        ..home.slow()
     };
     member.claim(&slow, &db(), "1").await.unwrap();
     drop(slow);
@@ -469,6 +493,47 @@ async fn a_claim_that_waits_keeps_no_renewal_waiting() {
     assert!(renews_beside_a_claim(&Home::new()).await);
     let _back = mutant::put_back(Mutant::RenewalWaitsForCalls);
     assert!(!renews_beside_a_claim(&Home::new()).await);
+}
+
+/// The server forgets the renewals of the last seconds: whether a host that made some of them is
+/// taken for dead, because it seems to have made none since.
+async fn is_ended_after_forgetting(home: &Home) -> bool {
+    let (a, b) = (begun(home, "a").await, begun(home, "b").await);
+    a.hold(&home.admin, &db(), Access::Shared).await.unwrap();
+    assert_eq!(b.holdings(&home.admin, &db()).await.unwrap().len(), 1);
+    // The times of files go by the machine's clock: those of a seem to be as old as this.
+    let store = home.slow();
+    for _ in 0..5 {
+        home.clock.pass(5);
+        b.renew(&store).await.unwrap();
+    }
+    home.forget_renewals("b", 2);
+    home.clock.pass(5);
+    b.holdings(&store, &db()).await.unwrap_err();
+    b.holdings(&store, &db()).await.unwrap().is_empty()
+}
+
+#[tokio::test]
+async fn a_server_that_forgets_makes_nobody_silent() {
+    assert!(!is_ended_after_forgetting(&Home::new()).await);
+    let _back = mutant::put_back(Mutant::SilenceOutlivesForgetting);
+    assert!(is_ended_after_forgetting(&Home::new()).await);
+}
+
+#[tokio::test]
+async fn a_way_that_is_stuck_keeps_no_renewal_waiting() {
+    let home = Home::new();
+    let member = begun(&home, "a").await;
+    let stuck = Slow {
+        stuck: true,
+        ..home.slow()
+    };
+    home.clock.pass(10);
+    // Needs a renewal first: its right does not last for long any more.
+    let volume = db();
+    let held = member.holdings(&stuck, &volume);
+    let held = tokio::time::timeout(Duration::from_secs(5), held).await;
+    assert_eq!(held.expect("it renews by another way").unwrap(), []);
 }
 
 /// Whether a daemon that has just started sees what it goes on with: whoever asks in its session,
@@ -487,10 +552,9 @@ async fn goes_on_in_sight(home: &Home) -> [bool; 2] {
     };
     // A renewal comes before the first document is written.
     let slow = Slow {
-        admin: &home.admin,
-        clock: home.clock.clone(),
         target: layout::hosts(),
         meanwhile: Mutex::new(Some(Box::pin(renewal))),
+        ..home.slow()
     };
     again.tend(&slow).await.unwrap();
     drop(slow);

@@ -68,6 +68,8 @@ struct Shared {
     dials: AtomicU64,
     /// How long a kept handle is used ([`HANDLE_AGE`]).
     handle_age: Duration,
+    /// How long a connection without calls is kept ([`IDLE`]).
+    idle_age: Duration,
     slots: Semaphore,
     /// The server has no READDIRPLUS.
     plain_listing: AtomicBool,
@@ -102,6 +104,7 @@ impl V3 {
             meter: Meter::default(),
             dials: AtomicU64::new(0),
             handle_age: HANDLE_AGE,
+            idle_age: IDLE,
             slots: Semaphore::new(settings.max_connections.max(1)),
             plain_listing: AtomicBool::new(false),
             settings,
@@ -123,7 +126,8 @@ impl V3 {
     }
 
     /// The same share by a connection of its own, with a deadline of its own. Handles that are kept
-    /// are kept for as long as they are good, so that an operation is one call.
+    /// are kept for as long as they are good, so that an operation is one call; so is the connection, so
+    /// that a new one says that the server may have been away.
     pub(super) fn apart(&self, op_deadline: Duration) -> Self {
         let settings = AdminSettings {
             op_deadline,
@@ -148,6 +152,7 @@ impl V3 {
             meter: self.shared.meter.clone(),
             dials: AtomicU64::new(0),
             handle_age: Duration::MAX,
+            idle_age: Duration::MAX,
             slots: Semaphore::new(settings.max_connections),
             plain_listing: AtomicBool::new(self.shared.plain_listing.load(Ordering::Relaxed)),
             settings,
@@ -215,7 +220,9 @@ impl V3 {
     /// A good connection from the pool. Also closes those that were idle for too long.
     fn idle_wire(&self) -> Option<(Arc<Route>, Wire)> {
         let mut state = self.state();
-        state.idle.retain(|(since, _)| since.elapsed() < IDLE);
+        state
+            .idle
+            .retain(|(since, _)| since.elapsed() < self.shared.idle_age);
         let route = Arc::clone(state.route.as_ref()?);
         while let Some((_, wire)) = state.idle.pop() {
             if wire.is_quiet() {
