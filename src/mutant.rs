@@ -119,6 +119,8 @@ mutants! {
     NoRecordNoVolume,
     /// A session begins on a share whose `format.json` is torn, and knows it by that.
     TornFormatIsOne,
+    /// A document that says what this host would tell is good, although it is an earlier one.
+    BehindIsEqual,
     /// How long another host was silent counts on when the server has forgotten its renewals.
     SilenceOutlivesForgetting,
     /// A daemon that has just started holds no exclusive volume, whatever its session says.

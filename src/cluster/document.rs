@@ -118,8 +118,11 @@ impl<E: Env> Member<E> {
             Some(number) => self.document(store, &self.host.name, number).await,
             None => Ok(None),
         };
+        // Whoever looks by numbers would take the others' for old as well.
+        let behind = highest < state.old.last().copied();
+        let behind = behind && !mutant::is_on(Mutant::BehindIsEqual);
         match there {
-            Ok(Some(there)) if there == told => {}
+            Ok(Some(there)) if there == told && !behind => {}
             Ok(_) | Err(MemberError::Unreadable(_)) => {
                 state.number = state.number.max(highest.unwrap_or(0));
                 state.dirty = true;

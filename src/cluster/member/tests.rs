@@ -536,6 +536,30 @@ async fn a_way_that_is_stuck_keeps_no_renewal_waiting() {
     assert_eq!(held.expect("it renews by another way").unwrap(), []);
 }
 
+/// The server forgets the documents of a host since one that said the same as the last: whether
+/// that is put right.
+async fn looks_again_after_going_back(home: &Home) -> bool {
+    let a = begun(home, "a").await;
+    let (first, contents) = (home.last_document("a"), home.last_document("a"));
+    let contents = fs::read(contents).unwrap();
+    a.hold(&home.admin, &db(), Access::Shared).await.unwrap();
+    a.release(&home.admin, &[db()]).await;
+    for document in home.names("hosts").iter().filter(|d| d.starts_with("a.")) {
+        fs::remove_file(home.path("hosts").join(document)).unwrap();
+    }
+    fs::write(first, contents).unwrap();
+    a.look(&home.admin).await.unwrap_err();
+    a.beat(&home.admin).await.unwrap();
+    a.look(&home.admin).await.is_ok()
+}
+
+#[tokio::test]
+async fn an_equal_document_that_is_back_is_written_anew() {
+    assert!(looks_again_after_going_back(&Home::new()).await);
+    let _back = mutant::put_back(Mutant::BehindIsEqual);
+    assert!(!looks_again_after_going_back(&Home::new()).await);
+}
+
 /// Whether a daemon that has just started sees what it goes on with: whoever asks in its session,
 /// and whoever sees the first right of it.
 async fn goes_on_in_sight(home: &Home) -> [bool; 2] {
