@@ -121,6 +121,9 @@ mutants! {
     TornFormatIsOne,
     /// A document that says what this host would tell is good, although it is an earlier one.
     BehindIsEqual,
+    /// Of a silent host without a token the proof of its end is put there, beside which it may put
+    /// its token.
+    ProofWithoutToken,
     /// How long another host was silent counts on when the server has forgotten its renewals.
     SilenceOutlivesForgetting,
     /// A daemon that has just started holds no exclusive volume, whatever its session says.

@@ -1,8 +1,8 @@
 //! What a host sees of the others: who lives, and what each holds.
 //!
-//! Absence is no proof. A session whose token is not there is over when its host has been silent
-//! for as long as any other, and then a proof is put there. A document that cannot be read counts
-//! as holding everything until then.
+//! Absence is no proof. Where the token of a session is not there and its host has been silent for
+//! as long as any other, a token is put there, which the host may renew and others may end later. A
+//! document that cannot be read counts as holding everything until its host has been silent.
 //!
 //! Known limit: of a host none of whose documents was ever read, the session time is not known;
 //! the longest there is counts.
@@ -320,13 +320,16 @@ impl<E: Env> Member<E> {
         let dir = layout::host_dir(&doc.host);
         let token = match silent {
             Silent::Token(token) => token,
+            // Its host may put its own there at this moment, so not the proof: one that lives, and
+            // is ended as any other once it has been silent for as long.
             Silent::Nothing => {
-                let proof = Token {
-                    alive: false,
+                let token = Token {
+                    alive: !mutant::is_on(Mutant::ProofWithoutToken),
                     ..Token::alive(&doc.session, 0)
                 };
-                store.put(&dir.join(&proof.name()), &[]).await?;
-                return Ok(Life::Over);
+                store.put(&dir.join(&token.name()), &[]).await?;
+                let times = Times::new(Duration::from_millis(doc.session_ms));
+                return Ok(Life::Lives(times.expire()));
             }
         };
         let ended = Token {

@@ -560,6 +560,41 @@ async fn an_equal_document_that_is_back_is_written_anew() {
     assert!(!looks_again_after_going_back(&Home::new()).await);
 }
 
+/// The token of a silent host is forgotten, and the host comes back while another one takes it for
+/// dead: whether both are of one mind afterwards.
+async fn comes_back_beside_its_end(home: &Home) -> bool {
+    let (a, b) = (begun(home, "a").await, begun(home, "b").await);
+    a.hold(&home.admin, &db(), Access::Shared).await.unwrap();
+    assert_eq!(b.holdings(&home.admin, &db()).await.unwrap().len(), 1);
+    fs::remove_file(home.path("hosts/a").join(home.token("a"))).unwrap();
+    let back = async {
+        a.beat(&home.admin).await.unwrap_err();
+        a.beat(&home.admin).await.unwrap();
+    };
+    let store = Slow {
+        target: layout::host_dir("a"),
+        meanwhile: Mutex::new(Some(Box::pin(back))),
+        ..home.slow()
+    };
+    for _ in 0..6 {
+        home.clock.pass(5);
+        b.renew(&store).await.unwrap();
+    }
+    home.clock.pass(5);
+    b.holdings(&store, &db()).await.unwrap();
+    assert!(store.meanwhile.lock().await.is_none(), "it came back");
+    a.beat(&home.admin).await.unwrap();
+    assert!(a.has_right());
+    !b.holdings(&home.admin, &db()).await.unwrap().is_empty()
+}
+
+#[tokio::test]
+async fn a_host_that_comes_back_without_a_token_lives_for_all() {
+    assert!(comes_back_beside_its_end(&Home::new()).await);
+    let _back = mutant::put_back(Mutant::ProofWithoutToken);
+    assert!(!comes_back_beside_its_end(&Home::new()).await);
+}
+
 /// Whether a daemon that has just started sees what it goes on with: whoever asks in its session,
 /// and whoever sees the first right of it.
 async fn goes_on_in_sight(home: &Home) -> [bool; 2] {
