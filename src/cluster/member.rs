@@ -73,8 +73,9 @@ impl MemberError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Share(error) => error.is_transient(),
-            Self::SameName(_) | Self::Unreadable(_) => false,
-            Self::Ended | Self::Unclear(_) | Self::Elsewhere => true,
+            Self::Unreadable(_) => false,
+            // Mostly this host itself, with another state directory or both its documents torn.
+            Self::SameName(_) | Self::Ended | Self::Unclear(_) | Self::Elsewhere => true,
         }
     }
 }

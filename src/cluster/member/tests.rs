@@ -595,6 +595,18 @@ async fn a_host_that_comes_back_without_a_token_lives_for_all() {
     assert!(!comes_back_beside_its_end(&Home::new()).await);
 }
 
+#[tokio::test]
+async fn a_host_all_of_whose_documents_are_torn_waits_for_itself() {
+    let home = Home::new();
+    begun(&home, "a").await;
+    for document in home.names("hosts").iter().filter(|d| d.starts_with("a.")) {
+        fs::write(home.path("hosts").join(document), "").unwrap();
+    }
+    let error = home.member("a").beat(&home.admin).await.unwrap_err();
+    assert!(matches!(error, MemberError::SameName(_)), "{error}");
+    assert!(error.is_transient());
+}
+
 /// Whether a daemon that has just started sees what it goes on with: whoever asks in its session,
 /// and whoever sees the first right of it.
 async fn goes_on_in_sight(home: &Home) -> [bool; 2] {
