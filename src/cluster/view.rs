@@ -209,13 +209,38 @@ impl<E: Env> Member<E> {
         if mutant::is_on(Mutant::TornFilesStay) {
             return unknown();
         }
-        for token in self.tokens(store, host).await? {
-            let doc = HostDoc::unread(host, &token.session, unreadable.session);
-            if token.alive && self.life(store, &doc).await? != Life::Over {
+        let mut tokens = self.tokens(store, host).await?;
+        if tokens.is_empty() {
+            // A name that is being changed may be missed once.
+            tokens = self.tokens(store, host).await?;
+        }
+        let unread = |session: &str| HostDoc::unread(host, session, unreadable.session);
+        if tokens.is_empty() && !self.is_silent(store, &unread("")).await? {
+            return unknown();
+        }
+        for token in tokens.iter().filter(|token| token.alive) {
+            if self.life(store, &unread(&token.session)).await? != Life::Over {
                 return unknown();
             }
         }
         Ok(())
+    }
+
+    /// Whether a host none of whose sessions is there has been silent for as long as a session.
+    async fn is_silent(&self, store: &impl Store, doc: &HostDoc) -> Result<bool, MemberError> {
+        if mutant::is_on(Mutant::AbsenceEndsSessions) {
+            return Ok(true);
+        }
+        let Some(stamp) = store.mtime(&layout::host_dir(&doc.host)).await? else {
+            return Ok(false);
+        };
+        self.watched().elapsed.see(&doc.host, stamp, self.env.now());
+        if !self.left(doc, stamp).is_zero() {
+            return Ok(false);
+        }
+        // As for a session: a server's clock that went back, or a server that forgot, shows now.
+        self.ensure_fresh(store).await?;
+        Ok(self.left(doc, stamp).is_zero())
     }
 
     pub(super) async fn check_all_known(

@@ -607,6 +607,29 @@ async fn a_host_all_of_whose_documents_are_torn_waits_for_itself() {
     assert!(error.is_transient());
 }
 
+/// A host's document is torn and its token forgotten: whether it counts as holding nothing.
+async fn holds_nothing_unseen(home: &Home) -> bool {
+    let (a, b) = (begun(home, "a").await, begun(home, "b").await);
+    a.hold(&home.admin, &db(), Access::Shared).await.unwrap();
+    fs::write(home.last_document("a"), "").unwrap();
+    fs::remove_file(home.path("hosts/a").join(home.token("a"))).unwrap();
+    let before = b.holdings(&home.admin, &db()).await.is_ok();
+    let store = home.slow();
+    for _ in 0..6 {
+        home.clock.pass(5);
+        b.renew(&store).await.unwrap();
+    }
+    assert_eq!(b.holdings(&store, &db()).await.unwrap(), []);
+    before
+}
+
+#[tokio::test]
+async fn a_host_of_which_nothing_can_be_read_is_waited_for() {
+    assert!(!holds_nothing_unseen(&Home::new()).await);
+    let _back = mutant::put_back(Mutant::AbsenceEndsSessions);
+    assert!(holds_nothing_unseen(&Home::new()).await);
+}
+
 /// Whether a daemon that has just started sees what it goes on with: whoever asks in its session,
 /// and whoever sees the first right of it.
 async fn goes_on_in_sight(home: &Home) -> [bool; 2] {
