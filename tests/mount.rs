@@ -613,6 +613,10 @@ fn silent_server(lab: &'static Lab) -> Result {
     let (dead, fine) = (silent.share("/srv/export"), nas.share("/srv/export"));
     client.ok(&format!("attach s1 {dead} s1 v4.1 20000"))?;
     client.ok(&format!("attach h1 {fine} h1 v4.1 20000"))?;
+    // Pages that syncfs has to wait for, whatever happens to it.
+    let dirty = format!("exec 3>{ROOT}/volumes/s1/dirty; echo x >&3; echo written; sleep 300");
+    let writer = client.0.spawn("dirty", &["sh", "-c", &dirty])?;
+    writer.wait_log("written", Duration::from_secs(20))?;
     silent.freeze()?;
     let answers = client.run(&format!(
         "attach s2 {dead} s2 v4.1 2000 & -- sleep 300 -- attach h1 {fine} h1 v4.1 2000 \
@@ -638,12 +642,14 @@ fn silent_server(lab: &'static Lab) -> Result {
     );
     let busy = find("not responding")?;
     ensure!(milliseconds(busy) < 100.0, "{busy}");
-    // A volume of the silent server comes off all the same.
+    // A volume of the silent server comes off all the same, and its process ends: what waits for the
+    // server for ever is another one.
     let detached = client.ok("detach s1 500")?;
     ensure!(
         detached["was_mounted"] == true && milliseconds(&detached) < 3000.0,
         "{detached}"
     );
+    ensure!(!detached["unflushed"].is_null(), "{detached}");
 
     // What succeeds too late leaves nothing behind.
     let exe = std::env::current_exe()?;
@@ -656,6 +662,7 @@ fn silent_server(lab: &'static Lab) -> Result {
     let running = client.0.spawn("late", &argv)?;
     running.wait_log("error", Duration::from_secs(20))?;
     silent.thaw()?;
+    drop(writer);
     running.wait(Duration::from_secs(20))?;
     // At the volume's directory; or at the mount, if a trial beside this one has unmounted the share.
     let told = ["no answer from the server", "did not answer in time"];

@@ -18,12 +18,13 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, OFlags, openat, syncfs};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, fsopen};
 
@@ -36,6 +37,7 @@ use super::own::own_key;
 use super::share::{self, ShareMount};
 use super::shares::{Round, ShareState, Shares, UNMOUNT_WAIT, local, share_key, until};
 use super::stats::{self, MountStats};
+use super::sys::{Aside, Call};
 use crate::nfs::address::{Share, SharePath};
 use crate::volume::{MountOptions, VolumeName};
 
@@ -530,7 +532,7 @@ impl KernelPath {
         let call = move |_: &Ticket| {
             let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat(CWD, &place, directory, Mode::empty())
-                .and_then(syncfs)
+                .and_then(sync)
                 .map_err(|errno| MountError::Volume {
                     volume,
                     what: "writing back",
@@ -628,6 +630,15 @@ impl KernelPath {
             }
         });
     }
+}
+
+/// Writes back what a file system has, in a process that may have to wait for ever.
+fn sync(root: OwnedFd) -> Result<(), Errno> {
+    let started = Aside::start(Call::Sync, root.as_fd());
+    // From here on that process alone keeps the file system busy.
+    drop(root);
+    let started = started.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    started.wait(None)
 }
 
 #[cfg(test)]

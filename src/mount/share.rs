@@ -25,13 +25,13 @@ use super::bind::{self, SETTLE_PAUSE, SETTLE_TRIES};
 use super::error::{Attempt, MountError, Step};
 use super::kernel::Endpoint;
 use super::lane::Ticket;
-use super::sys::Creation;
+use super::sys::{Aside, Call};
 use crate::nfs::address::{Server, Share, SharePath};
 use crate::volume::{MountOptions, NfsVersion};
 
 /// How long the kernel may take to mount a share with one version. A healthy server takes
 /// milliseconds; NFSv4 mounts of all other servers may have to wait for this one (see
-/// `sys::Creation`), so it ends long before a usual deadline.
+/// `sys::Call`), so it ends long before a usual deadline.
 const CREATE_LIMIT: Duration = Duration::from_secs(20);
 /// How long before its caller's deadline a mount is given up, so that the caller still hears what
 /// was tried.
@@ -217,13 +217,14 @@ impl ShareMount<'_> {
             .checked_sub(MARGIN)
             .unwrap_or(now)
             .min(now + CREATE_LIMIT);
-        let creation = Creation::start(context.as_fd()).map_err(|source| MountError::Local {
-            step: Step::MountShare,
-            what: "starting a process for the mount".to_owned(),
-            source,
-        })?;
+        let creation =
+            Aside::start(Call::Create, context.as_fd()).map_err(|source| MountError::Local {
+                step: Step::MountShare,
+                what: "starting a process for the mount".to_owned(),
+                source,
+            })?;
         fail::fail_point!("mount.creating", |_| crate::failpoint::die());
-        let created = creation.wait(deadline);
+        let created = creation.wait(Some(deadline));
         if let Err(errno) = created {
             return failed(errno, &context);
         }

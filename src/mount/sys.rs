@@ -54,31 +54,41 @@ pub(super) fn mount_setattr(
     }
 }
 
-/// A process of its own that creates the superblock of a file system context.
-///
-/// Creating an NFS superblock talks to the server, and while NFSv4 does so the kernel holds a
-/// lock that every NFSv4 mount of the host needs (`nfs_clid_init_mutex`): one server that falls
-/// silent in that moment would block the mounts of all others. The wait can be broken only by a
-/// fatal signal, which a thread cannot get alone; a process can.
+/// What a process of its own does with a descriptor.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Call {
+    /// Creates the superblock of a context from fsopen(2).
+    ///
+    /// That talks to the server, and while NFSv4 does so the kernel holds a lock that every NFSv4
+    /// mount of the host needs (`nfs_clid_init_mutex`): one server that falls silent in that moment
+    /// would block the mounts of all others. The wait can be broken only by a fatal signal, which a
+    /// thread cannot get alone; a process can.
+    Create,
+    /// syncfs(2): nothing ends its wait for pages that are under way to a silent server. A daemon
+    /// one of whose threads waited so could not end, and none could be started after it.
+    Sync,
+}
+
+/// A process of its own that makes one system call.
 #[derive(Debug)]
-pub(super) struct Creation {
+pub(super) struct Aside {
     pid: Pid,
     pidfd: OwnedFd,
     reaped: bool,
 }
 
-impl Creation {
-    /// Starts `fsconfig(FSCONFIG_CMD_CREATE)` on a context from fsopen(2).
+impl Aside {
+    /// Starts a call.
     ///
     /// # Errors
     /// When no process can be made.
-    pub(super) fn start(context: BorrowedFd<'_>) -> io::Result<Self> {
-        let fd = context.as_raw_fd();
+    pub(super) fn start(call: Call, fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let fd = fd.as_raw_fd();
         // SAFETY: the child of a process with threads may call only what is async-signal-safe:
-        // `create_and_exit` makes raw system calls and neither allocates nor returns.
+        // `call_and_exit` makes raw system calls and neither allocates nor returns.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            create_and_exit(fd);
+            call_and_exit(call, fd);
         }
         if pid < 0 {
             return Err(io::Error::last_os_error());
@@ -95,17 +105,17 @@ impl Creation {
         })
     }
 
-    /// Waits for the end of the creation.
+    /// Waits for the end of the call.
     ///
     /// # Errors
-    /// What fsconfig(2) answered; `ETIMEDOUT` when the deadline passed, and the process is then
+    /// What the call answered; `ETIMEDOUT` when the deadline passed, and the process is then
     /// killed.
-    pub(super) fn wait(mut self, deadline: Instant) -> Result<(), Errno> {
+    pub(super) fn wait(mut self, deadline: Option<Instant>) -> Result<(), Errno> {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let ready = poll(
                 &mut [PollFd::new(&self.pidfd, PollFlags::IN)],
-                Some(&timespec(left)),
+                left.map(timespec).as_ref(),
             );
             match ready {
                 Ok(0) => return Err(Errno::TIMEDOUT), // and drop kills
@@ -124,7 +134,7 @@ impl Creation {
     }
 }
 
-impl Drop for Creation {
+impl Drop for Aside {
     fn drop(&mut self) {
         if self.reaped {
             return;
@@ -142,25 +152,25 @@ impl Drop for Creation {
 }
 
 /// Runs in the child: the one system call, its errno as the exit status.
-fn create_and_exit(context: RawFd) -> ! {
+fn call_and_exit(call: Call, fd: RawFd) -> ! {
     /// `enum fsconfig_command` of linux/mount.h.
     const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
     // SAFETY: raw system calls on plain numbers; no memory of the parent is touched. The child
-    // dies with the thread that started it, and closes every descriptor but the context, so that
-    // it keeps no socket or lock of the daemon open.
+    // dies with the thread that started it, and closes every descriptor but this one, so that it
+    // keeps no socket or lock of the daemon open.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        let (below, above) = (context.wrapping_sub(1), context.wrapping_add(1));
+        let (below, above) = (fd.wrapping_sub(1), fd.wrapping_add(1));
         libc::syscall(libc::SYS_close_range, 0, below, 0);
         libc::syscall(libc::SYS_close_range, above, libc::c_uint::MAX, 0);
-        let result = libc::syscall(
-            libc::SYS_fsconfig,
-            context,
-            FSCONFIG_CMD_CREATE,
-            std::ptr::null::<u8>(),
-            std::ptr::null::<u8>(),
-            0,
-        );
+        let nothing = std::ptr::null::<u8>();
+        let result = match call {
+            Call::Create => {
+                let create = FSCONFIG_CMD_CREATE;
+                libc::syscall(libc::SYS_fsconfig, fd, create, nothing, nothing, 0)
+            }
+            Call::Sync => libc::syscall(libc::SYS_syncfs, fd),
+        };
         let status = if result == 0 {
             0
         } else {
@@ -194,8 +204,23 @@ mod tests {
         // Not a context: the kernel refuses the descriptor, whoever runs the test.
         let file = std::fs::File::open("/dev/null").unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
-        let result = Creation::start(file.as_fd()).unwrap().wait(deadline);
+        let result = Aside::start(Call::Create, file.as_fd())
+            .unwrap()
+            .wait(Some(deadline));
         assert_eq!(result, Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn a_file_system_is_synced_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |flags| rustix::fs::open(dir.path(), flags, rustix::fs::Mode::empty()).unwrap();
+        let sync = |dir: OwnedFd| Aside::start(Call::Sync, dir.as_fd()).unwrap().wait(None);
+        let directory = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        assert_eq!(sync(open(directory)), Ok(()));
+        assert_eq!(
+            sync(open(directory | rustix::fs::OFlags::PATH)),
+            Err(Errno::BADF)
+        );
     }
 
     #[test]
@@ -205,9 +230,9 @@ mod tests {
         };
         fsconfig_set_flag(&context, "ro").unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
-        Creation::start(context.as_fd())
+        Aside::start(Call::Create, context.as_fd())
             .unwrap()
-            .wait(deadline)
+            .wait(Some(deadline))
             .unwrap();
         let mount = rustix::mount::fsmount(
             &context,
