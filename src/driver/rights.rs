@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::DriverError;
 use crate::config::Config;
 
-/// What is locked as long as a daemon has the state directory.
-const LOCK: &str = "lock";
+/// What is locked as long as a daemon has the state directory. Who can open it can lock it.
+const LOCK: &str = "daemon.lock";
 /// What the state directory holds.
 const STATE: [&str; 5] = ["catalog", "volumes", "attachments", "fuse", "guard"];
 /// Nobody but root sees it.
@@ -39,6 +39,7 @@ pub(super) fn lock(config: &Config) -> Result<Option<File>, DriverError> {
     let file = File::options()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(config.state_dir.join(LOCK))
         .map_err(state)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -91,6 +92,7 @@ mod tests {
         close(&config).unwrap();
         let mode =
             |path: &str| fs::metadata(state.join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode("daemon.lock"), 0o600);
         for path in [
             "mnt/shares",
             "mnt/volumes",
