@@ -317,6 +317,29 @@ impl Catalog {
         trash::try_out(on, record).await
     }
 
+    /// Makes sure that a record is still its volume's on the share.
+    ///
+    /// # Errors
+    /// [`CatalogError::Absent`] when another volume has the name, or none.
+    pub async fn check_same(home: &Admin, record: &Record) -> Result<(), CatalogError> {
+        let there = share::read(home, &record.name).await?;
+        match there.is_some_and(|there| there.id == record.id) {
+            true => Ok(()),
+            false => Err(CatalogError::Absent(record.name.clone())),
+        }
+    }
+
+    /// Makes sure that nobody has used a volume that was just made: its directory is empty.
+    ///
+    /// # Errors
+    /// [`CatalogError::Used`] when it is not.
+    pub async fn check_unused(on: &Admin, record: &Record) -> Result<(), CatalogError> {
+        match data::is_used(on, record).await? {
+            true => Err(CatalogError::Used(record.name.clone())),
+            false => Ok(()),
+        }
+    }
+
     /// Removes a volume; its data goes where `on_remove` says. `on` is the share of its data, for a
     /// record that [moves it](Record::moves_data). Returns the trash entry to purge at once, for
     /// `on_remove=delete` and volumes that leave nothing to restore.
@@ -329,12 +352,41 @@ impl Catalog {
         on: Option<&Admin>,
         record: &Record,
     ) -> Result<Option<String>, CatalogError> {
+        self.remove_marked(home, on, record, false).await
+    }
+
+    /// As [`remove`](Self::remove), of a volume whose removal has begun. Where it shows no more,
+    /// another host has finished it, and what has the name by now is another volume.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove).
+    pub async fn finish(
+        &self,
+        home: Option<&Admin>,
+        on: Option<&Admin>,
+        record: &Record,
+    ) -> Result<Option<String>, CatalogError> {
+        let begun = !mutant::is_on(Mutant::MarkedUnseen);
+        self.remove_marked(home, on, record, begun).await
+    }
+
+    async fn remove_marked(
+        &self,
+        home: Option<&Admin>,
+        on: Option<&Admin>,
+        record: &Record,
+        begun: bool,
+    ) -> Result<Option<String>, CatalogError> {
         let on = on.filter(|_| record.moves_data());
         let entry = match home.filter(|_| !self.is_only_here(&record.name)) {
             Some(home) => {
                 // Marked already, by whoever looked at the other hosts' holds, or by a crash.
                 let entry = match share::removal(home, record).await? {
                     Some(entry) => entry,
+                    None if begun => {
+                        self.forget_removed(record).await?;
+                        return Ok(None);
+                    }
                     None => {
                         if let Some(on) = on.filter(|on| on.share() != home.share()) {
                             trash::try_out(on, record).await?;

@@ -49,6 +49,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::attachments::Attachments;
+use self::cluster::Removed;
 pub use self::error::DriverError;
 use self::locks::Locks;
 use self::paths::Paths;
@@ -277,7 +278,7 @@ impl Driver {
             match made.await {
                 Err(CatalogError::Removing(record)) if tries.next().is_some() => {
                     let its = self.scoped_data(home, &record.options).await?;
-                    self.catalog.remove(home, Some(&its), &record).await?;
+                    self.catalog.finish(home, Some(&its), &record).await?;
                 }
                 Err(CatalogError::HalfMade { record, source }) => {
                     self.undo(home, on, &record).await;
@@ -291,7 +292,7 @@ impl Driver {
     /// Takes a volume back that this host has made, unless another one has it by now.
     async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
         if !mutant::is_on(Mutant::UndoneByName)
-            && let Err(error) = self.begin_removal(home, None, record).await
+            && let Err(error) = self.begin_removal(home, Removed::Unmade(on), record).await
         {
             tracing::warn!(volume = %record.name, %error, "could not be taken back; it stays");
             return;
@@ -541,9 +542,11 @@ impl Driver {
         self.cluster.changed.notify_one();
         let removed = async {
             let (home, on) = (home.as_ref(), on.as_ref());
-            self.begin_removal(home, on, &record).await?;
-            let entry = self.catalog.remove(home, on, &record).await?;
-            Ok::<_, DriverError>(entry)
+            let begun = self.begin_removal(home, Removed::ByUser(on), &record);
+            Ok::<_, DriverError>(match begun.await? {
+                true => self.catalog.finish(home, on, &record).await?,
+                false => self.catalog.remove(home, on, &record).await?,
+            })
         };
         let entry = match removed.await {
             // Another host was faster.

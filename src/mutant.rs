@@ -119,6 +119,8 @@ mutants! {
     NoRecordNoVolume,
     /// A session begins on a share whose `format.json` is torn, and knows it by that.
     TornFormatIsOne,
+    /// A removal is marked by name, whatever has the name by now and whoever has used it.
+    MarkedUnseen,
     /// A document that says what this host would tell is good, although it is an earlier one.
     BehindIsEqual,
     /// Of a silent host without a token the proof of its end is put there, beside which it may put

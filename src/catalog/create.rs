@@ -285,13 +285,11 @@ impl Catalog {
         let undone = async {
             let there = on.attr(&record.data_dir).await?;
             let is_made = there.is_some_and(|attr| record.made == Some(attr.fileid));
-            // Somebody may have found the volume by itself and written to it.
-            if is_made
-                && on
-                    .list(&record.data_dir)
-                    .await?
-                    .is_some_and(|e| !e.is_empty())
-            {
+            // Somebody who is no host of this cluster may have written to it.
+            if is_made && data::is_used(on, record).await? {
+                if let Some(home) = home {
+                    share::unmark(home, record).await?;
+                }
                 return Ok(());
             }
             if let Some(home) = home

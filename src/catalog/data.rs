@@ -8,7 +8,7 @@ use super::error::CatalogError;
 use super::{layout, share};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminErrorKind, Attr, Kind, Made};
+use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind, Made};
 use crate::volume::options::OWN_DIR;
 use crate::volume::{Owner, Record, VolumeName};
 
@@ -207,6 +207,16 @@ pub(super) fn absent(admin: &Admin, name: &VolumeName, path: &SharePath) -> Cata
         share: admin.share().to_string(),
         path: path.clone(),
     }
+}
+
+/// Whether anybody has put something into the directory that was made for a volume.
+pub(super) async fn is_used(on: &Admin, record: &Record) -> Result<bool, AdminError> {
+    let there = on.attr(&record.data_dir).await?;
+    if record.made.is_none() || record.made != there.map(|attr| attr.fileid) {
+        return Ok(false);
+    }
+    let entries = on.list(&record.data_dir).await?;
+    Ok(entries.is_some_and(|entries| !entries.is_empty()))
 }
 
 /// Whether the data directory is in place.

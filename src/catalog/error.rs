@@ -24,6 +24,8 @@ pub enum CatalogError {
         created_by: String,
         created: String,
     },
+    #[error("another host has written to volume {0}")]
+    Used(VolumeName),
     #[error("no such volume: {0}")]
     Absent(VolumeName),
     #[error(

@@ -9,6 +9,7 @@ use super::expiry;
 use super::layout::{self, FORMAT, Format, README, RECORD, TrashName};
 use super::local::Stamp;
 use crate::cluster::removal::{self as mark, Bound};
+use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind};
 use crate::volume::{MAX_RECORD, Record, RecordError, VolumeName, json};
@@ -222,11 +223,32 @@ pub(super) async fn begin_removal(
     let nonce = layout::random_id().map_err(CatalogError::state("random bytes"))?;
     let by = layout::remover(host, expiry::host_time());
     mark::announce(admin, name, &nonce, &by).await?;
+    // After the intent, which a volume that takes this one's place does not have.
+    let there = read(admin, name).await;
+    let is_it = matches!(&there, Ok(Some(there)) if there.id == record.id);
+    if !is_it && !mutant::is_on(Mutant::MarkedUnseen) {
+        mark::withdraw(admin, name, &nonce).await;
+        there?;
+        return Err(CatalogError::Absent(name.clone()));
+    }
     if mark::bind(admin, name, &nonce).await? == Bound::Withdrawn {
         return Err(CatalogError::Unsettled(name.clone()));
     }
     let entry = removal(admin, record).await?;
     entry.ok_or_else(|| CatalogError::Absent(name.clone()))
+}
+
+/// Takes the mark of a removal away from a volume that is to stay.
+pub(super) async fn unmark(admin: &Admin, record: &Record) -> Result<(), AdminError> {
+    let aside = layout::tmp().join(&format!("{}.unmarked", record.id));
+    match admin.rename(&layout::removing(&record.name), &aside).await {
+        Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => Ok(()),
+        moved => {
+            moved?;
+            discard(admin, &aside).await;
+            Ok(())
+        }
+    }
 }
 
 /// The volumes on the share, with the stamps of their directories.

@@ -25,6 +25,7 @@ use crate::engine;
 use crate::files::write_durably;
 use crate::fuse::Fence;
 use crate::mount::Holder;
+use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::Admin;
 use crate::volume::{Access, Record, VolumeName};
@@ -52,6 +53,15 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 /// How long a volume may take, at each later try, whose data did not reach the server in time.
 const LATE_FLUSH: Duration = Duration::from_secs(5);
 const FREE_LOOK: Duration = Duration::from_millis(20);
+
+/// Why a volume is removed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Removed<'a> {
+    /// Somebody has asked for it. On this share is its data, if that is to be moved.
+    ByUser(Option<&'a Admin>),
+    /// Nobody was told that it was made, and it goes if nobody has used it. Its data is on this share.
+    Unmade(&'a Admin),
+}
 
 /// The host's clock that goes on while it is suspended, and its random numbers.
 #[derive(Debug)]
@@ -733,39 +743,44 @@ impl Driver {
     }
 
     /// Refuses when another host holds the volume, or when a share would not let it be removed;
-    /// otherwise makes its removal binding.
+    /// otherwise makes its removal binding. Returns whether it is: where there are no other hosts
+    /// it need not be.
     pub(super) async fn begin_removal(
         &self,
         home: Option<&Admin>,
-        on: Option<&Admin>,
+        why: Removed<'_>,
         record: &Record,
-    ) -> Result<(), DriverError> {
+    ) -> Result<bool, DriverError> {
         let name = &record.name;
         let Some(home) = self.shared_home(home, name) else {
-            return Ok(());
+            return Ok(false);
         };
-        if let Some(on) = on.filter(|on| on.share() != home.share()) {
+        if let Removed::ByUser(Some(on)) = why
+            && on.share() != home.share()
+        {
             Catalog::try_removal(on, record).await?;
         }
-        let mut begun = self.try_to_begin_removal(home, name).await;
+        let mut begun = self.try_to_begin_removal(home, why, record).await;
         for _ in 0..HELD_LOOKS {
             if !matches!(begun, Err(DriverError::HeldElsewhere { .. })) {
                 break;
             }
             tokio::time::sleep(HELD_PAUSE).await;
             begun = match self.check_elsewhere(home, name).await {
-                Ok(()) => self.try_to_begin_removal(home, name).await,
+                Ok(()) => self.try_to_begin_removal(home, why, record).await,
                 held => held,
             };
         }
-        begun
+        begun.map(|()| true)
     }
 
     async fn try_to_begin_removal(
         &self,
         home: &Admin,
-        name: &VolumeName,
+        why: Removed<'_>,
+        record: &Record,
     ) -> Result<(), DriverError> {
+        let name = &record.name;
         // What is held, as far as is known, gets no intent before that has been asked.
         if self.cluster.elsewhere().of(name).next().is_some() {
             self.check_elsewhere(home, name).await?;
@@ -778,7 +793,19 @@ impl Driver {
             return Err(error.into());
         }
         fail::fail_point!("remove.announced", |_| crate::failpoint::die());
-        if let Err(error) = self.check_elsewhere(home, name).await {
+        // After the intent: who uses the volume from here on takes it away, and one that takes the
+        // volume's place does not have it.
+        let checks = async {
+            self.check_elsewhere(home, name).await?;
+            if !mutant::is_on(Mutant::MarkedUnseen) {
+                Catalog::check_same(home, record).await?;
+                if let Removed::Unmade(on) = why {
+                    Catalog::check_unused(on, record).await?;
+                }
+            }
+            Ok::<_, DriverError>(())
+        };
+        if let Err(error) = checks.await {
             removal::withdraw(home, name, &nonce).await;
             return Err(error);
         }

@@ -183,6 +183,47 @@ async fn what_takes_the_place_of_the_removed_meanwhile_is_put_back() {
     assert!(!removed_late().await);
 }
 
+/// A host begins the removal of an earlier volume of the name, and goes on with it: whether the one
+/// that is there now is left alone.
+async fn marks_only_its_own() -> bool {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a").await, lab.host("b").await);
+    let old = a.made("db", &[]).await;
+    a.remove("db").await;
+    b.made("db", &[]).await;
+    let begun = share::begin_removal(&a.admin, "a", &old).await;
+    let on = Some(&a.admin);
+    let finished = a.catalog.finish(on, on, &old).await.unwrap();
+    let there = lab.path(".nfsvol/volumes/db");
+    begun.is_err()
+        && finished.is_none()
+        && there.join("record.json").exists()
+        && !there.join("removing").exists()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_removal_is_begun_by_name() {
+    assert!(marks_only_its_own().await);
+    let _back = put_back(Mutant::MarkedUnseen);
+    assert!(!marks_only_its_own().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_is_not_taken_back_once_somebody_has_written() {
+    let lab = Lab::new();
+    let a = lab.host("a").await;
+    let record = a.made("db", &[]).await;
+    Catalog::check_unused(&a.admin, &record).await.unwrap();
+    share::begin_removal(&a.admin, "a", &record).await.unwrap();
+    fs::write(lab.path("db/file"), "data").unwrap();
+    let used = Catalog::check_unused(&a.admin, &record).await.unwrap_err();
+    assert!(matches!(used, CatalogError::Used(_)), "{used}");
+    a.catalog.undo(Some(&a.admin), &a.admin, &record).await;
+    let there = lab.path(".nfsvol/volumes/db");
+    assert!(there.join("record.json").exists() && !there.join("removing").exists());
+    assert!(lab.path("db/file").exists());
+}
+
 /// Whether a Create that is taken back late leaves the volume of another host alone.
 async fn undone_late() -> bool {
     let lab = Lab::new();
