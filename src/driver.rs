@@ -339,8 +339,11 @@ impl Driver {
             let tried = self.try_mount(name, id, last_try);
             let tried = tokio::time::timeout_at((last_try + MARGIN / 2).into(), tried).await;
             let error = match tried {
-                // The share fell silent in the middle of the last try.
-                Err(_) => return Err(before.unwrap_or_else(|| DriverError::Late(name.clone()))),
+                // The share fell silent in the middle of the last try, perhaps after the claim.
+                Err(_) => {
+                    self.cluster.changed.notify_one();
+                    return Err(before.unwrap_or_else(|| DriverError::Late(name.clone())));
+                }
                 Ok(Err(error)) => error,
                 Ok(Ok(mountpoint)) => {
                     self.fresh
