@@ -1,11 +1,15 @@
 //! What a server's power failure has torn on the home share, and `nfsvol repair`.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::ensure;
 
-use crate::lab::{Call, Export, Ganesha, Lab, Result};
+use crate::lab::{Call, Export, Ganesha, Lab, Result, wait_for};
 use crate::{EXPORT, Host, fresh};
+
+/// From the server's start until every host asks it again.
+const SERVER_IS_BACK: Duration = Duration::from_secs(20);
 
 /// A record is empty, one is missing, and `format.json` is empty: what a server may bring back that
 /// forgets its last seconds.
@@ -30,8 +34,11 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
     fs::write(own.join("format.json"), "")?;
     nas.up()?;
 
-    let refused = a.fails(Call::create(&fresh("new"), &[]))?;
-    ensure!(refused.contains("nfsvol repair"), "{refused}");
+    // A host that found the server away asks it again a moment later.
+    wait_for("the torn share to be found out", SERVER_IS_BACK, || {
+        let refused = a.fails(Call::create(&fresh("new"), &[]));
+        refused.is_ok_and(|refused| refused.contains("nfsvol repair"))
+    })?;
     let shown = a.nfsvol.command(&["repair"])?;
     ensure!(shown.code == 1, "it asks: {shown:?}");
     for torn in ["format.json", &empty, &missing] {
@@ -43,11 +50,14 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
     let done = a.nfsvol.command(&["repair", "--yes"])?;
     ensure!(done.code == 0, "{done:?}");
     ensure!(fs::read(record(&empty))? == before, "another record");
-    let again = b.nfsvol.command(&["repair"])?;
-    ensure!(
-        again.code == 0 && again.stdout.contains("nothing is torn"),
-        "{again:?}"
-    );
+    wait_for(
+        "the other host to find nothing torn",
+        SERVER_IS_BACK,
+        || {
+            let again = b.nfsvol.command(&["repair"]);
+            again.is_ok_and(|said| said.code == 0 && said.stdout.contains("nothing is torn"))
+        },
+    )?;
 
     for host in [&b, &a] {
         for volume in [&empty, &missing, &whole] {
