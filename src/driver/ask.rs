@@ -13,7 +13,8 @@ impl Driver {
         match question {
             Ask::Ls => {
                 self.look_soon().await;
-                Ok(self.volume_lines().into())
+                // Of ten thousand volumes that takes a while, and renewals must not wait for it.
+                Ok(tokio::task::block_in_place(|| self.volume_lines()).into())
             }
             Ask::Inspect { name } => self.inspect(&name.parse()?).await,
             Ask::Status => Ok(self.daemon_status()),

@@ -89,6 +89,14 @@ impl Watched for Driver {
 
     async fn page(&self, find: &str) -> Page {
         let view = self.view().await;
+        // Of ten thousand volumes that takes a while, and renewals must not wait for it.
+        tokio::task::block_in_place(|| self.rows(view, find))
+    }
+}
+
+impl Driver {
+    /// The volumes that are asked for, those first that somebody holds.
+    fn rows(&self, view: View, find: &str) -> Page {
         let holds = self.cluster.holds();
         let find = find.trim().to_lowercase();
         let elsewhere = self.cluster.elsewhere();
@@ -107,9 +115,7 @@ impl Watched for Driver {
         let rows = records.iter().map(row).collect();
         Page { view, found, rows }
     }
-}
 
-impl Driver {
     async fn view(&self) -> View {
         let mut kept = self.watch.view.lock().await;
         if let Some((at, view)) = &*kept
