@@ -11,6 +11,7 @@
 //! | `read`, `write`, `extents`, `room` | data: what is held of a file, and the memory for it |
 //! | `writeback` | how it reaches the server |
 //! | `inode`, `attr`, `own` | what is known of files, for how long it is trusted, who changed it |
+//! | `known`, `caches` | how many files are known, and what the kernel is told |
 //! | [`options`] | settings, in the words of NFS mount options |
 //! | `rights` | whether mode bits or the server decide |
 //! | `process` | what /proc knows about callers |
@@ -18,6 +19,7 @@
 //! What it promises to applications, and what not, is in docs/SEMANTICS.md.
 
 mod attr;
+mod caches;
 pub mod control;
 mod dir;
 mod error;
@@ -27,6 +29,7 @@ mod fs;
 mod glue;
 mod hidden;
 mod inode;
+mod known;
 mod make;
 mod names;
 mod open;

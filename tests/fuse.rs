@@ -17,6 +17,8 @@ mod host;
 #[path = "fuse/hostile.rs"]
 mod hostile;
 mod lab;
+#[path = "fuse/memory.rs"]
+mod memory;
 #[path = "fuse/model.rs"]
 mod model;
 #[path = "fuse/odd.rs"]
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         trials.extend(faults::trials());
         trials.extend(hostile::trials());
         trials.extend(odd::trials());
+        trials.extend(memory::trials());
         trials.extend(guests::trials());
         trials
     })

@@ -27,6 +27,7 @@ use super::attr::{Limits, Own, Verdict, now};
 use super::error::{Errno, Result};
 use super::hidden::Hidden;
 use super::inode::{Inode, Inodes, State};
+use super::known::{Forgetting, Known};
 use super::options::{FuseOptions, MAX_IO};
 use super::room::Room;
 use super::write::Bounds;
@@ -46,6 +47,8 @@ pub(super) trait Kernel: Send + Sync + fmt::Debug {
     fn drop_pages(&self, ino: u64);
     /// Drops those of a range, and says when it is done. It may wait for reads under way.
     fn drop_range(&self, ino: u64, offset: u64, len: u64, done: oneshot::Sender<()>);
+    /// Forgets the files that nobody uses, soon, and says by dropping `done` when it has tried.
+    fn forget_unused(&self, done: Forgetting);
 }
 
 /// How much the server takes in one call, in bytes.
@@ -120,6 +123,7 @@ pub(super) struct Fs {
     pub(super) hidden: Hidden,
     pub(super) files: Mutex<HashMap<u64, Arc<OpenFile>>>,
     pub(super) next_file: AtomicU64,
+    known: Arc<Known>,
     /// Memory for what is held, over all files.
     pub(super) room: Arc<Room>,
     /// Files of which something is held that is not durable yet.
@@ -180,6 +184,7 @@ impl Fs {
             hidden,
             files: Mutex::default(),
             next_file: AtomicU64::new(1),
+            known: Arc::default(),
             room: Arc::default(),
             dirty: Mutex::default(),
             clock: AtomicU64::new(1),
@@ -300,6 +305,8 @@ impl Fs {
         let (inode, known) = self.inodes.intern(handle, &attr, asked, limits);
         if known {
             self.absorb(&inode, attr, asked);
+        } else if let Some(done) = self.known.added(self.inodes.len(), self.bounds.known) {
+            self.kernel.forget_unused(done);
         }
         self.inodes.add_name(dir.ino, name, inode.ino);
         self.entry_of(dir, &inode)
@@ -358,6 +365,7 @@ impl Fs {
 
     pub(super) fn forget(&self, ino: u64, count: u64) {
         self.inodes.forget(ino, count);
+        self.known.fewer(self.inodes.len());
     }
 
     pub(super) async fn getattr(
@@ -458,7 +466,7 @@ impl Fs {
         for inode in self.inodes.busy() {
             let silly = inode.state().silly.take();
             if let Some(silly) = silly {
-                self.remove_silly(&Cred::root(), silly).await;
+                self.remove_silly(&Cred::root(), *silly).await;
             }
         }
     }

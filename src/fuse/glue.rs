@@ -18,18 +18,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{
     AccessFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner,
-    Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
-
-use tokio::sync::oneshot;
 
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::SetAttr;
@@ -38,7 +36,7 @@ use self::listing::{Page, Reply};
 use self::reply::{Answer, set_time};
 use super::dir::OpenDir;
 use super::error::{Errno, Result};
-use super::fs::{Change, Entry, Found, Fs, Kernel};
+use super::fs::{Change, Entry, Found, Fs};
 use super::process::{Processes, Watched};
 use super::task;
 use super::write::{Quick, WriteTo};
@@ -48,92 +46,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Requests that the kernel may have under way in the background (read-ahead, asynchronous direct
 /// I/O): 64 MiB of reads at 1 MiB each.
 const BACKGROUND: u16 = 64;
-
-/// The kernel's caches, reached through fuser.
-#[derive(Debug)]
-pub(super) struct Caches {
-    notifier: OnceLock<Notifier>,
-    pages: mpsc::Sender<Unwanted>,
-}
-
-/// Pages to be dropped: a range of a file's, or all with a length of 0.
-#[derive(Debug)]
-struct Unwanted {
-    ino: u64,
-    offset: i64,
-    len: i64,
-    done: Option<oneshot::Sender<()>>,
-}
-
-impl Caches {
-    /// Starts the thread that drops pages: that waits for reads under way, which only other
-    /// threads can answer.
-    pub(super) fn start() -> std::io::Result<Arc<Self>> {
-        let (pages, queue) = mpsc::channel();
-        let caches = Arc::new(Self {
-            notifier: OnceLock::new(),
-            pages,
-        });
-        let weak = Arc::downgrade(&caches);
-        std::thread::Builder::new()
-            .name("caches".to_owned())
-            .stack_size(64 * 1024)
-            .spawn(move || {
-                while let Ok(unwanted) = queue.recv() {
-                    let Some(notifier) = weak.upgrade().and_then(|c| c.notifier.get().cloned())
-                    else {
-                        continue;
-                    };
-                    // Fails when the kernel does not know the node, and then there is nothing.
-                    let Unwanted {
-                        ino, offset, len, ..
-                    } = unwanted;
-                    let _ = notifier.inval_inode(INodeNo(ino), offset, len);
-                    if let Some(done) = unwanted.done {
-                        let _ = done.send(()); // unless its caller was killed
-                    }
-                }
-            })?;
-        Ok(caches)
-    }
-
-    /// From here on the kernel can be told.
-    pub(super) fn connect(&self, notifier: Notifier) {
-        let _ = self.notifier.set(notifier);
-    }
-}
-
-impl Kernel for Caches {
-    fn drop_attributes(&self, ino: u64) {
-        if let Some(notifier) = self.notifier.get() {
-            // A negative offset means the attributes only, which never waits.
-            let _ = notifier.inval_inode(INodeNo(ino), -1, 0);
-        }
-    }
-
-    fn drop_pages(&self, ino: u64) {
-        let (offset, len, done) = (0, 0, None);
-        let _ = self.pages.send(Unwanted {
-            ino,
-            offset,
-            len,
-            done,
-        });
-    }
-
-    fn drop_range(&self, ino: u64, offset: u64, len: u64, done: oneshot::Sender<()>) {
-        // A file's offsets fit; if not, all pages go.
-        let range = i64::try_from(offset).ok().zip(i64::try_from(len).ok());
-        let (offset, len) = range.unwrap_or((0, 0));
-        let done = Some(done);
-        let _ = self.pages.send(Unwanted {
-            ino,
-            offset,
-            len,
-            done,
-        });
-    }
-}
 
 /// Counts what is under way, for the status.
 #[derive(Debug, Default)]

@@ -6,9 +6,14 @@
 //! - the node id is the server's file id without its highest bit, so that `st_ino` is the same
 //!   after a new mount and in a listing; where two handles share one (several file systems below
 //!   one export, or an id used again), the later one gets an id of its own with that bit set.
+//!
+//! There are as many inodes as the kernel knows files ([`super::known`]), so an inode has no part
+//! inline that few files need, its handle is stored once, and its names as keys only.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use tokio::sync::Notify;
 
@@ -32,8 +37,10 @@ pub(super) fn node_id(fileid: u64) -> u64 {
     }
 }
 
-/// An entry of a directory: the directory's node id and the name.
-type Name = (u64, Arc<[u8]>);
+/// An entry of a directory, the directory's node id and the name, hashed with a secret of this
+/// process. Among a million names two have the same key once in thirty million times; a file may
+/// then be taken for open when another one is deleted, which becomes a `.nfs…` file for a while.
+type NameKey = u64;
 
 /// The hidden name of a file that is deleted but open.
 #[derive(Debug, Clone)]
@@ -49,10 +56,14 @@ pub(super) struct Inode {
     pub(super) handle: FileHandle,
     pub(super) kind: FileKind,
     state: Mutex<State>,
-    /// Something happened to the bytes that are held: a call came back.
-    pub(super) progress: Notify,
-    /// Whose turn it is to wait for room. Requests of one append wait in their order.
-    pub(super) turn: tokio::sync::Mutex<()>,
+    waits: OnceLock<Box<Waits>>,
+}
+
+/// What is waited for with a file that is written.
+#[derive(Debug, Default)]
+struct Waits {
+    progress: Notify,
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What changes about an inode.
@@ -70,11 +81,48 @@ pub(super) struct State {
     /// A task looks for changes of other hosts.
     pub(super) watched: bool,
     /// The name it has while it is deleted but open.
-    pub(super) silly: Option<Silly>,
+    pub(super) silly: Option<Box<Silly>>,
     pub(super) data: Option<Box<Data>>,
     /// The kernel may have pages of it in its cache: it has read or written through it since they
     /// were dropped last.
     pub(super) may_have_pages: bool,
+    /// Names that lead here; each is a key of [`Maps::by_name`].
+    names: Names,
+}
+
+/// Almost always one.
+#[derive(Debug, Default)]
+struct Names {
+    one: Option<NameKey>,
+    #[allow(
+        clippy::box_collection,
+        reason = "a third of the size where there are none"
+    )]
+    others: Option<Box<Vec<NameKey>>>,
+}
+
+impl Names {
+    fn add(&mut self, name: NameKey) {
+        match &mut self.one {
+            None => self.one = Some(name),
+            Some(_) => self.others.get_or_insert_default().push(name),
+        }
+    }
+
+    fn drop(&mut self, name: NameKey) {
+        self.one.take_if(|one| *one == name);
+        if let Some(others) = &mut self.others {
+            others.retain(|other| *other != name);
+        }
+    }
+
+    fn take(&mut self) -> impl Iterator<Item = NameKey> {
+        let others = self.others.take();
+        self.one
+            .take()
+            .into_iter()
+            .chain(others.into_iter().flat_map(|others| *others))
+    }
 }
 
 /// What went wrong in writing back.
@@ -116,6 +164,20 @@ impl Inode {
         // A panic while it was held would leave it whole: every change is one assignment or is
         // made by `Held`, which checks before it changes.
         self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn waits(&self) -> &Waits {
+        self.waits.get_or_init(Box::default)
+    }
+
+    /// Something happened to the bytes that are held: a call came back.
+    pub(super) fn progress(&self) -> &Notify {
+        &self.waits().progress
+    }
+
+    /// Whose turn it is to wait for room. Requests of one append wait in their order.
+    pub(super) fn turn(&self) -> &tokio::sync::Mutex<()> {
+        &self.waits().turn
     }
 
     pub(super) fn is_file(&self) -> bool {
@@ -170,20 +232,38 @@ impl State {
     }
 }
 
+/// An inode as it is found by its handle.
 #[derive(Debug)]
-struct Slot {
-    inode: Arc<Inode>,
-    /// Names that lead here; each is a key of `by_name`.
-    names: Vec<Name>,
+struct ByHandle(Arc<Inode>);
+
+impl Borrow<FileHandle> for ByHandle {
+    fn borrow(&self) -> &FileHandle {
+        &self.0.handle
+    }
 }
+
+impl Hash for ByHandle {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.handle.hash(state);
+    }
+}
+
+impl PartialEq for ByHandle {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.handle == other.0.handle
+    }
+}
+
+impl Eq for ByHandle {}
 
 #[derive(Debug, Default)]
 struct Maps {
-    by_ino: HashMap<u64, Slot>,
-    by_handle: HashMap<FileHandle, u64>,
+    by_ino: HashMap<u64, Arc<Inode>>,
+    by_handle: HashSet<ByHandle>,
     /// Names that lead to known files, so that the deletion of an open one is noticed.
-    by_name: HashMap<Name, u64>,
+    by_name: HashMap<NameKey, u64>,
     next_own: u64,
+    secret: RandomState,
 }
 
 #[derive(Debug)]
@@ -212,33 +292,36 @@ impl Inodes {
 
     pub(super) fn get(&self, ino: u64) -> Option<Arc<Inode>> {
         let maps = self.maps();
-        maps.by_ino.get(&ino).map(|slot| Arc::clone(&slot.inode))
+        maps.by_ino.get(&ino).cloned()
     }
 
     /// The file that a name led to when it was last seen.
     pub(super) fn named(&self, parent: u64, name: &[u8]) -> Option<Arc<Inode>> {
         let maps = self.maps();
-        let ino = maps.by_name.get(&(parent, Arc::from(name)))?;
-        maps.by_ino.get(ino).map(|slot| Arc::clone(&slot.inode))
+        let ino = maps.by_name.get(&maps.key(parent, name))?;
+        maps.by_ino.get(ino).cloned()
     }
 
     /// A name was seen to lead to a node.
     pub(super) fn add_name(&self, parent: u64, name: &[u8], ino: u64) {
-        self.maps().add_name((parent, Arc::from(name)), ino);
+        let mut maps = self.maps();
+        let name = maps.key(parent, name);
+        maps.add_name(name, ino);
     }
 
     /// A name leads nowhere any more.
     pub(super) fn drop_name(&self, parent: u64, name: &[u8]) {
-        self.maps().drop_name(&(parent, Arc::from(name)));
+        let mut maps = self.maps();
+        let name = maps.key(parent, name);
+        maps.drop_name(name);
     }
 
     pub(super) fn rename(&self, from: (u64, &[u8]), to: (u64, &[u8])) {
         let mut maps = self.maps();
-        let from = (from.0, Arc::from(from.1));
-        let to = (to.0, Arc::from(to.1));
+        let (from, to) = (maps.key(from.0, from.1), maps.key(to.0, to.1));
         let moved = maps.by_name.get(&from).copied();
-        maps.drop_name(&from);
-        maps.drop_name(&to);
+        maps.drop_name(from);
+        maps.drop_name(to);
         if let Some(ino) = moved {
             maps.add_name(to, ino);
         }
@@ -250,19 +333,12 @@ impl Inodes {
 
     #[cfg(test)]
     pub(super) fn all(&self) -> Vec<Arc<Inode>> {
-        let maps = self.maps();
-        let slots = maps.by_ino.values();
-        slots.map(|slot| Arc::clone(&slot.inode)).collect()
+        self.maps().by_ino.values().cloned().collect()
     }
 
     /// All inodes with something held or open.
     pub(super) fn busy(&self) -> Vec<Arc<Inode>> {
-        let all: Vec<_> = self
-            .maps()
-            .by_ino
-            .values()
-            .map(|slot| Arc::clone(&slot.inode))
-            .collect();
+        let all: Vec<_> = self.maps().by_ino.values().cloned().collect();
         all.into_iter()
             .filter(|inode| {
                 let state = inode.state();
@@ -281,14 +357,11 @@ impl Inodes {
         limits: Limits,
     ) -> (Arc<Inode>, bool) {
         let mut maps = self.maps();
-        if let Some(slot) = maps
-            .by_handle
-            .get(&handle)
-            .and_then(|ino| maps.by_ino.get(ino))
-            && slot.inode.kind == attr.kind
+        if let Some(ByHandle(inode)) = maps.by_handle.get(&handle)
+            && inode.kind == attr.kind
         {
-            slot.inode.state().lookups += 1;
-            return (Arc::clone(&slot.inode), true);
+            inode.state().lookups += 1;
+            return (Arc::clone(inode), true);
         }
         let mut ino = node_id(attr.fileid);
         let own = mutant::is_on(Mutant::HighFileIdsAreOwn) && attr.fileid >= OWN_IDS;
@@ -308,11 +381,11 @@ impl Inodes {
             return;
         }
         let mut maps = self.maps();
-        let Some(slot) = maps.by_ino.get(&ino) else {
+        let Some(inode) = maps.by_ino.get(&ino) else {
             return;
         };
         let unused = {
-            let mut state = slot.inode.state();
+            let mut state = inode.state();
             state.lookups = state.lookups.saturating_sub(count);
             state.lookups == 0 && state.opens == 0 && state.is_clean()
         };
@@ -328,41 +401,46 @@ impl Inodes {
 }
 
 impl Maps {
+    fn key(&self, parent: u64, name: &[u8]) -> NameKey {
+        self.secret.hash_one((parent, name))
+    }
+
     fn put(&mut self, inode: Arc<Inode>) {
-        self.by_handle.insert(inode.handle, inode.ino);
-        let names = Vec::new();
-        self.by_ino.insert(inode.ino, Slot { inode, names });
+        self.by_handle.replace(ByHandle(Arc::clone(&inode)));
+        self.by_ino.insert(inode.ino, inode);
     }
 
     fn remove(&mut self, ino: u64) {
-        let Some(slot) = self.by_ino.remove(&ino) else {
+        let Some(inode) = self.by_ino.remove(&ino) else {
             return;
         };
-        if self.by_handle.get(&slot.inode.handle) == Some(&ino) {
-            self.by_handle.remove(&slot.inode.handle);
+        // Another one has the handle when its kind is another one.
+        let current = self.by_handle.get(&inode.handle);
+        if current.is_some_and(|current| current.0.ino == ino) {
+            self.by_handle.remove(&inode.handle);
         }
-        for name in slot.names {
+        for name in inode.state().names.take() {
             self.by_name.remove(&name);
         }
     }
 
-    fn add_name(&mut self, name: Name, ino: u64) {
+    fn add_name(&mut self, name: NameKey, ino: u64) {
         match self.by_name.get(&name) {
             Some(known) if *known == ino => return,
-            Some(_) => self.drop_name(&name),
+            Some(_) => self.drop_name(name),
             None => {}
         }
-        if let Some(slot) = self.by_ino.get_mut(&ino) {
-            slot.names.push(name.clone());
+        if let Some(inode) = self.by_ino.get(&ino) {
+            inode.state().names.add(name);
             self.by_name.insert(name, ino);
         }
     }
 
-    fn drop_name(&mut self, name: &Name) {
-        if let Some(ino) = self.by_name.remove(name)
-            && let Some(slot) = self.by_ino.get_mut(&ino)
+    fn drop_name(&mut self, name: NameKey) {
+        if let Some(ino) = self.by_name.remove(&name)
+            && let Some(inode) = self.by_ino.get(&ino)
         {
-            slot.names.retain(|n| n != name);
+            inode.state().names.drop(name);
         }
     }
 }
@@ -384,9 +462,9 @@ fn make(ino: u64, handle: FileHandle, attr: Attr, asked: u64, limits: Limits) ->
             silly: None,
             data: None,
             may_have_pages: false,
+            names: Names::default(),
         }),
-        progress: Notify::new(),
-        turn: tokio::sync::Mutex::default(),
+        waits: OnceLock::new(),
     })
 }
 

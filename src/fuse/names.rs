@@ -116,11 +116,11 @@ impl Fs {
         let previous = {
             let mut state = inode.state();
             state.cached.expire();
-            state.silly.replace(silly)
+            state.silly.replace(Box::new(silly))
         };
         // Another of its names was hidden before; one is enough to keep it.
         if let Some(previous) = previous {
-            self.remove_silly(cred, previous).await;
+            self.remove_silly(cred, *previous).await;
         }
     }
 

@@ -78,14 +78,14 @@ impl<'a> Going<'a> {
 impl Drop for Going<'_> {
     fn drop(&mut self) {
         self.0.state().going -= 1;
-        self.0.progress.notify_waiters();
+        self.0.progress().notify_waiters();
     }
 }
 
 /// Waits until no call of ours takes a name of the file away: the file may be gone then.
 async fn settled(inode: &Inode) {
     loop {
-        let progress = inode.progress.notified();
+        let progress = inode.progress().notified();
         tokio::pin!(progress);
         progress.as_mut().enable();
         if inode.state().going == 0 {
@@ -248,7 +248,7 @@ impl Fs {
             let mut state = inode.state();
             state.opens = state.opens.saturating_sub(1);
             if state.opens == 0 {
-                state.silly.take()
+                state.silly.take().map(|silly| *silly)
             } else {
                 None
             }

@@ -339,6 +339,7 @@ async fn host(
         file: all * 3 / 4,
         all,
         commit: all / 4,
+        known: 1 << plan.dice.below(4),
     };
     let generation = GENERATIONS[usize::try_from(plan.dice.below(3)).unwrap()];
     let host = Host::new(number, fs, generation, Arc::clone(world));

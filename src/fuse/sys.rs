@@ -3,6 +3,7 @@
 
 use std::ffi::c_void;
 use std::fs;
+use std::io;
 use std::ops::Range;
 
 /// Gives memory that was freed back to the kernel. With another C library than glibc this does
@@ -33,6 +34,27 @@ pub(super) fn release_program() {
                 libc::MADV_DONTNEED,
             );
         }
+    }
+}
+
+/// Closes all descriptors but the standard streams for the calling thread alone, which must not use
+/// any that it did not open since.
+pub(super) fn close_descriptors_of_this_thread() -> io::Result<()> {
+    let (first, last) = (3, libc::c_uint::MAX);
+    // SAFETY: the kernel gives the thread a table of its own first, so the other threads keep what
+    // they have.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            last,
+            libc::CLOSE_RANGE_UNSHARE,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 
@@ -84,6 +106,23 @@ mod tests {
             mapping("a000-c000 r--p 00000000 fe:00 14    /usr/lib/lib c.so", 0),
         ];
         assert_eq!(unchanged(&smaps.concat()), [0x1000..0x3000, 0xa000..0xc000]);
+    }
+
+    #[test]
+    fn only_the_thread_loses_its_descriptors() {
+        let file = fs::File::open("/dev/null").unwrap();
+        let path = format!(
+            "/proc/thread-self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&file)
+        );
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                fs::read_link(&path).unwrap();
+                close_descriptors_of_this_thread().unwrap();
+                assert!(fs::read_link(&path).is_err());
+            });
+        });
+        assert!(fs::read_link(&path).is_ok());
     }
 
     #[test]

@@ -32,10 +32,11 @@ use crate::nfs::rpc::nfs3::{FileHandle, FileKind, Nfs3};
 use crate::nfs::rpc::{Cred, Settings};
 use crate::telemetry;
 
+use super::caches::Caches;
 use super::control::{Command, Report, Served, Started, Task, Traffic, WorkerStatus};
 use super::fence::{FencedConnector, Right};
 use super::fs::Fs;
-use super::glue::{Caches, Glue, Load};
+use super::glue::{Glue, Load};
 use super::hidden::{self, Hidden};
 use super::rights;
 
@@ -209,6 +210,9 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
         .step("start a thread")?;
 
     let ours = our_mount(&task.mountpoint).step("read mountinfo")?;
+    if let Some(mount) = &ours {
+        caches.is_mounted(mount.clone());
+    }
     let mut warnings = Vec::new();
     if fs.server_decides() {
         warnings.push(

@@ -32,6 +32,9 @@ pub(super) struct Bounds {
     pub(super) all: usize,
     /// What waits for a COMMIT before one is made without being asked for.
     pub(super) commit: usize,
+    /// Files that the kernel may know before it is made to forget those that nobody uses; not
+    /// bytes. One takes about 400 bytes ([`super::inode`]). A tenth in tests.
+    pub(super) known: usize,
 }
 
 impl Default for Bounds {
@@ -42,6 +45,11 @@ impl Default for Bounds {
             file: 32 << 20,
             all: 48 << 20,
             commit: 8 << 20,
+            known: if cfg!(feature = "failpoints") {
+                5000
+            } else {
+                50_000
+            },
         }
     }
 }
@@ -105,7 +113,7 @@ impl Fs {
         let inode = &file.inode;
         if self.options.sync
             || to.syncs(file)
-            || inode.turn.try_lock().is_err()
+            || inode.turn().try_lock().is_err()
             || self.room.is_waited_for()
         {
             return Quick::Wait;
@@ -177,7 +185,7 @@ impl Fs {
     /// Waits until a write of this length may be held, which it may be while this is kept: first
     /// for the file's own bound, then for that of all files.
     async fn turns<'a>(self: &'a Arc<Self>, inode: &'a Arc<Inode>, len: usize) -> Turns<'a> {
-        let of_file = inode.turn.lock().await;
+        let of_file = inode.turn().lock().await;
         if !self.fits_file(&mut inode.state(), len) {
             self.relieve(inode);
             let fits = || self.fits_file(&mut inode.state(), len);

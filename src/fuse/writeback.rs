@@ -113,7 +113,7 @@ impl Fs {
             }
             self.commit_if_due(inode);
         }
-        inode.progress.notify_waiters();
+        inode.progress().notify_waiters();
     }
 
     /// Makes one WRITE call and notes what it came to.
@@ -158,7 +158,7 @@ impl Fs {
             }
         };
         drop(state);
-        inode.progress.notify_waiters();
+        inode.progress().notify_waiters();
         if failed {
             self.kernel.drop_pages(inode.ino);
         }
@@ -206,7 +206,7 @@ impl Fs {
         self.runtime.spawn(async move {
             fs.commit(&inode).await;
             inode.state().data().committing = false;
-            inode.progress.notify_waiters();
+            inode.progress().notify_waiters();
             fs.send(&inode);
             fs.commit_if_due(&inode);
         });
@@ -248,7 +248,7 @@ impl Fs {
             }
         };
         drop(state);
-        inode.progress.notify_waiters();
+        inode.progress().notify_waiters();
         if failed {
             self.kernel.drop_pages(inode.ino);
         }
@@ -298,7 +298,7 @@ impl Fs {
     ) -> Result<()> {
         let settled = async {
             loop {
-                let progress = inode.progress.notified();
+                let progress = inode.progress().notified();
                 tokio::pin!(progress);
                 progress.as_mut().enable();
                 let unsent = {

@@ -9,10 +9,8 @@ use libtest_mimic::Trial;
 use crate::lab::liar::{Liar, Lie};
 use crate::lab::process::Task;
 use crate::lab::{Lab, Result};
-use crate::{EXPORT, Host, fuse_trial, nas};
+use crate::{EXPORT, Host, fuse_trial, memory, nas};
 
-/// What a worker may hold at most: its caches (docs/DESIGN.md) and what it is made of.
-const MEMORY: u64 = 96 << 20;
 /// `io_timeout` of the mount, and how long a program with a few requests may take then.
 const IO_TIMEOUT: u64 = 1;
 const PROGRAM: Duration = Duration::from_secs(60);
@@ -61,22 +59,17 @@ fn hostile(lab: &'static Lab, name: &str, lies: &[Lie]) -> Result {
         }
         let status = host.status().with_context(|| format!("{lie:?}"))?;
         ensure!(status.pid == worker && status.alive, "{lie:?}: {status:?}");
-        let peak = peak_memory(worker)?;
-        ensure!(peak <= MEMORY, "{lie:?}: {peak} bytes were resident");
+        let peak = memory::peak(worker)?;
+        ensure!(
+            peak <= memory::MEMORY,
+            "{lie:?}: {peak} bytes were resident"
+        );
 
         liar.tell(None)?;
         works_again(&host, lie)?;
         ensure!(fs::read_to_string(&kept)? == "kept", "{lie:?}");
     }
     Ok(())
-}
-
-/// The most memory that was ever resident, in bytes (proc_pid_status(5), VmHWM).
-fn peak_memory(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next());
-    Ok(kilobytes.context("no VmHWM")?.parse::<u64>()? * 1024)
 }
 
 /// Once the server tells the truth, so does the mount; what is cached is forgotten in a second.

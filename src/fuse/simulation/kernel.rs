@@ -13,6 +13,7 @@ use tokio::sync::{Mutex as Lock, Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::fuse::fs::{Entry, Fs, Kernel};
+use crate::fuse::known::Forgetting;
 use crate::nfs::rpc::nfs3::Attr;
 
 use super::{Seen, World};
@@ -400,5 +401,15 @@ impl Kernel for Caches {
     fn drop_range(&self, ino: u64, offset: u64, len: u64, done: oneshot::Sender<()>) {
         let pages = offset / PAGE..(offset + len).div_ceil(PAGE);
         self.drop(ino, pages, Some(done));
+    }
+
+    fn forget_unused(&self, done: Forgetting) {
+        let host = self.host.get().and_then(Weak::upgrade);
+        tokio::spawn(async move {
+            let _done = done;
+            if let Some(host) = host {
+                host.shrink(|| true);
+            }
+        });
     }
 }

@@ -1,0 +1,91 @@
+//! A worker's memory has a bound, whatever programs do.
+
+use std::fs::{self, File};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use libtest_mimic::Trial;
+
+use crate::lab::Result;
+use crate::lab::process::Task;
+use crate::{EXPORT, Host, fuse_trial, nas};
+
+/// What a worker may hold at most: its caches (docs/DESIGN.md) and what it is made of, in bytes.
+pub(crate) const MEMORY: u64 = 96 << 20;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![fuse_trial("known_files_are_bounded", |lab| {
+        known_files_are_bounded(&Host::mount(nas(lab)?, "many", "")?, nas(lab)?)
+    })]
+}
+
+/// The most memory that was ever resident, in bytes (proc_pid_status(5), VmHWM).
+pub(crate) fn peak(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next());
+    Ok(kilobytes.context("no VmHWM")?.parse::<u64>()? * 1024)
+}
+
+/// A walk over more files than may be known (5,000 in tests). What is in use stays: an open file,
+/// and what is mounted inside the volume.
+fn known_files_are_bounded(host: &Host, nas: &dyn crate::Served) -> Result {
+    const DIRECTORIES: usize = 6;
+    const FILES: usize = 1000;
+    /// Files that may be known at the end: what was walked since, and a share of those to come.
+    const KNOWN: usize = 3000;
+    let files = files_to_walk(DIRECTORIES * FILES);
+    let export = nas.local(EXPORT).join("many");
+    for directory in 0..files / FILES {
+        let directory = export.join(directory.to_string());
+        fs::create_dir(&directory)?;
+        for file in 0..FILES {
+            File::create(directory.join(file.to_string()))?;
+        }
+    }
+    fs::write(export.join("open"), "still open")?;
+    let open = File::open(host.join("open"))?;
+    let inside = host.join("0");
+    Task::new(&[
+        "mount",
+        "-t",
+        "tmpfs",
+        "inside",
+        &inside.display().to_string(),
+    ])
+    .run()?;
+    fs::write(inside.join("file"), "mounted")?;
+
+    let walk = Command::new("find")
+        .args([
+            &**host,
+            "-xdev".as_ref(),
+            "-printf".as_ref(),
+            "%s\n".as_ref(),
+        ])
+        .output()?;
+    let status = host.status()?;
+    let peak = peak(status.pid)?;
+    eprintln!("{} nodes, {peak} bytes at most", status.nodes);
+    let found = fs::read_to_string(inside.join("file"));
+    Task::new(&["umount", &inside.display().to_string()]).run()?;
+    ensure!(
+        found.is_ok_and(|text| text == "mounted"),
+        "the mount inside is gone"
+    );
+    ensure!(std::io::read_to_string(open)? == "still open");
+    let lines = walk.stdout.iter().filter(|&&byte| byte == b'\n').count();
+    ensure!(
+        lines > files - FILES && walk.stderr.is_empty(),
+        "{lines} lines"
+    );
+    ensure!(status.nodes < KNOWN, "{} files are known", status.nodes);
+    ensure!(peak <= MEMORY, "{peak} bytes were resident");
+    Ok(())
+}
+
+/// So many as a person asks for, who wants to see it with more.
+fn files_to_walk(usual: usize) -> usize {
+    let asked = std::env::var("NFSVOL_TEST_FILES").ok();
+    asked.and_then(|files| files.parse().ok()).unwrap_or(usual)
+}
