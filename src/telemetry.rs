@@ -1,8 +1,12 @@
 //! The log: on standard error as text or JSON, or in systemd's journal.
 
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::str::FromStr;
+
+use rustix::fd::AsFd;
+use rustix::fs::OFlags;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -89,9 +93,89 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
     Ok(())
 }
 
+/// Starts the log of a process that outlives the daemon: text on standard error, which is a file that
+/// nobody rotates. Only its newest lines are kept.
+///
+/// # Errors
+/// [`TelemetryError::Twice`].
+pub(crate) fn init_bounded() -> Result<(), TelemetryError> {
+    let text = tracing_subscriber::fmt::layer().with_ansi(false);
+    tracing_subscriber::registry()
+        .with(EnvFilter::new("info"))
+        .with(text.with_writer(|| Bounded))
+        .try_init()?;
+    Ok(())
+}
+
+/// The most that such a log takes, in bytes.
+const MOST: u64 = 1 << 20;
+
+/// Standard error; of a file its newest part.
+struct Bounded;
+
+impl Write for Bounded {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut stderr = io::stderr().lock();
+        // If it cannot be cut, a long log is better than none.
+        let _ = cut(&stderr, MOST, || File::open("/proc/self/fd/2"));
+        stderr.write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// Keeps the newer half of a file that is written by appending and has more than `most` bytes.
+fn cut(file: impl AsFd, most: u64, read: impl FnOnce() -> io::Result<File>) -> io::Result<()> {
+    let stat = rustix::fs::fstat(&file)?;
+    let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+    let appends = || Ok::<_, io::Error>(rustix::fs::fcntl_getfl(&file)?.contains(OFlags::APPEND));
+    if !is_file || u64::try_from(stat.st_size).is_ok_and(|size| size <= most) || !appends()? {
+        return Ok(());
+    }
+    let mut old = read()?;
+    old.seek(SeekFrom::End(-i64::try_from(most / 2).unwrap_or(0)))?;
+    let mut newest = Vec::new();
+    old.read_to_end(&mut newest)?;
+    let line = newest.iter().position(|&byte| byte == b'\n');
+    rustix::fs::ftruncate(&file, 0)?;
+    let mut rest = newest
+        .get(line.map_or(0, |end| end + 1)..)
+        .unwrap_or_default();
+    while !rest.is_empty() {
+        let written = rustix::io::write(&file, rest)?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_long_log_the_newest_lines_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .unwrap();
+        for line in 0..1000 {
+            cut(&log, 1000, || File::open(&path)).unwrap();
+            writeln!(log, "line {line}").unwrap();
+            assert!(log.metadata().unwrap().len() <= 1000 + 10);
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let kept: Vec<_> = text.lines().collect();
+        let newest: Vec<_> = (1000 - kept.len()..1000)
+            .map(|line| format!("line {line}"))
+            .collect();
+        assert!(kept.len() > 40, "{text}");
+        assert_eq!(kept, newest);
+    }
 
     #[test]
     fn every_format_is_read_as_it_is_written() {

@@ -45,8 +45,6 @@ pub const SUBCOMMAND: &str = "fuse-worker";
 /// The kernel's read-ahead for the mount, in KiB: at 1 ms round trip, 8 calls of 1 MiB in flight
 /// carry more than 1 GB/s.
 const READ_AHEAD_KIB: u32 = 8192;
-/// What goes into the worker's log.
-const LOG: &str = "info";
 /// How long a client of the control socket may take to say what it wants.
 const COMMAND_TIME: Duration = Duration::from_secs(5);
 /// How long the server may take to say whether the volume's directory is still the same.
@@ -94,7 +92,7 @@ pub fn run() -> Result<(), WorkerError> {
         .step("read the task")?;
     let task: Task = serde_json::from_str(&text).step("read the task")?;
     // Fails if there is a log already, which is as good.
-    let _ = telemetry::init(telemetry::Format::Text, LOG);
+    let _ = telemetry::init_bounded();
     attendant::detach().step("leave the working directory")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

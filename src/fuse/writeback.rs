@@ -151,7 +151,10 @@ impl Fs {
                 false
             }
             Err(error) => {
-                tracing::warn!(ino = inode.ino, "WRITE failed: {error}");
+                // Of a file that goes on to fail, the first.
+                if !known.careful {
+                    tracing::warn!(ino = inode.ino, "WRITE failed: {error}");
+                }
                 known.held.failed(id);
                 self.note_error(&mut state, error.errno());
                 true
@@ -241,7 +244,9 @@ impl Fs {
                 false
             }
             Err(error) => {
-                tracing::warn!(ino = inode.ino, "COMMIT failed: {error}");
+                if !data.careful {
+                    tracing::warn!(ino = inode.ino, "COMMIT failed: {error}");
+                }
                 data.held.commit_failed(begun);
                 self.note_error(&mut state, error.errno());
                 true

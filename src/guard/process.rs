@@ -44,7 +44,7 @@ pub fn run() -> io::Result<()> {
     io::stdin().lock().read_line(&mut line)?;
     let task: Task = serde_json::from_str(&line)?;
     // Fails if there is a log already, which is as good.
-    let _ = telemetry::init(telemetry::Format::Text, "info");
+    let _ = telemetry::init_bounded();
     attendant::detach()?;
     // A host that is short of memory must not lose its fence.
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
