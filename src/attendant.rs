@@ -43,7 +43,7 @@ mod tests;
 
 pub(crate) use post::Post;
 pub(crate) use seen::{Attendant, gone, lives, living};
-pub(crate) use start::{close_standard_streams, command, detach, give, hear, tell};
+pub(crate) use start::{close_standard_streams, command, detach, give, hear, spare, tell};
 pub(crate) use talk::{receive, send};
 
 /// How often a lock is looked at by who waits for it.

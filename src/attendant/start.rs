@@ -56,6 +56,15 @@ pub(crate) fn detach() -> io::Result<()> {
     std::env::set_current_dir("/")
 }
 
+/// Makes the OOM killer take this process after others, with -1000 never: what it serves would be
+/// lost to all who use it.
+pub(crate) fn spare(score: i16) {
+    // Without CAP_SYS_RESOURCE, nothing below what the process was started with.
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        tracing::warn!("the OOM killer may take this process before others: {error}");
+    }
+}
+
 /// Says how the start went.
 ///
 /// # Errors

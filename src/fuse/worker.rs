@@ -45,6 +45,9 @@ pub const SUBCOMMAND: &str = "fuse-worker";
 /// The kernel's read-ahead for the mount, in KiB: at 1 ms round trip, 8 calls of 1 MiB in flight
 /// carry more than 1 GB/s.
 const READ_AHEAD_KIB: u32 = 8192;
+/// `oom_score_adj`: taken when nothing else is left. Its memory is bounded, and without it all
+/// containers that use the volume have to be started again.
+const OOM_SCORE: i16 = -900;
 /// How long a client of the control socket may take to say what it wants.
 const COMMAND_TIME: Duration = Duration::from_secs(5);
 /// How long the server may take to say whether the volume's directory is still the same.
@@ -94,6 +97,7 @@ pub fn run() -> Result<(), WorkerError> {
     // Fails if there is a log already, which is as good.
     let _ = telemetry::init_bounded();
     attendant::detach().step("leave the working directory")?;
+    attendant::spare(OOM_SCORE);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -47,9 +47,7 @@ pub fn run() -> io::Result<()> {
     let _ = telemetry::init_bounded();
     attendant::detach()?;
     // A host that is short of memory must not lose its fence.
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
-        tracing::debug!(%error, "not kept from the OOM killer");
-    }
+    attendant::spare(-1000);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

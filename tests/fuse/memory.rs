@@ -14,9 +14,34 @@ use crate::{EXPORT, Host, fuse_trial, nas};
 pub(crate) const MEMORY: u64 = 96 << 20;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![fuse_trial("known_files_are_bounded", |lab| {
-        known_files_are_bounded(&Host::mount(nas(lab)?, "many", "")?, nas(lab)?)
-    })]
+    vec![
+        fuse_trial("known_files_are_bounded", |lab| {
+            known_files_are_bounded(&Host::mount(nas(lab)?, "many", "")?, nas(lab)?)
+        }),
+        fuse_trial("the_oom_killer_spares_workers", |lab| {
+            let host = Host::mount(nas(lab)?, "spared", "")?;
+            let worker = host.status()?.pid;
+            let score = fs::read_to_string(format!("/proc/{worker}/oom_score_adj"))?;
+            if may_lower_scores()? {
+                ensure!(score.trim() == "-900", "{score}");
+            } else {
+                let log = fs::read_to_string(host.path.log(&host.volume))?;
+                ensure!(
+                    log.contains("the OOM killer may take this process"),
+                    "{log}"
+                );
+            }
+            Ok(())
+        }),
+    ]
+}
+
+/// Whether this process has CAP_SYS_RESOURCE (capability 24).
+fn may_lower_scores() -> Result<bool> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = u64::from_str_radix(line.context("no CapEff")?.trim(), 16)?;
+    Ok(effective & 1 << 24 != 0)
 }
 
 /// The most memory that was ever resident, in bytes (proc_pid_status(5), VmHWM).
