@@ -24,6 +24,8 @@ macro_rules! mutants {
 }
 
 mutants! {
+    /// What waiting writers write is copied however much that is.
+    CopiesUnbounded,
     /// The kernel is never made to forget files: a worker's memory grows with each file seen.
     NothingIsForgotten,
     /// A file's bytes that become durable while a READ of it is under way are never given back.

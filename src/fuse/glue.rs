@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use fuser::{
     AccessFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner,
     OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
@@ -38,6 +37,7 @@ use super::dir::OpenDir;
 use super::error::{Errno, Result};
 use super::fs::{Change, Entry, Found, Fs};
 use super::process::{Processes, Watched};
+use super::room::Copies;
 use super::task;
 use super::write::{Quick, WriteTo};
 
@@ -46,6 +46,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Requests that the kernel may have under way in the background (read-ahead, asynchronous direct
 /// I/O): 64 MiB of reads at 1 MiB each.
 const BACKGROUND: u16 = 64;
+/// Bytes that requests may wait with to be held; beyond it no further request is read until one of
+/// them is, so that more than sixteen large writes that wait delay everybody.
+const COPIES: usize = 16 << 20;
 
 /// Counts what is under way, for the status.
 #[derive(Debug, Default)]
@@ -84,6 +87,7 @@ impl Load {
 pub(super) struct Glue {
     fs: Arc<Fs>,
     processes: Processes,
+    copies: Arc<Copies>,
     dirs: Mutex<HashMap<u64, Arc<OpenDir>>>,
     next_dir: AtomicU64,
     load: Arc<Load>,
@@ -96,6 +100,7 @@ impl Glue {
         Self {
             fs,
             processes: Processes::default(),
+            copies: Arc::default(),
             dirs: Mutex::default(),
             next_dir: AtomicU64::new(1),
             load,
@@ -466,9 +471,10 @@ impl Filesystem for Glue {
                 reply.error(fuser::Errno::from_i32(errno.0));
             }
             Quick::Wait => {
-                let data = Bytes::copy_from_slice(data);
+                // What makes room is done by other threads, so this one may wait.
+                let data = self.copies.of(data, COPIES);
                 self.run(req, reply, |fs| async move {
-                    fs.write(&file, to, &data).await.map(|()| count)
+                    fs.write(&file, to, data).await.map(|()| count)
                 });
             }
         }

@@ -6,10 +6,13 @@
 //!   of its bytes, so what is counted is the sum over all files at every moment;
 //! - who waits is served in turn: nobody takes room past a writer that waits.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex as Blocking};
 
+use bytes::Bytes;
 use tokio::sync::{Mutex, MutexGuard, Notify};
+
+use crate::mutant::{self, Mutant};
 
 /// What a segment costs beside its bytes: its entries in the maps and the allocator's head.
 pub(super) const SHARE_COST: usize = 256;
@@ -120,9 +123,70 @@ impl Drop for Share {
     }
 }
 
+/// Copies of what writers wait to have held: they have to be somewhere, and how many writers there
+/// are is for programs to decide.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    bytes: Blocking<usize>,
+    fewer: Condvar,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct Copy {
+    copies: Arc<Copies>,
+    data: Bytes,
+}
+
+impl Copies {
+    /// Copies bytes, and waits first until no more than `most` of them are copied.
+    pub(super) fn of(self: &Arc<Self>, data: &[u8], most: usize) -> Copy {
+        let mut bytes = self.bytes.lock().unwrap_or_else(|e| e.into_inner());
+        while *bytes > 0 && *bytes + data.len() > most && !mutant::is_on(Mutant::CopiesUnbounded) {
+            bytes = self.fewer.wait(bytes).unwrap_or_else(|e| e.into_inner());
+        }
+        *bytes += data.len();
+        drop(bytes);
+        Copy {
+            copies: Arc::clone(self),
+            data: Bytes::copy_from_slice(data),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Copy {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let mut bytes = self.copies.bytes.lock().unwrap_or_else(|e| e.into_inner());
+        *bytes -= self.data.len();
+        self.copies.fewer.notify_one();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_wait_until_there_are_fewer() {
+        let copies = Arc::new(Copies::default());
+        let first = copies.of(b"first", 10);
+        let second = copies.of(b"other", 10);
+        std::thread::scope(|scope| {
+            let third = scope.spawn(|| copies.of(b"third, a longer one", 10));
+            drop(first);
+            assert_eq!(second.as_ref(), b"other");
+            drop(second);
+            // Alone, also one that is too long.
+            assert_eq!(third.join().unwrap().as_ref(), b"third, a longer one");
+        });
+        assert_eq!(*copies.bytes.lock().unwrap(), 0);
+    }
 
     #[test]
     fn what_is_split_and_joined_stays_counted_and_all_is_given_back() {

@@ -139,8 +139,9 @@ impl Fs {
         self: &Arc<Self>,
         file: &OpenFile,
         to: WriteTo,
-        data: &[u8],
+        data: impl AsRef<[u8]> + Send,
     ) -> Result<()> {
+        let len = data.as_ref().len();
         let inode = &file.inode;
         if to.appends(file) && inode.state().cached.is_expired() {
             // A call of unknown outcome may have cut the file.
@@ -150,10 +151,11 @@ impl Fs {
             return Err(errno);
         }
         let (at, careful, may_have_pages) = {
-            let turns = self.turns(inode, data.len());
+            let turns = self.turns(inode, len);
             let _turns = self.patiently(|| self.room.given_back(), turns).await?;
             let mut state = inode.state();
-            let at = self.hold(&mut state, file, to, data);
+            let at = self.hold(&mut state, file, to, data.as_ref());
+            drop(data);
             let careful = state.data().careful;
             let append = to.appends(file);
             let pages = append && std::mem::take(&mut state.may_have_pages);
@@ -161,7 +163,7 @@ impl Fs {
         };
         self.placed(inode, to, at);
         if may_have_pages && !mutant::is_on(Mutant::AppendsKeepPages) {
-            self.drop_pages_of(inode, at, data.len()).await;
+            self.drop_pages_of(inode, at, len).await;
         }
         let ended = if to.syncs(file) || self.options.sync {
             self.sync(inode).await

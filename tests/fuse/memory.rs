@@ -1,13 +1,16 @@
 //! A worker's memory has a bound, whatever programs do.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 
 use crate::lab::Result;
 use crate::lab::process::Task;
+use crate::lab::proxy::Proxy;
 use crate::{EXPORT, Host, fuse_trial, nas};
 
 /// What a worker may hold at most: its caches (docs/DESIGN.md) and what it is made of, in bytes.
@@ -17,6 +20,12 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         fuse_trial("known_files_are_bounded", |lab| {
             known_files_are_bounded(&Host::mount(nas(lab)?, "many", "")?, nas(lab)?)
+        }),
+        fuse_trial("waiting_writers_are_bounded", |lab| {
+            let nas = nas(lab)?;
+            let proxy = Proxy::start(lab, "writers-proxy", &nas.ip(), &[2049, 20048])?;
+            let host = Host::mount_at(proxy.ip(), nas, "writers", "")?;
+            waiting_writers_are_bounded(&host, &proxy)
         }),
         fuse_trial("the_oom_killer_spares_workers", |lab| {
             let host = Host::mount(nas(lab)?, "spared", "")?;
@@ -105,6 +114,38 @@ fn known_files_are_bounded(host: &Host, nas: &dyn crate::Served) -> Result {
         "{lines} lines"
     );
     ensure!(status.nodes < KNOWN, "{} files are known", status.nodes);
+    ensure!(peak <= MEMORY, "{peak} bytes were resident");
+    Ok(())
+}
+
+/// More writers wait for a server that is silent than there is memory for what they write.
+fn waiting_writers_are_bounded(host: &Host, proxy: &Proxy) -> Result {
+    const WRITERS: usize = 128;
+    let data = vec![b'x'; 1 << 20];
+    let files: std::io::Result<Vec<_>> = (0..WRITERS)
+        .map(|n| File::create(host.join(n.to_string())))
+        .collect();
+    let files = files?;
+    proxy.silence(true);
+    let peak = std::thread::scope(|scope| {
+        let writers: Vec<_> = files
+            .iter()
+            .map(|mut file| {
+                scope.spawn({
+                    let data = &data;
+                    move || file.write_all(data)
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_secs(3));
+        let peak = host.status().and_then(|status| peak(status.pid));
+        proxy.silence(false);
+        let written = writers
+            .into_iter()
+            .map(|writer| writer.join().expect("a writer"));
+        written.collect::<std::io::Result<()>>()?;
+        peak
+    })?;
     ensure!(peak <= MEMORY, "{peak} bytes were resident");
     Ok(())
 }
