@@ -24,6 +24,8 @@ macro_rules! mutants {
 }
 
 mutants! {
+    /// Of two answers about a file the kernel keeps the one that came first, also if it is older.
+    KernelMissesChanges,
     /// What waiting writers write is copied however much that is.
     CopiesUnbounded,
     /// The kernel is never made to forget files: a worker's memory grows with each file seen.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{Attr, FileHandle, FsStat, Nfs3, SetAttr, Wcc, access};
 
@@ -258,9 +259,14 @@ impl Fs {
     fn judged(&self, inode: &Inode, mut state: MutexGuard<'_, State>, verdict: Verdict) {
         if verdict == Verdict::Theirs && inode.is_file() {
             state.version += 1;
-            if state.opens > 0 {
-                drop(state);
+            let open = state.opens > 0;
+            drop(state);
+            if open {
                 self.kernel.drop_pages(inode.ino);
+            } else if !mutant::is_on(Mutant::KernelMissesChanges) {
+                // It takes no attributes from an answer that another one has overtaken, even if
+                // that one is older.
+                self.kernel.drop_attributes(inode.ino);
             }
         }
     }
