@@ -185,3 +185,38 @@ async fn a_sweep_goes_on_and_makes_nothing() {
     assert!(host.catalog.expired(&on, WEEK).await.unwrap().is_empty());
     assert_eq!(fs::read_dir(users.path()).unwrap().count(), 0);
 }
+
+/// Deeper than what is removed: stands for what cannot be deleted.
+const TOO_DEEP: usize = 520;
+
+/// How many of 20 left-over entries a sweep leaves that meets two which cannot be deleted.
+fn left_by_a_sweep() -> usize {
+    // On this thread, for what is put back.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let lab = Lab::new();
+    let host = runtime.block_on(lab.host("a"));
+    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+    let tmp = lab.path(".nfsvol/tmp");
+    for number in 0..22 {
+        let dir = tmp.join(format!("left-{number}"));
+        let deep = [0, 21].contains(&number);
+        let below = "d/".repeat(if deep { TOO_DEEP } else { 1 });
+        fs::create_dir_all(dir.join(below)).unwrap();
+        let file = fs::File::open(&dir).unwrap();
+        file.set_modified(hours_ago).unwrap();
+    }
+    let swept = runtime.block_on(host.catalog.sweep(&host.admin));
+    assert!(swept.is_err(), "what cannot be deleted is told of");
+    let left = fs::read_dir(&tmp).unwrap();
+    left.count() - 2
+}
+
+#[test]
+fn what_cannot_be_deleted_keeps_nothing_else() {
+    assert_eq!(left_by_a_sweep(), 0);
+    let _back = put_back(Mutant::SweepEndsAtTheFirstError);
+    assert!(left_by_a_sweep() > 0, "not found when it is put back");
+}
