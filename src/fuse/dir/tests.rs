@@ -19,6 +19,7 @@ use super::*;
 use crate::fuse::fs::Kernel;
 use crate::fuse::hidden::Hidden;
 use crate::fuse::inode::ROOT;
+use crate::fuse::known::Forgetting;
 use crate::fuse::options::FuseOptions;
 use crate::mutant::put_back;
 use crate::nfs::rpc::Settings;
@@ -270,6 +271,7 @@ impl Kernel for NoCaches {
     fn drop_attributes(&self, _: u64) {}
     fn drop_pages(&self, _: u64) {}
     fn drop_range(&self, _: u64, _: u64, _: u64, _: oneshot::Sender<()>) {}
+    fn forget_unused(&self, _: Forgetting) {}
 }
 
 struct World {
