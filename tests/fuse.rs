@@ -23,6 +23,8 @@ mod memory;
 mod model;
 #[path = "fuse/odd.rs"]
 mod odd;
+#[path = "fuse/squash.rs"]
+mod squash;
 
 use std::process::ExitCode;
 
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         trials.extend(hostile::trials());
         trials.extend(odd::trials());
         trials.extend(memory::trials());
+        trials.extend(squash::trials());
         trials.extend(guests::trials());
         trials
     })

@@ -179,7 +179,8 @@ fn overwritten(lab: &'static Lab) -> Result {
     let nas = nas(lab)?;
     let proxy = Proxy::start(lab, "overwritten-way", &nas.ip(), &[2049, 20048])?;
     let host = Host::mount_at(proxy.ip(), nas, "overwritten", "")?;
-    proxy.delay(Duration::from_millis(3));
+    // So long that each call finds its bytes overwritten, also on a busy machine.
+    proxy.delay(Duration::from_millis(20));
     let path = host.join("file");
     let file = File::create(&path)?;
     let (over, written) = (AtomicBool::new(false), AtomicU64::new(0));

@@ -26,6 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         fuse_trial("silence_of_30_s_only_delays", silence),
         fuse_trial("a_request_fails_after_io_timeout", io_timeout),
         fuse_trial("sigkill_ends_processes_on_a_dead_server", sigkill),
+        fuse_trial("a_killed_writer_that_waits_for_memory_ends", killed_in_line),
         fuse_trial("abort_frees_everyone", abort),
         fuse_trial("a_killed_daemon_is_not_noticed", killed_daemon),
         fuse_trial("a_dead_worker_is_replaced", dead_worker),
@@ -258,6 +259,71 @@ fn sigkill(lab: &'static Lab) -> Result {
     drop(frozen);
     ensure!(late.is_empty(), "alive 5 s after SIGKILL: {late:?}");
     ensure!(fs::read_to_string(host.join("sub/file"))? == "x");
+    Ok(())
+}
+
+/// Three writers of more than fits: one has the turn and waits for room, one waits for the turn of
+/// its file, one for that of all files.
+fn killed_in_line(lab: &'static Lab) -> Result {
+    let (_turn, nas) = turn(lab)?;
+    let host = Host::mount(nas, "killed-in-line", "")?;
+    let mut writers = Vec::new();
+    for name in ["one", "one", "other"] {
+        // They open before the server falls silent, and write when they are told to.
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(host.join(name))?;
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "read go; exec dd if=/dev/zero bs=1M count=100"])
+            .stdin(Stdio::piped())
+            .stdout(file)
+            .stderr(Stdio::null());
+        writers.push(command.spawn()?);
+    }
+    let frozen = Frozen::new(nas)?;
+    for writer in &mut writers {
+        let mut go = writer.stdin.take().context("no stdin")?;
+        go.write_all(b"go\n")?;
+    }
+    let begun = Instant::now();
+    while host.status()?.unsaved < 40 << 20 {
+        ensure!(
+            begun.elapsed() < Duration::from_secs(20),
+            "no memory is taken"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    for writer in &mut writers {
+        ensure!(writer.try_wait()?.is_none(), "a writer did not wait");
+    }
+    for writer in &mut writers {
+        writer.kill()?;
+    }
+    let killed = Instant::now();
+    for writer in &mut writers {
+        while writer.try_wait()?.is_none() {
+            ensure!(
+                killed.elapsed() < Duration::from_secs(5),
+                "alive 5 s after SIGKILL"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    drop(frozen);
+    // Nobody is in line any more, and the room comes back.
+    fs::write(host.join("other"), vec![1; 60 << 20])?;
+    let thawed = Instant::now();
+    while host.status()?.unsaved > 0 {
+        ensure!(
+            thawed.elapsed() < Duration::from_secs(30),
+            "bytes stay held"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
     Ok(())
 }
 
