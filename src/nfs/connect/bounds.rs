@@ -184,4 +184,59 @@ mod tests {
         let getattr = nfs(NFS_PROGRAM::NFSPROC3_GETATTR);
         assert_eq!(check(getattr, reply(&[0, HUGE, HUGE])), Ok(()));
     }
+
+    /// What a LOOKUP comes to whose answer announces a handle that does not come, and then ends.
+    async fn lookup_on_a_liar() -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        /// Fits into the memory of any host.
+        const ANNOUNCED: u32 = 64 << 20;
+        let server = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let address = server.local_addr().unwrap();
+        let lies = tokio::spawn(async move {
+            let (mut stream, _) = server.accept().await.unwrap();
+            let length = stream.read_u32().await.unwrap() & 0x7fff_ffff;
+            let mut call = vec![0; length as usize];
+            stream.read_exact(&mut call).await.unwrap();
+            let xid = u32::from_be_bytes(*call.first_chunk().unwrap());
+            let answer = [xid, 1, 0, 0, 0, 0, 0, ANNOUNCED, 9].map(u32::to_be_bytes);
+            let answer = answer.concat();
+            let mark = 0x8000_0000 | u32::try_from(answer.len()).unwrap();
+            stream.write_u32(mark).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
+        });
+        let within = std::time::Duration::from_secs(10);
+        let meter = super::super::Meter::default();
+        let mut wire = super::super::Wire::dial(address, false, within, &meter)
+            .await
+            .unwrap();
+        let args = nfs3::LOOKUP3args {
+            what: nfs3::diropargs3 {
+                dir: nfs3::nfs_fh3::default(),
+                name: b"name".to_vec().into(),
+            },
+        };
+        let called = (nfs3::PROGRAM, 3, NFS_PROGRAM::NFSPROC3_LOOKUP as u32);
+        let none = nfs3_types::rpc::opaque_auth::default();
+        let answer = wire.call::<_, nfs3::LOOKUP3res>(called, &none, &args).await;
+        lies.await.unwrap();
+        answer.err().unwrap().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_length_is_looked_at_before_memory_is_taken_for_it() {
+        let told = DecodeError::to_string(
+            &check(
+                (nfs3::PROGRAM, 3, NFS_PROGRAM::NFSPROC3_LOOKUP as u32),
+                reply(&[0, 64 << 20, 9]),
+            )
+            .unwrap_err(),
+        );
+        assert!(lookup_on_a_liar().await.contains(&told));
+        let _back = crate::mutant::put_back(crate::mutant::Mutant::LengthsTrusted);
+        let error = lookup_on_a_liar().await;
+        assert!(!error.contains(&told), "as much is waited for: {error}");
+    }
 }
