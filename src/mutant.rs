@@ -55,6 +55,9 @@ mutants! {
     HeirsTakeOverMarks,
     /// The kernel keeps the page that an append went past.
     AppendsKeepPages,
+    /// An append through the page cache waits until the kernel has dropped the page that it locks
+    /// until the append is answered.
+    AppendsWaitForTheirPage,
     /// An open counts only when the server has granted it.
     OpenInFlightIsNone,
     /// A rename that fails leaves its open target under a hidden name.

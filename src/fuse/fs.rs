@@ -84,6 +84,8 @@ pub(super) struct OpenFile {
     /// Whoever opened it: reads and writes are made on their behalf, as with the kernel's client.
     pub(super) cred: Cred,
     pub(super) flags: i32,
+    /// The kernel was told to keep its page cache out of it.
+    pub(super) direct: bool,
     /// The number of the last write error that was reported here.
     pub(super) reported: AtomicU64,
 }

@@ -191,14 +191,19 @@ impl Fs {
         let told = state.told();
         drop(state);
         let fh = self.next_file.fetch_add(1, Ordering::Relaxed);
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        // The kernel would append where it believes the end to be, and cache it there. And
+        // without attribute caches there is no telling when its pages are good.
+        let direct = (self.options.acregmax == 0 && !self.needs_pages.load(Ordering::Relaxed))
+            || (writes && flags & libc::O_APPEND != 0);
         let file = Arc::new(OpenFile {
             cred: opening.cred.clone(),
             inode,
             flags,
+            direct,
             reported: AtomicU64::new(told),
         });
         drop(opening);
-        let writes = file.writes();
         self.files
             .lock()
             .unwrap_or_else(|e| e.into_inner())
@@ -206,10 +211,7 @@ impl Fs {
         Opened {
             fh,
             keep_pages,
-            // The kernel would append where it believes the end to be, and cache it there. And
-            // without attribute caches there is no telling when its pages are good.
-            direct: (self.options.acregmax == 0 && !self.needs_pages.load(Ordering::Relaxed))
-                || (writes && flags & libc::O_APPEND != 0),
+            direct,
             writes,
         }
     }

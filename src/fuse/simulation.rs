@@ -454,7 +454,7 @@ fn nothing_is_lost_and_everything_ends() {
 }
 
 /// The mended faults that the seeds of `make test` find when they are put back.
-const FOUND: [Mutant; 10] = [
+const FOUND: [Mutant; 11] = [
     Mutant::CreateTellsOldAttributes,
     Mutant::HeldLeaksBesideReads,
     Mutant::FsyncOfWritersOnly,
@@ -463,6 +463,7 @@ const FOUND: [Mutant; 10] = [
     Mutant::WriteHidesOthers,
     Mutant::HeirsTakeOverMarks,
     Mutant::AppendsKeepPages,
+    Mutant::AppendsWaitForTheirPage,
     Mutant::OpenInFlightIsNone,
     Mutant::FailedRenameDeletes,
 ];

@@ -76,6 +76,13 @@ impl WriteTo {
         !self.from_pages && flags & libc::O_APPEND != 0
     }
 
+    /// Whether the kernel appends without its page cache. A descriptor that was opened without
+    /// O_APPEND and has got it since appends through it: the page that it writes to stays locked
+    /// until the request is answered.
+    fn appends_past_pages(&self, file: &OpenFile) -> bool {
+        self.appends(file) && (file.direct || mutant::is_on(Mutant::AppendsWaitForTheirPage))
+    }
+
     /// Whether the write ends only when its bytes are durable.
     fn syncs(&self, file: &OpenFile) -> bool {
         let (flags, durable) = if mutant::is_on(Mutant::FlagsOfTheOpen) {
@@ -121,7 +128,7 @@ impl Fs {
         let mut state = inode.state();
         if state.data().careful
             || (to.appends(file) && state.cached.is_expired())
-            || (to.appends(file) && state.may_have_pages)
+            || (to.appends_past_pages(file) && state.may_have_pages)
             || !self.fits_file(&mut state, data.len())
             || !self.fits(data.len())
         {
@@ -157,8 +164,8 @@ impl Fs {
             let at = self.hold(&mut state, file, to, data.as_ref());
             drop(data);
             let careful = state.data().careful;
-            let append = to.appends(file);
-            let pages = append && std::mem::take(&mut state.may_have_pages);
+            let past = to.appends_past_pages(file);
+            let pages = past && std::mem::take(&mut state.may_have_pages);
             (at, careful, pages)
         };
         self.placed(inode, to, at);
@@ -233,10 +240,10 @@ impl Fs {
         let offset = if to.appends(file) {
             state.attr().size
         } else {
-            // The kernel keeps what it writes, if it writes through its page cache.
-            state.may_have_pages = true;
             to.offset
         };
+        // The kernel keeps what it writes, if it writes through its page cache.
+        state.may_have_pages |= !to.appends_past_pages(file);
         let known = state.data();
         let share = self.room.take(data.len());
         known.held.write(offset, data, &file.cred, chunk, share);
@@ -254,7 +261,7 @@ impl Fs {
         }
     }
 
-    /// An append went past the page cache. The last page there may hold zeros in its place, and
+    /// An append goes past the page cache. The last page there may hold zeros in its place, and
     /// kernels before 6.18 keep it; it is dropped before the append's answer makes the file longer.
     async fn drop_pages_of(&self, inode: &Inode, at: u64, len: usize) {
         let (done, is_done) = oneshot::channel();

@@ -22,6 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         fuse_trial("fsync_is_about_the_file_not_the_descriptor", any_descriptor),
         fuse_trial("synchronous_writes_are_on_the_server", synchronous),
         fuse_trial("a_cleared_append_flag_appends_no_more", cleared_append),
+        fuse_trial("a_later_append_flag_appends_and_ends", later_append),
         fuse_trial("writes_beside_reads_of_one_file_all_end", beside_reads),
         fuse_trial("stat_and_close_end_while_others_overwrite", overwritten),
         fuse_trial("a_cached_reader_sees_what_was_appended", appended_page),
@@ -101,6 +102,60 @@ fn cleared_append(lab: &'static Lab) -> Result {
     file.write_all(b"end")?;
     let text = fs::read_to_string(&path)?;
     ensure!(text == "X123456789end", "{text}");
+    Ok(())
+}
+
+/// `make > log` with a reader beside it: make sets the flag on the descriptor that the shell opened.
+/// The kernel appends by its page cache then, and locks the page meanwhile.
+fn later_append(lab: &'static Lab) -> Result {
+    /// A write takes a moment unless it takes for ever.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let (host, server) = mounted(lab, "later", "")?;
+    let path = host.join("log");
+    let (done, progress) = mpsc::channel();
+    let name = path.clone();
+    thread::spawn(move || -> Result {
+        let mut log = File::create(&name)?;
+        log.write_all(b"made\n")?;
+        let reader = File::open(&name)?;
+        rustix::fs::fcntl_setfl(&log, OFlags::APPEND)?;
+        let mut by_open = OpenOptions::new().append(true).open(&name)?;
+        let mut expected = b"made\n".to_vec();
+        for line in 0..60 {
+            let text = format!("{line:0200}\n");
+            let file = if line % 4 == 3 {
+                &mut by_open
+            } else {
+                &mut log
+            };
+            file.write_all(text.as_bytes())?;
+            expected.extend_from_slice(text.as_bytes());
+            let mut seen = vec![0; expected.len() + 1];
+            let count = reader.read_at(&mut seen, 0)?;
+            ensure!(
+                seen[..count] == expected[..],
+                "after line {line}: {count} bytes"
+            );
+            done.send(expected.clone())?;
+        }
+        Ok(())
+    });
+    let mut expected = Vec::new();
+    for line in 0..60 {
+        match progress.recv_timeout(PATIENCE) {
+            Ok(so_far) => expected = so_far,
+            Err(error) => {
+                // Whoever hangs is freed before the mount is taken away.
+                host.runtime.block_on(host.path.abort(&host.volume))?;
+                return Err(error).with_context(|| format!("line {line} is not written and read"));
+            }
+        }
+    }
+    File::open(&path)?.sync_all()?;
+    ensure!(
+        fs::read(server.join("log"))? == expected,
+        "other bytes on the server"
+    );
     Ok(())
 }
 

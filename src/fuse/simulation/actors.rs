@@ -151,7 +151,11 @@ impl Actor {
         if own || name.starts_with("data") {
             flags |= libc::O_CREAT;
         }
-        let file = process.open(name.as_bytes(), flags).await?;
+        // By fcntl, as GNU make does with what the shell has opened.
+        let later = log && own && self.dice.below(4) == 0;
+        let set = if later { flags & libc::O_APPEND } else { 0 };
+        let mut file = process.open(name.as_bytes(), flags & !set).await?;
+        file.flags |= set;
         let worked = self.work(process, &file).await;
         let closed = process.close(file).await;
         worked.and(closed)
