@@ -53,6 +53,9 @@ mutants! {
     /// What overwrites bytes that are under way takes over their mark, so that whoever waits for
     /// it waits as long as somebody overwrites them.
     HeirsTakeOverMarks,
+    /// A file that was written is not one of those to be synced any more when the last file of
+    /// its node id comes to rest.
+    DirtyByNodeId,
     /// The kernel keeps the page that an append went past.
     AppendsKeepPages,
     /// An append through the page cache waits until the kernel has dropped the page that it locks

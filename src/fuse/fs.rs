@@ -129,7 +129,7 @@ pub(super) struct Fs {
     known: Arc<Known>,
     /// Memory for what is held, over all files.
     pub(super) room: Arc<Room>,
-    /// Files of which something is held that is not durable yet.
+    /// Files of which something is held that is not durable yet, by node id.
     dirty: Mutex<BTreeMap<u64, Arc<Inode>>>,
     clock: AtomicU64,
     /// When an open came too late; see [`super::open`].

@@ -61,7 +61,7 @@ impl Fs {
     /// Renames an open file out of the way, until it is closed, and tells its hidden name.
     async fn hide(&self, cred: &Cred, dir: &Inode, name: &[u8], inode: &Inode) -> Result<Vec<u8>> {
         let known = inode.state().silly.clone();
-        if known.is_some_and(|silly| silly.parent == dir.ino && silly.name == name) {
+        if known.is_some_and(|silly| silly.dir == dir.handle && silly.name == name) {
             return Err(Errno(libc::EBUSY));
         }
         let hidden = Self::silly_name(inode)?;
@@ -145,7 +145,9 @@ impl Fs {
     }
 
     pub(super) async fn remove_silly(&self, cred: &Cred, silly: Silly) {
+        // Another directory may have the node id by now.
         let dir = self.inodes.get(silly.parent);
+        let dir = dir.filter(|dir| dir.handle == silly.dir);
         let changing = dir.as_deref().map(|dir| self.change(dir));
         match self.nfs.remove(cred, &silly.dir, &silly.name).await {
             Ok(wcc) => {

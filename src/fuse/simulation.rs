@@ -454,7 +454,7 @@ fn nothing_is_lost_and_everything_ends() {
 }
 
 /// The mended faults that the seeds of `make test` find when they are put back.
-const FOUND: [Mutant; 11] = [
+const FOUND: [Mutant; 12] = [
     Mutant::CreateTellsOldAttributes,
     Mutant::HeldLeaksBesideReads,
     Mutant::FsyncOfWritersOnly,
@@ -464,6 +464,7 @@ const FOUND: [Mutant; 11] = [
     Mutant::HeirsTakeOverMarks,
     Mutant::AppendsKeepPages,
     Mutant::AppendsWaitForTheirPage,
+    Mutant::DirtyByNodeId,
     Mutant::OpenInFlightIsNone,
     Mutant::FailedRenameDeletes,
 ];

@@ -291,14 +291,19 @@ impl Fs {
         take_error(&file).map_or(ended, Err)
     }
 
-    /// Whether what is counted is what the files hold.
+    /// Whether what is counted is what the files hold, and nothing is held that nobody would sync.
     #[cfg(test)]
     pub(super) fn check_held(&self) -> std::result::Result<(), String> {
         let (mut bytes, mut shares) = (0, 0);
         for inode in self.inodes.all() {
-            if let Some(data) = &inode.state().data {
+            let state = inode.state();
+            if let Some(data) = &state.data {
                 bytes += data.held.bytes();
                 shares += data.held.segments();
+            }
+            let known = self.dirty().get(&inode.ino).map(Arc::as_ptr);
+            if !state.is_clean() && known != Some(Arc::as_ptr(&inode)) {
+                return Err(format!("nobody tends to the dirty node {}", inode.ino));
             }
         }
         let counted = (self.room.bytes(), self.room.shares());

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{NfsError, Stable, WriteOk};
 
@@ -45,7 +46,7 @@ impl Fs {
                     let data = state.data();
                     if data.held.is_clean() {
                         data.tended = false;
-                        fs.dirty().remove(&inode.ino);
+                        fs.tended(&inode);
                         break;
                     }
                 }
@@ -54,6 +55,17 @@ impl Fs {
             }
             fs.inodes.release(inode.ino);
         });
+    }
+
+    /// It was forgotten perhaps, and another one of its node id is tended by now.
+    fn tended(&self, inode: &Arc<Inode>) {
+        let mut dirty = self.dirty();
+        let known = dirty.get(&inode.ino);
+        if known.is_some_and(|known| Arc::ptr_eq(known, inode))
+            || mutant::is_on(Mutant::DirtyByNodeId)
+        {
+            dirty.remove(&inode.ino);
+        }
     }
 
     fn all_dirty(&self) -> Vec<Arc<Inode>> {
