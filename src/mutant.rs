@@ -50,6 +50,8 @@ mutants! {
     SetattrHidesOthers,
     /// WRITE and COMMIT do.
     WriteHidesOthers,
+    /// A few bytes that are left of a large write keep all of it in memory.
+    PartsKeepTheWhole,
     /// What overwrites bytes that are under way takes over their mark, so that whoever waits for
     /// it waits as long as somebody overwrites them.
     HeirsTakeOverMarks,

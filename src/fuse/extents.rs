@@ -17,7 +17,7 @@
 //!   it is over when the call was answered or failed;
 //! - what was written before a [`Held::mark`] is durable once [`Held::pending`] says so, as it was
 //!   then or newer;
-//! - each segment owns the [`Share`] of its bytes.
+//! - each segment owns the [`Share`] of its bytes, and keeps no more memory than twice as much.
 //!
 //! Costs: an answer costs what its own range holds, not what the file does; only an answer that
 //! shows a restart of the server walks over everything.
@@ -217,22 +217,20 @@ impl<C: Clone + PartialEq> Held<C> {
                 && last.state == State::Unsent
                 && last.owner == *owner
                 && last.data.len() + data.len() <= chunk
-                && matches!(last.data, Buffer::Open(_));
+                && last.data.is_open();
             fits.then_some(start)
         };
         if let Some(start) = self.segments.range(..offset).next_back().and_then(grows)
             && let Some(mut last) = self.take_out(start)
         {
-            if let Buffer::Open(bytes) = &mut last.data {
-                bytes.extend_from_slice(data);
-            }
+            last.data.extend(data);
             last.share.join(share);
             last.mark = last.mark.min(mark);
             self.put_in(start, last);
             return;
         }
         let segment = Segment {
-            data: Buffer::Open(BytesMut::from(data)),
+            data: Buffer::from(BytesMut::from(data)),
             share,
             owner: owner.clone(),
             mark,
@@ -467,7 +465,7 @@ impl<C: Clone + PartialEq> Held<C> {
                     whole.mark = whole.mark.min(part.mark);
                 }
             }
-            whole.data = Buffer::Open(joined);
+            whole.data = Buffer::from(joined);
         }
         whole.state = State::Sending(id);
         let data = whole.data.share();

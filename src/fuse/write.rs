@@ -1,7 +1,8 @@
 //! Writing: who may put bytes into memory, when, and how an error is told.
 //!
 //! Invariants:
-//! - bytes in memory are bounded, per file and in all; beyond it writers wait, in turn;
+//! - bytes in memory are bounded, per file and in all; beyond it writers wait, in turn. What is
+//!   counted is at least half of the memory that is taken ([`super::extents`]);
 //! - an append goes to the end as it is when its bytes are taken;
 //! - an error is told to every open file once: by the next write, fsync or close; if none was open
 //!   or asked, to the next that is opened (the kernel's `errseq_t`). The bytes that could not be

@@ -77,6 +77,7 @@ fn check(held: &Held<u8>) {
     let mut flights = held.flights.len();
     for (&at, segment) in &held.segments {
         assert_eq!(segment.data.len(), segment.share.bytes());
+        assert!(segment.data.whole() <= 2 * segment.data.len());
         let (mark, key) = (segment.mark, (segment.mark, at));
         let full = segment.data.len() >= held.chunk;
         match segment.state {
