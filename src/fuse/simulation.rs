@@ -34,6 +34,7 @@ mod network;
 mod procedures;
 mod process;
 mod server;
+mod steps;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;

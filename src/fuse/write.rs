@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{MutexGuard, oneshot};
 
 use crate::mutant::{self, Mutant};
+use crate::nfs::rpc::nfs3::MAX_FILE;
 
 use super::error::{Errno, Result};
 use super::fs::{Fs, OpenFile};
@@ -135,7 +136,10 @@ impl Fs {
         {
             return Quick::Wait;
         }
-        let at = self.hold(&mut state, file, to, data);
+        let at = match self.hold(&mut state, file, to, data) {
+            Ok(at) => at,
+            Err(errno) => return Quick::Failed(errno),
+        };
         drop(state);
         self.placed(inode, to, at);
         self.send(inode);
@@ -162,7 +166,7 @@ impl Fs {
             let turns = self.turns(inode, len);
             let _turns = self.patiently(|| self.room.given_back(), turns).await?;
             let mut state = inode.state();
-            let at = self.hold(&mut state, file, to, data.as_ref());
+            let at = self.hold(&mut state, file, to, data.as_ref())?;
             drop(data);
             let careful = state.data().careful;
             let past = to.appends_past_pages(file);
@@ -236,13 +240,25 @@ impl Fs {
 
     /// Holds bytes, and says where: an append goes to the end as it is at this moment, not to the
     /// one that the kernel knows of.
-    fn hold(self: &Arc<Self>, state: &mut State, file: &OpenFile, to: WriteTo, data: &[u8]) -> u64 {
+    ///
+    /// # Errors
+    /// EFBIG: no file can be that long.
+    fn hold(
+        self: &Arc<Self>,
+        state: &mut State,
+        file: &OpenFile,
+        to: WriteTo,
+        data: &[u8],
+    ) -> Result<u64> {
         let chunk = self.sizes.write as usize;
         let offset = if to.appends(file) {
             state.attr().size
         } else {
             to.offset
         };
+        if offset > MAX_FILE - data.len() as u64 {
+            return Err(Errno(libc::EFBIG));
+        }
         // The kernel keeps what it writes, if it writes through its page cache.
         state.may_have_pages |= !to.appends_past_pages(file);
         let known = state.data();
@@ -251,7 +267,7 @@ impl Fs {
         if !std::mem::replace(&mut known.tended, true) {
             self.tend(&file.inode);
         }
-        offset
+        Ok(offset)
     }
 
     /// A write went where the kernel does not know of: what it has cached is of another size.

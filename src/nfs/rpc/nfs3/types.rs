@@ -101,6 +101,10 @@ impl From<Time> for nfstime3 {
     }
 }
 
+/// The longest file that Linux has, in bytes. A server that tells of a longer one is believed this
+/// much, as by the kernel's client.
+pub const MAX_FILE: u64 = (1 << 63) - 1;
+
 /// Attributes of a file (`fattr3`, RFC 1813 section 2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
@@ -139,7 +143,7 @@ impl From<fattr3> for Attr {
             nlink: attr.nlink,
             uid: attr.uid,
             gid: attr.gid,
-            size: attr.size,
+            size: attr.size.min(MAX_FILE),
             used: attr.used,
             rdev: (attr.rdev.specdata1, attr.rdev.specdata2),
             fsid: attr.fsid,
@@ -182,7 +186,7 @@ impl Wcc {
             before: decoder.option(|decoder| {
                 let attr: wcc_attr = decoder.fixed()?;
                 Ok(WccAttr {
-                    size: attr.size,
+                    size: attr.size.min(MAX_FILE),
                     mtime: attr.mtime.into(),
                     ctime: attr.ctime.into(),
                 })
@@ -486,4 +490,38 @@ pub struct CommitOk {
     /// If it differs from that of the WRITEs, they have to be sent again.
     pub verf: [u8; 8],
     pub wcc: Wcc,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_file_is_longer_than_linux_has_them() {
+        for (told, taken) in [(7, 7), (MAX_FILE, MAX_FILE), (u64::MAX, MAX_FILE)] {
+            let time = nfstime3 {
+                seconds: 1,
+                nseconds: 0,
+            };
+            let attr = fattr3 {
+                type_: ftype3::NF3REG,
+                mode: 0o644,
+                nlink: 1,
+                uid: 0,
+                gid: 0,
+                size: told,
+                used: 0,
+                rdev: specdata3 {
+                    specdata1: 0,
+                    specdata2: 0,
+                },
+                fsid: 1,
+                fileid: 2,
+                atime: time,
+                mtime: time,
+                ctime: time,
+            };
+            assert_eq!(Attr::from(attr).size, taken);
+        }
+    }
 }

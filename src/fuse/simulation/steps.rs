@@ -1,0 +1,124 @@
+//! Single sequences that chance meets rarely, on one host and a server without faults.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fuse::error::Errno;
+use crate::fuse::fs::{Entry, Fs, Found, OpenFile};
+use crate::fuse::hidden::Hidden;
+use crate::fuse::options::FuseOptions;
+use crate::fuse::write::{Quick, WriteTo};
+use crate::mutant::{Mutant, put_back};
+use crate::nfs::rpc::nfs3::{FileHandle, Nfs3};
+use crate::nfs::rpc::{Cred, Settings};
+
+use super::dice::Dice;
+use super::kernel::Caches;
+use super::network::Link;
+use super::server::{Habits, Server};
+use super::{World, disk};
+
+const APPEND: i32 = libc::O_WRONLY | libc::O_APPEND;
+
+struct Bench {
+    fs: Arc<Fs>,
+    cred: Cred,
+    server: Arc<Server>,
+    _run: tempfile::TempDir,
+    _world: Arc<World>,
+}
+
+impl Bench {
+    async fn new(habits: Habits) -> Self {
+        let world = Arc::new(World::default());
+        let server = Server::new(habits, Dice(1), Arc::clone(&world), 4096);
+        world.server.set(Arc::downgrade(&server)).unwrap();
+        let mut settings = Settings::new(([192, 0, 2, 1], 2049).into());
+        settings.io_timeout = None;
+        let link = Link::new(0, Arc::clone(&server), 0);
+        let nfs = Nfs3::over(&settings, link).unwrap();
+        let root = FileHandle::new(&disk::ROOT.to_be_bytes()).unwrap();
+        let run = tempfile::tempdir().unwrap();
+        let hidden = Hidden::new(run.path(), "simulated");
+        let kernel = Arc::new(Caches::default());
+        let fs = Fs::start(nfs, root, FuseOptions::default(), kernel, hidden);
+        Self {
+            fs: fs.await.unwrap(),
+            cred: Cred::root(),
+            server,
+            _run: run,
+            _world: world,
+        }
+    }
+
+    /// A new file, open under a number.
+    async fn create(&self, name: &[u8], flags: i32) -> (Entry, Arc<OpenFile>, u64) {
+        let made = self.fs.create(&self.cred, 1, name, 0o644, flags);
+        let (entry, opened) = made.await.unwrap();
+        (entry, self.fs.file(opened.fh).unwrap(), opened.fh)
+    }
+
+    fn write(&self, file: &OpenFile, offset: u64, data: &[u8]) -> Quick {
+        self.fs.write_quick(file, to(file, offset), data)
+    }
+
+    /// What the server has of a file.
+    fn content(&self, file: &OpenFile) -> Option<Vec<u8>> {
+        let id = file.inode.state().attr().fileid;
+        let disk = self.server.disk.lock().unwrap();
+        disk.content(id).map(|(_, current)| current.to_vec())
+    }
+}
+
+fn to(file: &OpenFile, offset: u64) -> WriteTo {
+    WriteTo {
+        offset,
+        flags: file.flags,
+        from_pages: false,
+    }
+}
+
+/// A file is written, comes to rest, is forgotten, looked up anew and written again.
+async fn forgotten_and_written() -> Result<(), String> {
+    let bench = Bench::new(Habits::default()).await;
+    let (fs, cred) = (&bench.fs, &bench.cred);
+    let (entry, file, fh) = bench.create(b"file", libc::O_WRONLY).await;
+    assert!(matches!(bench.write(&file, 0, b"old"), Quick::Done));
+    fs.release(fh).await;
+    drop(file);
+    fs.forget(entry.ino, 1);
+    let found = fs.lookup(cred, 1, b"file").await.unwrap();
+    assert!(matches!(found, Found::Entry(again) if again.ino == entry.ino));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let opened = fs.open(cred, entry.ino, libc::O_WRONLY).await.unwrap();
+    let file = fs.file(opened.fh).unwrap();
+    assert!(matches!(bench.write(&file, 0, b"new"), Quick::Done));
+    // The first one's task has ended by now, the second one's has not begun.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(bench.content(&file), Some(b"old".to_vec()));
+    let checked = fs.check_held();
+    fs.sync_everything().await;
+    checked
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_written_again_is_synced_at_the_end() {
+    assert_eq!(forgotten_and_written().await, Ok(()));
+    let _back = put_back(Mutant::DirtyByNodeId);
+    assert!(forgotten_and_written().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_appended_behind_the_end_of_all_files() {
+    let bench = Bench::new(Habits::default()).await;
+    let (_, file, _) = bench.create(b"log", APPEND).await;
+    let mut attr = file.inode.state().attr();
+    for size in [u64::MAX, u64::MAX - 2, (1 << 63) - 2] {
+        attr.size = size;
+        bench.fs.absorb(&file.inode, attr, bench.fs.tick());
+        let written = bench.write(&file, 0, b"line");
+        assert!(matches!(written, Quick::Failed(Errno(libc::EFBIG))), "{written:?}");
+        let written = bench.fs.write(&file, to(&file, 0), b"line").await;
+        assert_eq!(written, Err(Errno(libc::EFBIG)));
+    }
+}
