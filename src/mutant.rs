@@ -69,6 +69,8 @@ mutants! {
     FailedRenameDeletes,
     /// What is known of a file stays good when an own call ends with an unknown outcome.
     LostCallsChangeNothing,
+    /// Or is good again with the next answer, also one that was asked for before that.
+    OldAnswersEndDoubts,
     /// A Remove makes `.nfsvol/` on the share of data that it leaves alone.
     RemoveTouchesEveryShare,
     /// A Remove looks for other users of its directory in its own list of volumes only.

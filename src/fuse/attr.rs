@@ -5,7 +5,7 @@
 //! up to `acregmax` (`acdirmax`); a change sets the time back to the minimum. A change of another
 //! host makes cached data invalid; a change that our own calls explain ([`super::own`]) does not.
 //! An own call that may have changed the file, and whose outcome is not known, makes what is known
-//! expire.
+//! expire, until an answer comes that was asked for after that.
 
 use std::time::{Duration, Instant};
 
@@ -119,6 +119,8 @@ pub(super) struct Cached {
     trust: Duration,
     heard: Instant,
     valid: bool,
+    /// The number of the moment when it expired last: what was asked for before does not end that.
+    expired: u64,
     /// Present while own calls are under way that may change the file.
     own: Option<Box<Overlap>>,
 }
@@ -132,6 +134,7 @@ impl Cached {
             trust: limits.min,
             heard: now,
             valid: true,
+            expired: 0,
             own: None,
         }
     }
@@ -153,7 +156,7 @@ impl Cached {
             }
             // Within one tick of the server's clock there is no telling.
             if attr.ctime == self.attr.ctime && new != known {
-                self.expire();
+                self.expire(at);
                 return Verdict::Stale;
             }
         }
@@ -207,7 +210,7 @@ impl Cached {
     /// The outcome of the own call numbered `asked` will never be known.
     pub(super) fn lost(&mut self, asked: u64, at: u64) -> Verdict {
         if !mutant::is_on(Mutant::LostCallsChangeNothing) {
-            self.expire();
+            self.expire(at);
         }
         self.answered = at;
         if let Some(own) = &mut self.own {
@@ -249,7 +252,7 @@ impl Cached {
         self.attr = attr;
         self.asked = self.asked.max(asked);
         self.heard = now;
-        self.valid = true;
+        self.valid |= asked > self.expired || mutant::is_on(Mutant::OldAnswersEndDoubts);
         true
     }
 
@@ -272,9 +275,10 @@ impl Cached {
         !self.valid
     }
 
-    /// Something happened to the file whose outcome is not known.
-    pub(super) fn expire(&mut self) {
+    /// Something has happened to the file whose outcome is not known, up to the moment `at`.
+    pub(super) fn expire(&mut self, at: u64) {
         self.valid = false;
+        self.expired = at;
     }
 }
 
@@ -417,8 +421,39 @@ mod tests {
         known.look(attr(1, 2), 9, 9);
         known.look(attr(1, 2), 10, 10);
         assert_eq!(known.cached.remaining(known.now), LIMITS.min);
-        known.cached.expire();
+        known.cached.expire(11);
         assert!(known.cached.remaining(known.now).is_zero());
+    }
+
+    /// Whether a file's end is still taken for unknown when a cut has been given up and an answer
+    /// comes that was asked for before.
+    fn is_in_doubt_after_an_old_answer() -> bool {
+        let mut known = Known::new(attr(100, 1));
+        known.cached.begin(3);
+        known.cached.lost(3, 4);
+        known.look(attr(100, 1), 2, 5);
+        known.cached.is_expired()
+    }
+
+    #[test]
+    fn only_what_is_asked_after_a_call_was_given_up_tells_what_became_of_it() {
+        assert!(is_in_doubt_after_an_old_answer());
+        let back = mutant::put_back(Mutant::OldAnswersEndDoubts);
+        assert!(!is_in_doubt_after_an_old_answer());
+        drop(back);
+        let mut known = Known::new(attr(100, 1));
+        // Another call, begun before and answered after.
+        known.cached.begin(2);
+        known.cached.begin(3);
+        known.cached.lost(3, 4);
+        known.end(2, 5, Own::Written, wcc(Some(attr(100, 1)), attr(100, 2)));
+        assert!(known.cached.is_expired());
+        known.look(attr(0, 3), 6, 7);
+        assert!(!known.cached.is_expired());
+        assert_eq!(known.cached.attr.size, 0);
+        // Whatever comes late after that.
+        known.look(attr(100, 4), 5, 8);
+        assert!(!known.cached.is_expired());
     }
 
     #[test]

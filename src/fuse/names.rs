@@ -115,7 +115,7 @@ impl Fs {
         };
         let previous = {
             let mut state = inode.state();
-            state.cached.expire();
+            state.cached.expire(self.tick());
             state.silly.replace(Box::new(silly))
         };
         // Another of its names was hidden before; one is enough to keep it.
@@ -263,7 +263,7 @@ impl Fs {
                 let (parent, name) = (dir.ino, hidden);
                 let dir = dir.handle;
                 self.remove_silly(cred, Silly { parent, dir, name }).await;
-                target.state().cached.expire();
+                target.state().cached.expire(self.tick());
             }
             (Err(_), false) if !mutant::is_on(Mutant::FailedRenameDeletes) => {
                 self.unhide(cred, dir, new_name, target, &hidden).await;

@@ -188,7 +188,7 @@ impl Fs {
             told: false,
         });
         data.careful = true;
-        state.cached.expire();
+        state.cached.expire(number);
         state.version += 1;
     }
 
