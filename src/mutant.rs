@@ -58,6 +58,8 @@ mutants! {
     /// A file that was written is not one of those to be synced any more when the last file of
     /// its node id comes to rest.
     DirtyByNodeId,
+    /// A part of an append waits for the end of the file before its turn, and later parts pass it.
+    AppendsAskBeforeTheirTurn,
     /// The kernel keeps the page that an append went past.
     AppendsKeepPages,
     /// An append through the page cache waits until the kernel has dropped the page that it locks

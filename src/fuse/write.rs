@@ -155,16 +155,15 @@ impl Fs {
     ) -> Result<()> {
         let len = data.as_ref().len();
         let inode = &file.inode;
-        if to.appends(file) && inode.state().cached.is_expired() {
-            // A call of unknown outcome may have cut the file.
-            self.fresh(&file.cred, inode).await?;
+        if mutant::is_on(Mutant::AppendsAskBeforeTheirTurn) {
+            self.know_end(file, to).await?;
         }
         if let Some(errno) = told_to_writer(file, to) {
             return Err(errno);
         }
         let (at, careful, may_have_pages) = {
-            let turns = self.turns(inode, len);
-            let _turns = self.patiently(|| self.room.given_back(), turns).await?;
+            let turns = self.turns(file, to, len);
+            let _turns = self.patiently(|| self.room.given_back(), turns).await??;
             let mut state = inode.state();
             let at = self.hold(&mut state, file, to, data.as_ref())?;
             drop(data);
@@ -196,10 +195,26 @@ impl Fs {
         Room::fits(state.data().held.cost(), len, self.bounds.file)
     }
 
+    /// A call of unknown outcome may have cut the file; an append needs its end.
+    async fn know_end(&self, file: &OpenFile, to: WriteTo) -> Result<()> {
+        if to.appends(file) && file.inode.state().cached.is_expired() {
+            self.fresh(&file.cred, &file.inode).await?;
+        }
+        Ok(())
+    }
+
     /// Waits until a write of this length may be held, which it may be while this is kept: first
-    /// for the file's own bound, then for that of all files.
-    async fn turns<'a>(self: &'a Arc<Self>, inode: &'a Arc<Inode>, len: usize) -> Turns<'a> {
+    /// for the file's own bound, then for that of all files. The turn comes before anything that
+    /// may take longer for one request than for the next.
+    async fn turns<'a>(
+        self: &'a Arc<Self>,
+        file: &'a OpenFile,
+        to: WriteTo,
+        len: usize,
+    ) -> Result<Turns<'a>> {
+        let inode = &file.inode;
         let of_file = inode.turn().lock().await;
+        self.know_end(file, to).await?;
         if !self.fits_file(&mut inode.state(), len) {
             self.relieve(inode);
             let fits = || self.fits_file(&mut inode.state(), len);
@@ -210,7 +225,7 @@ impl Fs {
             self.relieve(inode);
             self.room.until(|| self.fits(len)).await;
         }
-        (of_file, of_all)
+        Ok((of_file, of_all))
     }
 
     /// Waits for something until nothing has moved for `io_timeout`, and a little: calls have that

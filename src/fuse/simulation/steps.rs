@@ -23,6 +23,7 @@ const APPEND: i32 = libc::O_WRONLY | libc::O_APPEND;
 struct Bench {
     fs: Arc<Fs>,
     cred: Cred,
+    link: Arc<Link>,
     server: Arc<Server>,
     _run: tempfile::TempDir,
     _world: Arc<World>,
@@ -36,7 +37,7 @@ impl Bench {
         let mut settings = Settings::new(([192, 0, 2, 1], 2049).into());
         settings.io_timeout = None;
         let link = Link::new(0, Arc::clone(&server), 0);
-        let nfs = Nfs3::over(&settings, link).unwrap();
+        let nfs = Nfs3::over(&settings, Arc::clone(&link)).unwrap();
         let root = FileHandle::new(&disk::ROOT.to_be_bytes()).unwrap();
         let run = tempfile::tempdir().unwrap();
         let hidden = Hidden::new(run.path(), "simulated");
@@ -45,6 +46,7 @@ impl Bench {
         Self {
             fs: fs.await.unwrap(),
             cred: Cred::root(),
+            link,
             server,
             _run: run,
             _world: world,
@@ -121,4 +123,44 @@ async fn nothing_is_appended_behind_the_end_of_all_files() {
         let written = bench.fs.write(&file, to(&file, 0), b"line").await;
         assert_eq!(written, Err(Errno(libc::EFBIG)));
     }
+}
+
+/// The kernel sends a large asynchronous append in parts, at once. The first one finds that the end
+/// of the file is not known and asks; the second comes when a look at the file has brought it.
+async fn append_in_parts() -> Option<Vec<u8>> {
+    let bench = Bench::new(Habits::default()).await;
+    let (_, file, _) = bench.create(b"log", APPEND).await;
+    let (fs, inode) = (&bench.fs, &file.inode);
+    inode.state().cached.expire(fs.tick());
+    bench.link.hold(true);
+    let part = |offset, data: &'static [u8]| {
+        let (fs, file) = (Arc::clone(fs), Arc::clone(&file));
+        tokio::spawn(async move { fs.write(&file, to(&file, offset), data).await })
+    };
+    assert!(matches!(bench.write(&file, 0, b"one, "), Quick::Wait));
+    let first = part(0, b"one, ");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let attr = inode.state().attr();
+    fs.absorb(inode, attr, fs.tick());
+    let second = match bench.write(&file, 5, b"two") {
+        Quick::Wait => Some(part(5, b"two")),
+        other => {
+            assert!(matches!(other, Quick::Done), "{other:?}");
+            None
+        }
+    };
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    bench.link.hold(false);
+    for part in std::iter::once(first).chain(second) {
+        assert_eq!(part.await.unwrap(), Ok(()));
+    }
+    fs.sync_everything().await;
+    bench.content(&file)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_parts_of_one_append_keep_their_order() {
+    assert_eq!(append_in_parts().await, Some(b"one, two".to_vec()));
+    let _back = put_back(Mutant::AppendsAskBeforeTheirTurn);
+    assert_eq!(append_in_parts().await, Some(b"twoone, ".to_vec()));
 }
