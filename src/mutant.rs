@@ -69,6 +69,8 @@ mutants! {
     OpenInFlightIsNone,
     /// A rename that fails leaves its open target under a hidden name.
     FailedRenameDeletes,
+    /// The target of a rename that has failed, and could not be looked up after that, is deleted.
+    RenameOfUnknownOutcomeDeletes,
     /// What is known of a file stays good when an own call ends with an unknown outcome.
     LostCallsChangeNothing,
     /// Or is good again with the next answer, also one that was asked for before that.

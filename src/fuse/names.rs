@@ -82,28 +82,50 @@ impl Fs {
         Ok(hidden)
     }
 
-    /// Gives a file its name back that was hidden for a rename which has failed.
-    async fn unhide(&self, cred: &Cred, dir: &Inode, name: &[u8], inode: &Inode, hidden: &[u8]) {
-        match self.nfs.lookup(cred, &dir.handle, name).await {
-            Err(error) if error.errno() == libc::ENOENT => {}
-            // The rename was carried out after all, or that is not known.
-            _ => return,
-        }
-        let changing = (self.change(dir), self.change(inode));
-        let (from, to) = ((&dir.handle, hidden), (&dir.handle, name));
-        match self.nfs.rename(cred, from, to, Some(&inode.handle)).await {
-            Ok(done) => {
-                changing.0.done(done.to);
-                self.hidden.remove(&dir.handle, hidden);
-                self.inodes.rename((dir.ino, hidden), (dir.ino, name));
-                let mut state = inode.state();
-                state.silly.take_if(|silly| silly.name == hidden);
+    /// Gives a file its name back that was hidden for a rename of `source` which has failed. Where
+    /// that cannot be done it stays under the hidden name, so that nothing is lost: only a rename
+    /// that was carried out after all has replaced it.
+    async fn unhide(
+        &self,
+        cred: &Cred,
+        (dir, name): (&Inode, &[u8]),
+        inode: &Inode,
+        hidden: &[u8],
+        source: Option<FileHandle>,
+    ) {
+        let why = match self.nfs.lookup(cred, &dir.handle, name).await {
+            Ok(found) if Some(found.handle) == source => return,
+            Ok(_) => "another file has its name".to_owned(),
+            Err(error) if error.errno() == libc::ENOENT => {
+                let changing = (self.change(dir), self.change(inode));
+                let (from, to) = ((&dir.handle, hidden), (&dir.handle, name));
+                match self.nfs.rename(cred, from, to, Some(&inode.handle)).await {
+                    Ok(done) => {
+                        changing.0.done(done.to);
+                        self.inodes.rename((dir.ino, hidden), (dir.ino, name));
+                        self.unhidden(dir, inode, hidden);
+                        return;
+                    }
+                    Err(error) => error.to_string(),
+                }
             }
-            Err(error) => tracing::warn!(
-                name = %String::from_utf8_lossy(name),
-                "a rename failed, and its target could not get its name back: {error}"
-            ),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(
+            name = %String::from_utf8_lossy(name),
+            hidden = %String::from_utf8_lossy(hidden),
+            "a rename failed, and its target keeps its hidden name: {why}"
+        );
+        if !mutant::is_on(Mutant::RenameOfUnknownOutcomeDeletes) {
+            self.unhidden(dir, inode, hidden);
         }
+    }
+
+    /// A name is not removed at the last close any more.
+    fn unhidden(&self, dir: &Inode, inode: &Inode, hidden: &[u8]) {
+        self.hidden.remove(&dir.handle, hidden);
+        let mut state = inode.state();
+        state.silly.take_if(|silly| silly.name == hidden);
     }
 
     /// A file has got a hidden name.
@@ -253,6 +275,8 @@ impl Fs {
             }
             Err(error) => return Err(error),
         };
+        let source = self.inodes.named(from.0.ino, from.1);
+        let source = source.map(|inode| inode.handle);
         let renamed = self.rename_now(cred, from, to).await;
         match (&renamed, linked) {
             (Ok(()), true) => {
@@ -266,7 +290,7 @@ impl Fs {
                 target.state().cached.expire(self.tick());
             }
             (Err(_), false) if !mutant::is_on(Mutant::FailedRenameDeletes) => {
-                self.unhide(cred, dir, new_name, target, &hidden).await;
+                self.unhide(cred, to, target, &hidden, source).await;
             }
             (_, false) => {}
         }

@@ -1,6 +1,6 @@
 //! The server: its disk, its memory of calls, its restarts, and what it refuses.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ pub(super) struct Server {
     memory: Mutex<HashMap<(usize, u32), Memory>>,
     /// Calls that were answered once: a repetition is not refused what was done already.
     answered: Mutex<HashSet<(usize, u32)>>,
+    /// What becomes of the next calls of these procedures: each is refused, or carried out.
+    pub(super) orders: Mutex<VecDeque<(NFS_PROGRAM, Option<nfsstat3>)>>,
     wires: Mutex<Vec<Weak<Wire>>>,
     /// Which life this is, and whether it is down in between.
     life: Mutex<(u64, bool)>,
@@ -66,6 +68,7 @@ impl Server {
             dice: Mutex::new(dice),
             memory: Mutex::default(),
             answered: Mutex::default(),
+            orders: Mutex::default(),
             wires: Mutex::default(),
             life: Mutex::new((1, false)),
         })
@@ -198,6 +201,12 @@ impl Server {
     }
 
     fn refusal(&self, procedure: NFS_PROGRAM, mut input: &[u8]) -> Option<nfsstat3> {
+        {
+            let mut orders = self.orders.lock().unwrap();
+            if let Some(at) = orders.iter().position(|order| order.0 == procedure) {
+                return orders.remove(at).and_then(|order| order.1);
+            }
+        }
         match procedure {
             NFS_PROGRAM::NFSPROC3_LINK if self.habits.no_links => Some(nfsstat3::NFS3ERR_NOTSUPP),
             NFS_PROGRAM::NFSPROC3_RENAME if self.chance(self.habits.refuse_rename) => {

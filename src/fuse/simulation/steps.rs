@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nfs3_types::nfs3::{NFS_PROGRAM, nfsstat3};
+
 use crate::fuse::error::Errno;
-use crate::fuse::fs::{Entry, Fs, Found, OpenFile};
+use crate::fuse::fs::{Entry, Found, Fs, OpenFile};
 use crate::fuse::hidden::Hidden;
 use crate::fuse::options::FuseOptions;
 use crate::fuse::write::{Quick, WriteTo};
@@ -119,7 +121,10 @@ async fn nothing_is_appended_behind_the_end_of_all_files() {
         attr.size = size;
         bench.fs.absorb(&file.inode, attr, bench.fs.tick());
         let written = bench.write(&file, 0, b"line");
-        assert!(matches!(written, Quick::Failed(Errno(libc::EFBIG))), "{written:?}");
+        assert!(
+            matches!(written, Quick::Failed(Errno(libc::EFBIG))),
+            "{written:?}"
+        );
         let written = bench.fs.write(&file, to(&file, 0), b"line").await;
         assert_eq!(written, Err(Errno(libc::EFBIG)));
     }
@@ -163,4 +168,44 @@ async fn the_parts_of_one_append_keep_their_order() {
     assert_eq!(append_in_parts().await, Some(b"one, two".to_vec()));
     let _back = put_back(Mutant::AppendsAskBeforeTheirTurn);
     assert_eq!(append_in_parts().await, Some(b"twoone, ".to_vec()));
+}
+
+/// A file is put out of the way of a rename, which then fails, and so does the call `then`. Returns
+/// the name that the file has when it was closed.
+async fn failed_rename(then: Option<NFS_PROGRAM>) -> Option<Vec<u8>> {
+    let habits = Habits {
+        no_links: true,
+        ..Habits::default()
+    };
+    let bench = Bench::new(habits).await;
+    let (fs, cred) = (&bench.fs, &bench.cred);
+    let (_, _, new) = bench.create(b"new", libc::O_WRONLY).await;
+    fs.release(new).await;
+    let (_, file, open) = bench.create(b"file", libc::O_WRONLY).await;
+    let fails = Some(nfsstat3::NFS3ERR_IO);
+    let rename = NFS_PROGRAM::NFSPROC3_RENAME;
+    let orders = [(rename, None), (rename, fails)].into_iter();
+    let orders = orders.chain(then.map(|call| (call, fails)));
+    bench.server.orders.lock().unwrap().extend(orders);
+    let renamed = fs.rename(cred, (1, b"new"), (1, b"file"), 0).await;
+    assert_eq!(renamed, Err(Errno(libc::EIO)));
+    assert!(bench.server.orders.lock().unwrap().is_empty());
+    fs.release(open).await;
+    let id = file.inode.state().attr().fileid;
+    let disk = bench.server.disk.lock().unwrap();
+    let names = disk.names(disk::ROOT).unwrap();
+    let name = names.into_iter().find(|(_, of)| *of == id);
+    name.map(|(name, _)| name)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_target_of_a_rename_that_fails_is_never_deleted() {
+    for then in [NFS_PROGRAM::NFSPROC3_LOOKUP, NFS_PROGRAM::NFSPROC3_RENAME] {
+        let then = Some(then);
+        let name = failed_rename(then).await.unwrap();
+        assert!(name.starts_with(b".nfs"), "{name:?}");
+        let _back = put_back(Mutant::RenameOfUnknownOutcomeDeletes);
+        assert_eq!(failed_rename(then).await, None);
+    }
+    assert_eq!(failed_rename(None).await, Some(b"file".to_vec()));
 }
