@@ -71,6 +71,9 @@ mutants! {
     FailedRenameDeletes,
     /// The target of a rename that has failed, and could not be looked up after that, is deleted.
     RenameOfUnknownOutcomeDeletes,
+    /// A rename that is not answered is taken for refused: what it has replaced all the same is not
+    /// kept for who has it open.
+    UnansweredRenamesAreRefused,
     /// What is known of a file stays good when an own call ends with an unknown outcome.
     LostCallsChangeNothing,
     /// Or is good again with the next answer, also one that was asked for before that.

@@ -222,7 +222,8 @@ impl Fs {
             .open_target(cred, new_parent, new_name)
             .filter(|target| source.as_ref().is_none_or(|s| s.ino != target.inode.ino));
         let Some(target) = target else {
-            return self.rename_now(cred, (&from, name), (&to, new_name)).await;
+            let renamed = self.rename_now(cred, (&from, name), (&to, new_name)).await;
+            return renamed.map_err(Errno::from);
         };
         // Two calls, and perhaps one to undo the first: all or nothing, whoever is killed.
         let (fs, cred) = (Arc::clone(self), cred.clone());
@@ -239,7 +240,7 @@ impl Fs {
         cred: &Cred,
         (from, name): (&Inode, &[u8]),
         (to, new_name): (&Inode, &[u8]),
-    ) -> Result<()> {
+    ) -> std::result::Result<(), NfsError> {
         let source = self.inodes.named(from.ino, name);
         let target = self.inodes.named(to.ino, new_name);
         let changing = (self.change(from), self.change(to));
@@ -278,23 +279,28 @@ impl Fs {
         let source = self.inodes.named(from.0.ino, from.1);
         let source = source.map(|inode| inode.handle);
         let renamed = self.rename_now(cred, from, to).await;
+        let refused = |error: &NfsError| {
+            matches!(error, NfsError::Status(_))
+                || mutant::is_on(Mutant::UnansweredRenamesAreRefused)
+        };
         match (&renamed, linked) {
-            (Ok(()), true) => {
-                self.inodes.add_name(dir.ino, &hidden, target.ino);
-                self.hid(cred, dir, target, hidden).await;
-            }
-            (Err(_), true) => {
+            (Err(error), true) if refused(error) => {
                 let (parent, name) = (dir.ino, hidden);
                 let dir = dir.handle;
                 self.remove_silly(cred, Silly { parent, dir, name }).await;
                 target.state().cached.expire(self.tick());
+            }
+            // It has lost its name, or may have: the hidden one goes with the last close.
+            (_, true) => {
+                self.inodes.add_name(dir.ino, &hidden, target.ino);
+                self.hid(cred, dir, target, hidden).await;
             }
             (Err(_), false) if !mutant::is_on(Mutant::FailedRenameDeletes) => {
                 self.unhide(cred, to, target, &hidden, source).await;
             }
             (_, false) => {}
         }
-        renamed
+        Ok(renamed?)
     }
 
     /// RENAME_NOREPLACE out of what NFSv3 does atomically: LINK and MKDIR fail when the name is

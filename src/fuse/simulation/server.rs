@@ -52,6 +52,8 @@ pub(super) struct Server {
     answered: Mutex<HashSet<(usize, u32)>>,
     /// What becomes of the next calls of these procedures: each is refused, or carried out.
     pub(super) orders: Mutex<VecDeque<(NFS_PROGRAM, Option<nfsstat3>)>>,
+    /// Calls of these procedures are carried out, and not answered.
+    pub(super) unanswered: Mutex<Vec<NFS_PROGRAM>>,
     wires: Mutex<Vec<Weak<Wire>>>,
     /// Which life this is, and whether it is down in between.
     life: Mutex<(u64, bool)>,
@@ -69,6 +71,7 @@ impl Server {
             memory: Mutex::default(),
             answered: Mutex::default(),
             orders: Mutex::default(),
+            unanswered: Mutex::default(),
             wires: Mutex::default(),
             life: Mutex::new((1, false)),
         })
@@ -157,6 +160,10 @@ impl Server {
             return wire.reset();
         }
         let reply = self.carry_out(host, xid, procedure, input);
+        let unanswered = |name: &NFS_PROGRAM| *name as u32 == procedure;
+        if self.unanswered.lock().unwrap().iter().any(unanswered) {
+            return;
+        }
         if self.habits.remembers {
             self.memory.lock().unwrap().insert(key, Some(reply.clone()));
         }

@@ -37,7 +37,7 @@ impl Bench {
         let server = Server::new(habits, Dice(1), Arc::clone(&world), 4096);
         world.server.set(Arc::downgrade(&server)).unwrap();
         let mut settings = Settings::new(([192, 0, 2, 1], 2049).into());
-        settings.io_timeout = None;
+        settings.io_timeout = Some(Duration::from_secs(60));
         let link = Link::new(0, Arc::clone(&server), 0);
         let nfs = Nfs3::over(&settings, Arc::clone(&link)).unwrap();
         let root = FileHandle::new(&disk::ROOT.to_be_bytes()).unwrap();
@@ -208,4 +208,35 @@ async fn the_target_of_a_rename_that_fails_is_never_deleted() {
         assert_eq!(failed_rename(then).await, None);
     }
     assert_eq!(failed_rename(None).await, Some(b"file".to_vec()));
+}
+
+/// What is read of a file that was replaced while it was open, by a rename whose answer was lost;
+/// and how many names are left when it is closed.
+async fn unanswered_rename() -> (Result<bytes::Bytes, Errno>, usize) {
+    let bench = Bench::new(Habits::default()).await;
+    let (fs, cred) = (&bench.fs, &bench.cred);
+    let (_, _, new) = bench.create(b"new", libc::O_WRONLY).await;
+    fs.release(new).await;
+    let (_, file, open) = bench.create(b"file", libc::O_RDWR).await;
+    assert!(matches!(bench.write(&file, 0, b"old"), Quick::Done));
+    fs.fsync(open).await.unwrap();
+    let silence = |procedures: &[NFS_PROGRAM]| {
+        *bench.server.unanswered.lock().unwrap() = procedures.to_vec();
+    };
+    silence(&[NFS_PROGRAM::NFSPROC3_RENAME]);
+    let renamed = fs.rename(cred, (1, b"new"), (1, b"file"), 0).await;
+    assert_eq!(renamed, Err(Errno(libc::ETIMEDOUT)));
+    silence(&[]);
+    let read = fs.read(&file, 0, 16).await;
+    fs.release(open).await;
+    let disk = bench.server.disk.lock().unwrap();
+    (read, disk.names(disk::ROOT).unwrap().len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_rename_may_have_replaced_stays_until_it_is_closed() {
+    let (read, names) = unanswered_rename().await;
+    assert_eq!((read.as_deref(), names), (Ok(&b"old"[..]), 1));
+    let _back = put_back(Mutant::UnansweredRenamesAreRefused);
+    assert_eq!(unanswered_rename().await.0, Err(Errno(libc::ESTALE)));
 }
