@@ -74,6 +74,8 @@ mutants! {
     /// A rename that is not answered is taken for refused: what it has replaced all the same is not
     /// kept for who has it open.
     UnansweredRenamesAreRefused,
+    /// When a program is killed in a rename or unlink, opens no longer wait for its outcome.
+    KilledRenamesAreForgotten,
     /// What is known of a file stays good when an own call ends with an unknown outcome.
     LostCallsChangeNothing,
     /// Or is good again with the next answer, also one that was asked for before that.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::nfs3::{FileHandle, FileKind, SetAttr};
 use crate::nfs::rpc::{Cred, NfsError};
@@ -10,6 +12,7 @@ use super::error::{Errno, Result};
 use super::fs::{Fs, check_name};
 use super::inode::{Inode, Silly};
 use super::open::{Going, Opening};
+use super::task;
 
 /// How often a new `.nfs…` name is tried: each has 32 random bits.
 const SILLY_ATTEMPTS: usize = 3;
@@ -36,12 +39,34 @@ impl Fs {
         Ok(format!(".nfs{fileid:016x}{:08x}", u32::from_be_bytes(random)).into_bytes())
     }
 
+    /// Runs to its end what takes a name away, also when its caller is killed: until then opens of
+    /// the file wait, and nothing is left half done.
+    async fn to_its_end(
+        &self,
+        operation: impl Future<Output = Result<()>> + Send + 'static,
+    ) -> Result<()> {
+        if mutant::is_on(Mutant::KilledRenamesAreForgotten) {
+            return operation.await;
+        }
+        let (done, is_done) = oneshot::channel();
+        task::begin(&self.runtime, &self.nfs, async move {
+            let _ = done.send(operation.await); // unless its caller was killed
+        });
+        is_done.await.unwrap_or(Err(Errno(libc::EIO)))
+    }
+
     pub(super) async fn unlink(
         self: &Arc<Self>,
         cred: &Cred,
         parent: u64,
         name: &[u8],
     ) -> Result<()> {
+        let (fs, cred, name) = (Arc::clone(self), cred.clone(), name.to_owned());
+        let unlink = async move { fs.unlink_now(&cred, parent, &name).await };
+        self.to_its_end(unlink).await
+    }
+
+    async fn unlink_now(self: &Arc<Self>, cred: &Cred, parent: u64, name: &[u8]) -> Result<()> {
         let dir = self.inode(parent)?;
         if let Some(target) = self.open_target(cred, parent, name) {
             self.hide(cred, &dir, name, &target.inode).await?;
@@ -221,18 +246,17 @@ impl Fs {
         let target = self
             .open_target(cred, new_parent, new_name)
             .filter(|target| source.as_ref().is_none_or(|s| s.ino != target.inode.ino));
-        let Some(target) = target else {
-            let renamed = self.rename_now(cred, (&from, name), (&to, new_name)).await;
-            return renamed.map_err(Errno::from);
-        };
-        // Two calls, and perhaps one to undo the first: all or nothing, whoever is killed.
         let (fs, cred) = (Arc::clone(self), cred.clone());
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
-        let pair = self.runtime.spawn(async move {
-            fs.rename_over(&cred, (&from, &name), (&to, &new_name), &target.inode)
-                .await
-        });
-        pair.await.map_err(|_| Errno(libc::EIO))?
+        self.to_its_end(async move {
+            let (from, to) = ((&*from, &*name), (&*to, &*new_name));
+            match target {
+                // Two calls, and perhaps one to undo the first.
+                Some(target) => fs.rename_over(&cred, from, to, &target.inode).await,
+                None => Ok(fs.rename_now(&cred, from, to).await?),
+            }
+        })
+        .await
     }
 
     async fn rename_now(

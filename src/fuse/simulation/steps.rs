@@ -240,3 +240,32 @@ async fn what_a_rename_may_have_replaced_stays_until_it_is_closed() {
     let _back = put_back(Mutant::UnansweredRenamesAreRefused);
     assert_eq!(unanswered_rename().await.0, Err(Errno(libc::ESTALE)));
 }
+
+/// Whether opens of a file wait when the program that replaces it has been killed, until the server
+/// has answered and after that.
+async fn killed_rename() -> [bool; 2] {
+    let bench = Bench::new(Habits::default()).await;
+    let (_, file, open) = bench.create(b"file", libc::O_WRONLY).await;
+    bench.fs.release(open).await;
+    let (_, _, new) = bench.create(b"new", libc::O_WRONLY).await;
+    bench.fs.release(new).await;
+    bench.link.hold(true);
+    let (fs, cred) = (Arc::clone(&bench.fs), bench.cred.clone());
+    let (from, to) = ((1, &b"new"[..]), (1, &b"file"[..]));
+    let rename = tokio::spawn(async move { fs.rename(&cred, from, to, 0).await });
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    rename.abort();
+    assert!(rename.await.is_err());
+    let waits = || file.inode.state().going > 0;
+    let before = waits();
+    bench.link.hold(false);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    [before, waits()]
+}
+
+#[tokio::test(start_paused = true)]
+async fn opens_wait_for_a_rename_whose_program_was_killed() {
+    assert_eq!(killed_rename().await, [true, false]);
+    let _back = put_back(Mutant::KilledRenamesAreForgotten);
+    assert_eq!(killed_rename().await, [false, false]);
+}
