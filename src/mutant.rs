@@ -72,7 +72,7 @@ mutants! {
     /// The target of a rename that has failed, and could not be looked up after that, is deleted.
     RenameOfUnknownOutcomeDeletes,
     /// A rename that is not answered is taken for refused: what it has replaced all the same is not
-    /// kept for who has it open.
+    /// kept for who has it open, and an empty directory that it has moved is deleted.
     UnansweredRenamesAreRefused,
     /// When a program is killed in a rename or unlink, opens no longer wait for its outcome.
     KilledRenamesAreForgotten,

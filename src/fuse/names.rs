@@ -221,20 +221,31 @@ impl Fs {
         (new_parent, new_name): (u64, &[u8]),
         flags: u32,
     ) -> Result<()> {
+        let (fs, cred) = (Arc::clone(self), cred.clone());
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        self.to_its_end(async move {
+            let (from, to) = ((parent, &*name), (new_parent, &*new_name));
+            fs.rename_by_flags(&cred, from, to, flags).await
+        })
+        .await
+    }
+
+    async fn rename_by_flags(
+        self: &Arc<Self>,
+        cred: &Cred,
+        (parent, name): (u64, &[u8]),
+        (new_parent, new_name): (u64, &[u8]),
+        flags: u32,
+    ) -> Result<()> {
         check_name(new_name)?;
         let from = self.inode(parent)?;
         let to = self.inode(new_parent)?;
         match flags {
             0 => {}
             libc::RENAME_NOREPLACE => {
-                // Two calls: all or nothing, whoever is killed.
-                let (fs, cred) = (Arc::clone(self), cred.clone());
-                let (name, new_name) = (name.to_owned(), new_name.to_owned());
-                let pair = self.runtime.spawn(async move {
-                    fs.rename_no_replace(&cred, (&from, &name), (&to, &new_name))
-                        .await
-                });
-                return pair.await.map_err(|_| Errno(libc::EIO))?;
+                return self
+                    .rename_no_replace(cred, (&from, name), (&to, new_name))
+                    .await;
             }
             // Nothing in NFSv3 exchanges two names in one step.
             _ => return Err(Errno(libc::EINVAL)),
@@ -246,17 +257,11 @@ impl Fs {
         let target = self
             .open_target(cred, new_parent, new_name)
             .filter(|target| source.as_ref().is_none_or(|s| s.ino != target.inode.ino));
-        let (fs, cred) = (Arc::clone(self), cred.clone());
-        let (name, new_name) = (name.to_owned(), new_name.to_owned());
-        self.to_its_end(async move {
-            let (from, to) = ((&*from, &*name), (&*to, &*new_name));
-            match target {
-                // Two calls, and perhaps one to undo the first.
-                Some(target) => fs.rename_over(&cred, from, to, &target.inode).await,
-                None => Ok(fs.rename_now(&cred, from, to).await?),
-            }
-        })
-        .await
+        let (from, to) = ((&*from, name), (&*to, new_name));
+        match target {
+            Some(target) => self.rename_over(cred, from, to, &target.inode).await,
+            None => Ok(self.rename_now(cred, from, to).await?),
+        }
     }
 
     async fn rename_now(
@@ -303,12 +308,8 @@ impl Fs {
         let source = self.inodes.named(from.0.ino, from.1);
         let source = source.map(|inode| inode.handle);
         let renamed = self.rename_now(cred, from, to).await;
-        let refused = |error: &NfsError| {
-            matches!(error, NfsError::Status(_))
-                || mutant::is_on(Mutant::UnansweredRenamesAreRefused)
-        };
         match (&renamed, linked) {
-            (Err(error), true) if refused(error) => {
+            (Err(error), true) if is_refused(error) => {
                 let (parent, name) = (dir.ino, hidden);
                 let dir = dir.handle;
                 self.remove_silly(cred, Silly { parent, dir, name }).await;
@@ -364,7 +365,10 @@ impl Fs {
             .mkdir(cred, to.0, to.1, &SetAttr::default())
             .await?;
         if let Err(error) = self.nfs.rename(cred, from, to, Some(dir)).await {
-            let _ = self.nfs.rmdir(cred, to.0, to.1).await;
+            // What is there may be the renamed one by now, or soon.
+            if is_refused(&error) {
+                let _ = self.nfs.rmdir(cred, to.0, to.1).await;
+            }
             return Err(error.into());
         }
         Ok(())
@@ -382,11 +386,16 @@ impl Fs {
         };
         if let Err(error) = self.nfs.remove(cred, from.0, from.1).await {
             // Refused for certain: the file keeps its old name, and only that.
-            if matches!(error, NfsError::Status(_)) {
+            if is_refused(&error) {
                 let _ = self.nfs.remove(cred, to.0, to.1).await;
             }
             return Err(error.into());
         }
         Ok(())
     }
+}
+
+/// Whether a call has certainly changed nothing, and never will.
+fn is_refused(error: &NfsError) -> bool {
+    matches!(error, NfsError::Status(_)) || mutant::is_on(Mutant::UnansweredRenamesAreRefused)
 }

@@ -247,6 +247,9 @@ impl Disk {
         match self.lookup(to, new) {
             // Two names of one file: POSIX has both stay.
             Ok(there) if there == id => return Ok(()),
+            Ok(there) if self.entries(there).is_ok() && self.entries(id).is_ok() => {
+                self.rmdir(to, new)?;
+            }
             Ok(_) => self.remove(to, new)?,
             Err(_) => {}
         }

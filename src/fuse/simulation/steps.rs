@@ -269,3 +269,25 @@ async fn opens_wait_for_a_rename_whose_program_was_killed() {
     let _back = put_back(Mutant::KilledRenamesAreForgotten);
     assert_eq!(killed_rename().await, [false, false]);
 }
+
+/// Whether an empty directory is there, under whatever name, after it was moved to a free name by a
+/// rename whose answer was lost.
+async fn unanswered_move() -> bool {
+    let bench = Bench::new(Habits::default()).await;
+    let (fs, cred) = (&bench.fs, &bench.cred);
+    let moved = fs.mkdir(cred, 1, b"dir", 0o755).await.unwrap().attr.fileid;
+    *bench.server.unanswered.lock().unwrap() = vec![NFS_PROGRAM::NFSPROC3_RENAME];
+    let (from, to) = ((1, &b"dir"[..]), (1, &b"new"[..]));
+    let renamed = fs.rename(cred, from, to, libc::RENAME_NOREPLACE).await;
+    assert_eq!(renamed, Err(Errno(libc::ETIMEDOUT)));
+    let disk = bench.server.disk.lock().unwrap();
+    let names = disk.names(disk::ROOT).unwrap();
+    names.iter().any(|(_, id)| *id == moved)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_a_rename_may_have_moved_is_not_deleted() {
+    assert!(unanswered_move().await);
+    let _back = put_back(Mutant::UnansweredRenamesAreRefused);
+    assert!(!unanswered_move().await);
+}
