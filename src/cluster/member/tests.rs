@@ -329,6 +329,8 @@ async fn begins_on_a_torn_share() -> bool {
     let a = home.member("a");
     let _ = a.beat(&home.admin).await;
     fs::write(&file, "{}").unwrap();
+    // As after any gap.
+    a.unsure.raise();
     let _ = a.beat(&home.admin).await;
     a.claim(&home.admin, &db(), "1").await.is_ok()
 }
