@@ -415,11 +415,9 @@ impl Scenario {
             else {
                 return Ok(());
             };
-            // Refused while the server was started anew for the fault.
-            ensure!(
-                text.contains("from an earlier attempt") && looked.elapsed() < RECOVERY,
-                "{part:?} is not in: {text}"
-            );
+            // Refused while the server was started anew for the fault, or a healthy share on a busy
+            // machine was late.
+            ensure!(looked.elapsed() < RECOVERY, "{part:?} is not in: {text}");
             thread::sleep(AGAIN);
             answer = self.call(call.clone())?;
         }

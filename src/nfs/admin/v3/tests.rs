@@ -48,8 +48,11 @@ struct Lab {
     admin: Admin,
 }
 
-/// A server, the proxy before it, and an admin path with a deadline of 600 ms; None without root,
-/// which the server needs.
+/// Long enough for an operation that is answered, on a busy machine too.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// A server, the proxy before it, and an admin path with a deadline of [`DEADLINE`]; None without
+/// root, which the server needs.
 async fn lab() -> Option<Lab> {
     if !rustix::process::geteuid().is_root() {
         assert!(
@@ -84,7 +87,7 @@ async fn lab() -> Option<Lab> {
 
 fn settings_for(port: u16) -> AdminSettings {
     AdminSettings {
-        op_deadline: Duration::from_millis(600),
+        op_deadline: DEADLINE,
         nfs_port: Some(port),
         mount_port: Some(port),
         ..AdminSettings::default()
