@@ -82,16 +82,15 @@ fn results_of(procedure: u8, asked: u32, length: usize, results: &mut Decoder) {
         7 => drop(decode::create(results)),
         8 => drop(decode::rename(results)),
         9 => drop(decode::link(results)),
+        // Any name is decoded: whoever lists leaves out what Linux cannot have.
         10 => {
             if let Ok(page) = decode::readdir(results) {
                 assert!(page.entries.len() * 24 <= length);
-                assert!(page.entries.iter().all(|entry| is_name(&entry.name)));
             }
         }
         11 => {
             if let Ok(page) = decode::readdirplus(results) {
                 assert!(page.entries.len() * 32 <= length);
-                assert!(page.entries.iter().all(|entry| is_name(&entry.name)));
             }
         }
         12 => drop(decode::fsstat(results)),
@@ -102,10 +101,6 @@ fn results_of(procedure: u8, asked: u32, length: usize, results: &mut Decoder) {
             drop(mountd::mounted(results));
         }
     }
-}
-
-fn is_name(name: &[u8]) -> bool {
-    (1..=255).contains(&name.len()) && !name.contains(&b'/') && !name.contains(&0)
 }
 
 /// A client whose server answers with the input ends every call by its deadline.
