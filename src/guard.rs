@@ -416,6 +416,14 @@ mod tests {
             .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
+        // Until it is the shell, whose command line names a guard.
+        let cmdline = format!("/proc/{}/cmdline", other.id());
+        while !std::fs::read_to_string(&cmdline)
+            .unwrap()
+            .contains(SUBCOMMAND)
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let socket = run_dir.join(format!("{}.sock", other.id()));
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
         let back = mutant::put_back(Mutant::AttendantByNumber);
