@@ -74,6 +74,9 @@ mutants! {
     /// A rename that is not answered is taken for refused: what it has replaced all the same is not
     /// kept for who has it open, and an empty directory that it has moved is deleted.
     UnansweredRenamesAreRefused,
+    /// An open that came too late is tried again while a rename is under way that does not know of
+    /// it, and comes too late again.
+    LateOpensDoNotWait,
     /// When a program is killed in a rename or unlink, opens no longer wait for its outcome.
     KilledRenamesAreForgotten,
     /// What is known of a file stays good when an own call ends with an unknown outcome.

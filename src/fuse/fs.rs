@@ -134,6 +134,8 @@ pub(super) struct Fs {
     clock: AtomicU64,
     /// When an open came too late; see [`super::open`].
     pub(super) missed: Mutex<Option<Instant>>,
+    /// Held by each rename and unlink; an open that came too late waits for them.
+    pub(super) replacing: tokio::sync::RwLock<()>,
     /// The kernel checks no mode bits; see [`super::rights`].
     server_decides: AtomicBool,
     /// The server has READDIR and no READDIRPLUS.
@@ -192,6 +194,7 @@ impl Fs {
             dirty: Mutex::default(),
             clock: AtomicU64::new(1),
             missed: Mutex::default(),
+            replacing: tokio::sync::RwLock::default(),
             server_decides: AtomicBool::new(server_decides),
             lists_names_only: AtomicBool::default(),
             needs_pages: AtomicBool::default(),

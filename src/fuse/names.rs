@@ -68,6 +68,7 @@ impl Fs {
 
     async fn unlink_now(self: &Arc<Self>, cred: &Cred, parent: u64, name: &[u8]) -> Result<()> {
         let dir = self.inode(parent)?;
+        let _replaces = self.replacing.read().await;
         if let Some(target) = self.open_target(cred, parent, name) {
             self.hide(cred, &dir, name, &target.inode).await?;
             return Ok(());
@@ -250,6 +251,7 @@ impl Fs {
             // Nothing in NFSv3 exchanges two names in one step.
             _ => return Err(Errno(libc::EINVAL)),
         }
+        let _replaces = self.replacing.read().await;
         let source = self.inodes.named(parent, name);
         if self.is_shy() {
             self.open_shyly(cred, new_parent, new_name);

@@ -9,8 +9,9 @@
 //!   removes the hidden name.
 //!
 //! An open can still come too late: the kernel sends it to the file that a name led to before this
-//! host's rename. It gets ESTALE and looks the name up again, once. For [`SHY`] after that a file
-//! that a rename replaces is kept as if it were open, so that the second try finds it.
+//! host's rename. It gets ESTALE and looks the name up again, once. It is told so when no rename or
+//! unlink of this host is under way any more, and for [`SHY`] after that a file that a rename
+//! replaces is kept as if it were open, so that the second try finds it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -147,7 +148,7 @@ impl Fs {
         }
         if let Err(error) = self.check_access(cred, &inode, flags).await {
             if error.0 == libc::ESTALE {
-                *self.missed.lock().unwrap_or_else(|e| e.into_inner()) = Some(now());
+                self.missed().await;
             }
             return Err(error);
         }
@@ -160,6 +161,17 @@ impl Fs {
         }
         let opening = opening.unwrap_or_else(|| Opening::new(self, &inode, cred));
         Ok(self.opened(opening, flags))
+    }
+
+    /// An open came too late: renames and unlinks that begin now shall know it, and the second try
+    /// comes after those that are under way.
+    async fn missed(&self) {
+        let _none = if mutant::is_on(Mutant::LateOpensDoNotWait) {
+            None
+        } else {
+            Some(self.replacing.write().await)
+        };
+        *self.missed.lock().unwrap_or_else(|e| e.into_inner()) = Some(now());
     }
 
     /// Whether an open came too late a moment ago.

@@ -270,6 +270,46 @@ async fn opens_wait_for_a_rename_whose_program_was_killed() {
     assert_eq!(killed_rename().await, [false, false]);
 }
 
+/// What becomes of the second try of an open whose file was replaced before, while the server lets
+/// the next rename to the same name wait.
+async fn open_between_renames() -> Result<(), Errno> {
+    let bench = Bench::new(Habits::default()).await;
+    let (fs, cred) = (&bench.fs, &bench.cred);
+    let mut first = None;
+    for name in [b"file", b"new1", b"new2"] {
+        let (entry, _, open) = bench.create(name, libc::O_WRONLY).await;
+        fs.release(open).await;
+        first.get_or_insert(entry.ino);
+    }
+    let to = (1, &b"file"[..]);
+    fs.rename(cred, (1, b"new1"), to, 0).await.unwrap();
+    let busy = (
+        NFS_PROGRAM::NFSPROC3_RENAME,
+        Some(nfsstat3::NFS3ERR_JUKEBOX),
+    );
+    bench.server.orders.lock().unwrap().push_back(busy);
+    let rename = {
+        let (fs, cred) = (Arc::clone(fs), cred.clone());
+        tokio::spawn(async move { fs.rename(&cred, (1, b"new2"), to, 0).await })
+    };
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let late = fs.open(cred, first.unwrap(), libc::O_RDONLY).await;
+    assert_eq!(late.err(), Some(Errno(libc::ESTALE)));
+    let Found::Entry(again) = fs.lookup(cred, 1, b"file").await.unwrap() else {
+        panic!("the name is there all the time");
+    };
+    rename.await.unwrap().unwrap();
+    let opened = fs.open(cred, again.ino, libc::O_RDONLY).await;
+    opened.map(|_| ())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_that_came_too_late_is_not_late_again() {
+    assert_eq!(open_between_renames().await, Ok(()));
+    let _back = put_back(Mutant::LateOpensDoNotWait);
+    assert_eq!(open_between_renames().await, Err(Errno(libc::ESTALE)));
+}
+
 /// Whether an empty directory is there, under whatever name, after it was moved to a free name by a
 /// rename whose answer was lost.
 async fn unanswered_move() -> bool {
