@@ -148,6 +148,13 @@ impl Model {
         self.begin(file, host, What::Cut(size))
     }
 
+    /// A CREATE cuts the file; nobody knows here when the open began that it is a part of.
+    pub(super) fn cut_by_create(&self, file: u64, host: usize) {
+        let cut = self.cut(file, host, 0);
+        self.over(file, cut, true, true);
+        self.change(file, cut, |change, _| change.begun = 0);
+    }
+
     fn change(&self, file: u64, number: u64, with: impl FnOnce(&mut Change, Moment)) {
         let now = self.now();
         let mut state = self.state.lock().unwrap();

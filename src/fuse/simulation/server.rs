@@ -237,8 +237,7 @@ impl Server {
                 && let Nfs3Option::Some(0) = set.size
                 && let Ok(file) = disk.lookup(id(&args.where_.dir), args.where_.name.as_ref())
             {
-                let cut = self.world.model.cut(file, host, 0);
-                self.world.model.over(file, cut, true, true);
+                self.world.model.cut_by_create(file, host);
             }
         }
         if procedure != NFS_PROGRAM::NFSPROC3_WRITE {
