@@ -337,28 +337,13 @@ fn link_counts(lab: &'static Lab) -> Result {
 
 fn set_id(lab: &'static Lab) -> Result {
     let host = Host::mount(nas(lab)?, "setid", "")?;
-    let place = tempfile::tempdir_in("/run")?;
-    fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755))?;
-    let script = format!(
-        "set -e
-mount --bind {mount} {place}; trap 'cd /; umount {place}' EXIT; cd {place}
-as() {{ setpriv --reuid=1000 --regid=1000 --clear-groups sh -c \"$*\"; }}
+    host.script(
+        "as() { setpriv --reuid=1000 --regid=1000 --clear-groups sh -c \"$*\"; }
 for change in 'echo x >f' 'echo x >>f' 'dd if=/dev/zero of=f bs=1 count=1 conv=notrunc' \
     'truncate -s 0 f'; do
     echo text >f; chown 0:1000 f; chmod 4770 f; as \"$change\"
 done",
-        mount = host.display(),
-        place = place.path().display(),
-    );
-    let output = std::process::Command::new("bash")
-        .args(["-xc", &script])
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+    )
 }
 
 fn deleted_open(lab: &'static Lab) -> Result {
@@ -537,14 +522,8 @@ fn listing(lab: &'static Lab) -> Result {
 fn rights(lab: &'static Lab) -> Result {
     let nas = nas(lab)?;
     let host = Host::mount(nas, "rights", "")?;
-    // The mount point lies in a directory that only root enters; a bind mount is what containers
-    // get of it.
-    let place = tempfile::tempdir_in("/run")?;
-    fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755))?;
-    let script = format!(
-        "set -e
-mount --bind {mount} {place}; trap 'cd /; umount {place}' EXIT; cd {place}
-as() {{ ids=$1; shift; setpriv --reuid=$ids --regid=$ids --groups=$G sh -c \"$*\"; }}
+    host.script(
+        "as() { ids=$1; shift; setpriv --reuid=$ids --regid=$ids --groups=$G sh -c \"$*\"; }
 mkdir -m 0770 team; chown 0:4711 team
 echo secret >own; chmod 0600 own; chown 1000:1000 own
 G=4711; as 1000 'echo hi >team/file; cat own >/dev/null'
@@ -554,19 +533,8 @@ as 1001 'ls team' 2>/dev/null && exit 1
 as 1001 'cat team/file' 2>/dev/null && exit 1
 G=4711; as 1001 'cat team/file' >/dev/null
 chmod 4755 team/file; cp /bin/sleep suid; chmod 4755 suid
-grep ' {place} ' /proc/self/mountinfo | grep -q nosuid",
-        mount = host.display(),
-        place = place.path().display(),
-    );
-    let output = std::process::Command::new("bash")
-        .args(["-xc", &script])
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+grep \" $place \" /proc/self/mountinfo | grep -q nosuid",
+    )
 }
 
 /// The home NAS's default: everybody is one user to the server. What it lets this user do,
@@ -581,30 +549,15 @@ fn squashed(lab: &'static Lab) -> Result {
     chown(&dir, Some(ANONYMOUS), Some(ANONYMOUS))?;
     fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))?;
     let host = Host::mount(&nas, "shared", "")?;
-    let place = tempfile::tempdir_in("/run")?;
-    fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755))?;
-    let script = format!(
-        "set -e
-mount --bind {mount} {place}; trap 'cd /; umount {place}' EXIT; cd {place}
-as() {{ setpriv --reuid=$1 --regid=$1 --clear-groups sh -c \"$2\"; }}
+    host.script(
+        "as() { setpriv --reuid=$1 --regid=$1 --clear-groups sh -c \"$2\"; }
 as 1000 'echo a >f; echo b >>f; chmod 600 f; mkdir -m 0700 d; echo c >d/g'
 as 1001 'cat f d/g; echo d >>f; ls d'
 [ $(cat f | wc -l) = 3 ]
 as 1000 'umask 0377; echo e >once; cat once'
 install -m 0400 /bin/true program
 cp /bin/true run; chmod 0711 run; as 1000 ./run",
-        mount = host.display(),
-        place = place.path().display(),
-    );
-    let output = std::process::Command::new("bash")
-        .args(["-xc", &script])
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+    )
 }
 
 fn attach_detach(lab: &'static Lab) -> Result {

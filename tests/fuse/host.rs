@@ -6,11 +6,12 @@
 use std::fs;
 use std::net::IpAddr;
 use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use nfsvol::fuse::worker::{self, SUBCOMMAND};
 use nfsvol::fuse::{Attach, FuseOptions, FusePath, WorkerStatus};
 use nfsvol::nfs::address::SharePath;
@@ -115,6 +116,30 @@ impl Host {
         self.runtime
             .block_on(self.path.status(&self.volume))
             .context("no worker answers")
+    }
+
+    /// Runs a bash script in a bind mount of the volume, which is what containers get of it: the mount
+    /// point itself lies in a directory that only root enters. The script may name `$place`.
+    pub(crate) fn script(&self, script: &str) -> Result {
+        let place = tempfile::tempdir_in("/run")?;
+        fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755))?;
+        let script = format!(
+            "set -e; place={place}
+mount --bind {mount} $place; trap 'cd /; umount $place' EXIT; cd $place
+{script}",
+            mount = self.display(),
+            place = place.path().display(),
+        );
+        let output = std::process::Command::new("bash")
+            .args(["-xc", &script])
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
     }
 
     pub(crate) fn detach(&self) -> Result {

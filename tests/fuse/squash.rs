@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
-use anyhow::ensure;
 use libtest_mimic::Trial;
 
 use crate::lab::{Export, Ganesha, Lab, Result};
@@ -35,12 +34,8 @@ fn root(lab: &'static Lab) -> Result {
     make("open", 0o777, 0)?;
     make("team", 0o770, TEAM)?;
     let host = Host::mount(&nas, "squashed", "")?;
-    let place = tempfile::tempdir_in("/run")?;
-    fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755))?;
-    let script = format!(
-        "set -e
-mount --bind {mount} {place}; trap 'cd /; umount {place}' EXIT; cd {place}
-as() {{ ids=$1; shift; setpriv --reuid=$ids --regid=$ids --groups=$G sh -c \"$*\"; }}
+    host.script(&format!(
+        "as() {{ ids=$1; shift; setpriv --reuid=$ids --regid=$ids --groups=$G sh -c \"$*\"; }}
 G={TEAM}; as 1000 'echo hi >team/file; echo own >open/own; chmod 600 open/own; cat open/own'
 [ $(stat -c %u open/own) = 1000 ]
 G=9; as 1001 'cat open/own' 2>/dev/null && exit 1
@@ -52,18 +47,6 @@ touch root 2>/dev/null && exit 5
 echo text >open/root; (umask 0377; echo once >open/once); cat open/root
 [ $(stat -c %u open/root) = {NOBODY} ]
 chown 1000 open/root 2>/dev/null && exit 6
-rm open/root",
-        mount = host.display(),
-        place = place.path().display(),
-    );
-    let output = std::process::Command::new("bash")
-        .args(["-xc", &script])
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+rm open/root"
+    ))
 }
