@@ -322,11 +322,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Absent`] when another volume has the name, or none.
     pub async fn check_same(home: &Admin, record: &Record) -> Result<(), CatalogError> {
-        let there = share::read(home, &record.name).await?;
-        match there.is_some_and(|there| there.id == record.id) {
-            true => Ok(()),
-            false => Err(CatalogError::Absent(record.name.clone())),
-        }
+        share::check_same(home, record).await
     }
 
     /// Makes sure that nobody has used a volume that was just made: its directory is empty.
@@ -335,8 +331,8 @@ impl Catalog {
     /// [`CatalogError::Used`] when it is not.
     pub async fn check_unused(on: &Admin, record: &Record) -> Result<(), CatalogError> {
         match data::is_used(on, record).await? {
-            true => Err(CatalogError::Used(record.name.clone())),
-            false => Ok(()),
+            Some(true) => Err(CatalogError::Used(record.name.clone())),
+            _ => Ok(()),
         }
     }
 

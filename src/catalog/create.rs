@@ -283,10 +283,9 @@ impl Catalog {
     /// marked, so that no host has it or will ([`crate::cluster::removal`]).
     pub async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
         let undone = async {
-            let there = on.attr(&record.data_dir).await?;
-            let is_made = there.is_some_and(|attr| record.made == Some(attr.fileid));
+            let used = data::is_used(on, record).await?;
             // Somebody who is no host of this cluster may have written to it.
-            if is_made && data::is_used(on, record).await? {
+            if used == Some(true) {
                 if let Some(home) = home {
                     share::unmark(home, record).await?;
                 }
@@ -297,7 +296,7 @@ impl Catalog {
             {
                 return Ok(());
             }
-            if is_made {
+            if used.is_some() {
                 on.remove_dir(&record.data_dir).await?;
             }
             self.forget_removed(record).await?;

@@ -209,14 +209,15 @@ pub(super) fn absent(admin: &Admin, name: &VolumeName, path: &SharePath) -> Cata
     }
 }
 
-/// Whether anybody has put something into the directory that was made for a volume.
-pub(super) async fn is_used(on: &Admin, record: &Record) -> Result<bool, AdminError> {
+/// Whether anybody has put something into the directory that was made for a volume; `None` if that
+/// directory is not there.
+pub(super) async fn is_used(on: &Admin, record: &Record) -> Result<Option<bool>, AdminError> {
     let there = on.attr(&record.data_dir).await?;
-    if record.made.is_none() || record.made != there.map(|attr| attr.fileid) {
-        return Ok(false);
+    if there.is_none_or(|attr| record.made != Some(attr.fileid)) {
+        return Ok(None);
     }
     let entries = on.list(&record.data_dir).await?;
-    Ok(entries.is_some_and(|entries| !entries.is_empty()))
+    Ok(Some(entries.is_some_and(|entries| !entries.is_empty())))
 }
 
 /// Whether the data directory is in place.

@@ -174,6 +174,17 @@ pub(super) async fn read(admin: &Admin, name: &VolumeName) -> Result<Option<Reco
     Ok(Some(record))
 }
 
+/// Makes sure that a record is still its volume's.
+///
+/// # Errors
+/// [`CatalogError::Absent`] when another volume has the name, or none.
+pub(super) async fn check_same(admin: &Admin, record: &Record) -> Result<(), CatalogError> {
+    match read(admin, &record.name).await? {
+        Some(there) if there.id == record.id => Ok(()),
+        _ => Err(CatalogError::Absent(record.name.clone())),
+    }
+}
+
 /// As [`read`], of a volume that this host knows: what has a directory is not absent, with or
 /// without a record in it.
 pub(super) async fn read_known(
@@ -224,12 +235,11 @@ pub(super) async fn begin_removal(
     let by = layout::remover(host, expiry::host_time());
     mark::announce(admin, name, &nonce, &by).await?;
     // After the intent, which a volume that takes this one's place does not have.
-    let there = read(admin, name).await;
-    let is_it = matches!(&there, Ok(Some(there)) if there.id == record.id);
-    if !is_it && !mutant::is_on(Mutant::MarkedUnseen) {
+    if !mutant::is_on(Mutant::MarkedUnseen)
+        && let Err(error) = check_same(admin, record).await
+    {
         mark::withdraw(admin, name, &nonce).await;
-        there?;
-        return Err(CatalogError::Absent(name.clone()));
+        return Err(error);
     }
     if mark::bind(admin, name, &nonce).await? == Bound::Withdrawn {
         return Err(CatalogError::Unsettled(name.clone()));
