@@ -299,7 +299,7 @@ fn verdict(foreign: bool) -> Verdict {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use crate::nfs::rpc::nfs3::{FileKind, Time, WccAttr};
 
     use super::*;
@@ -309,7 +309,8 @@ mod tests {
         max: Duration::from_secs(10),
     };
 
-    fn attr(size: u64, at: u32) -> Attr {
+    /// Of a file with this size, whose times are all this many seconds.
+    pub(in crate::fuse) fn attr(size: u64, at: u32) -> Attr {
         let time = Time { secs: at, nanos: 0 };
         Attr {
             kind: FileKind::Regular,

@@ -75,6 +75,15 @@ impl Caches {
         Ok(caches)
     }
 
+    fn unwanted(&self, ino: u64, (offset, len): (i64, i64), done: Option<oneshot::Sender<()>>) {
+        let _ = self.pages.send(Unwanted {
+            ino,
+            offset,
+            len,
+            done,
+        });
+    }
+
     /// From here on the kernel can be told.
     pub(super) fn connect(&self, notifier: Notifier) {
         let _ = self.notifier.set(notifier);
@@ -100,26 +109,13 @@ impl Kernel for Caches {
     }
 
     fn drop_pages(&self, ino: u64) {
-        let (offset, len, done) = (0, 0, None);
-        let _ = self.pages.send(Unwanted {
-            ino,
-            offset,
-            len,
-            done,
-        });
+        self.unwanted(ino, (0, 0), None);
     }
 
     fn drop_range(&self, ino: u64, offset: u64, len: u64, done: oneshot::Sender<()>) {
         // A file's offsets fit; if not, all pages go.
         let range = i64::try_from(offset).ok().zip(i64::try_from(len).ok());
-        let (offset, len) = range.unwrap_or((0, 0));
-        let done = Some(done);
-        let _ = self.pages.send(Unwanted {
-            ino,
-            offset,
-            len,
-            done,
-        });
+        self.unwanted(ino, range.unwrap_or((0, 0)), Some(done));
     }
 
     fn forget_unused(&self, done: Forgetting) {

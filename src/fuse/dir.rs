@@ -14,8 +14,8 @@
 //!
 //! Known limits: after a `seekdir`, or more names than are remembered, it cannot begin anew, and
 //! such a refusal is EIO; so it is where the directory changes faster than it can be read. A name
-//! that is longer than Linux has names, or that is none, is left out. A server whose cookies go in circles is noticed after it has repeated itself, and
-//! the listing ends with ELOOP.
+//! that is longer than Linux has names, or that is none, is left out. A server whose cookies go in
+//! circles is noticed after it has repeated itself, and the listing ends with ELOOP.
 
 mod given;
 #[cfg(test)]

@@ -471,26 +471,14 @@ fn make(ino: u64, handle: FileHandle, attr: Attr, asked: u64, limits: Limits) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuse::attr::tests::attr as a_file;
     use crate::fuse::options::FuseOptions;
     use crate::mutant::put_back;
-    use crate::nfs::rpc::nfs3::Time;
 
     fn attr(fileid: u64) -> Attr {
-        let time = Time { secs: 1, nanos: 0 };
         Attr {
-            kind: FileKind::Regular,
-            mode: 0o644,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            size: 0,
-            used: 0,
-            rdev: (0, 0),
-            fsid: 1,
             fileid,
-            atime: time,
-            mtime: time,
-            ctime: time,
+            ..a_file(0, 1)
         }
     }
 

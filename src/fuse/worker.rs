@@ -317,12 +317,13 @@ fn settings(task: &Task) -> Settings {
 async fn connect(task: &Task, right: Option<&Arc<Right>>) -> Result<Nfs3, WorkerError> {
     let connected = match (right, task.fence) {
         (Some(right), Some(fence)) => {
+            let settings = settings(task);
             let connector = FencedConnector {
-                inner: TcpConnector::new(!task.options.noresvport),
+                inner: TcpConnector::new(settings.reserved_port),
                 right: Arc::clone(right),
                 under_way: Duration::from_millis(fence.under_way.into()),
             };
-            Nfs3::over(&settings(task), connector)
+            Nfs3::over(&settings, connector)
         }
         _ => Nfs3::connect(settings(task)).await,
     };
@@ -332,9 +333,8 @@ async fn connect(task: &Task, right: Option<&Arc<Right>>) -> Result<Nfs3, Worker
 }
 
 async fn ask_for_export(task: &Task) -> Result<FileHandle, WorkerError> {
-    let mountd = Mountd::new(&settings(task), || {
-        TcpConnector::new(!task.options.noresvport)
-    });
+    let settings = settings(task);
+    let mountd = Mountd::new(&settings, || TcpConnector::new(settings.reserved_port));
     let ports = Ports {
         nfs: Some(task.nfs_port),
         mount: Some(task.mount_port),
