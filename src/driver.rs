@@ -229,6 +229,21 @@ impl Driver {
         self.catalog.look_up(home.as_ref(), name, deadline).await
     }
 
+    /// A volume that a call is for; where nothing is known of it, the share's own error says why.
+    async fn find(&self, name: &VolumeName) -> Result<Option<Arc<Record>>, DriverError> {
+        match (
+            self.look_up(name).await,
+            mutant::is_on(Mutant::UnreadIsAbsent),
+        ) {
+            (Known::Here(record), _) => Ok(Some(record)),
+            (Known::Unknown, false) => match self.home().await? {
+                Some(home) => Ok(self.catalog.fetch(&home, name).await?),
+                None => Ok(None),
+            },
+            _ => Ok(None),
+        }
+    }
+
     /// Refuses options before any server is asked: they would be refused at every host.
     fn check_options(&self, name: &VolumeName, options: &VolumeOptions) -> Result<(), DriverError> {
         self.check_allowed(options, &options.data_dir(name)?)?;
@@ -369,15 +384,8 @@ impl Driver {
         id: &str,
         deadline: Instant,
     ) -> Result<std::path::PathBuf, DriverError> {
-        let record = match self.look_up(name).await {
-            Known::Here(record) => record,
-            Known::Absent => return Err(DriverError::Absent(name.clone())),
-            Known::Unknown => {
-                // The share's own error says why nothing is known.
-                self.home().await?;
-                return Err(DriverError::Absent(name.clone()));
-            }
-        };
+        let record = self.find(name).await?;
+        let record = record.ok_or_else(|| DriverError::Absent(name.clone()))?;
         let share = self.catalog.share_of(&record.options)?.clone();
         let (record, home) = self.current(record, &share).await?;
         // Whoever made the record: its host may allow more than this one.

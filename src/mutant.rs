@@ -24,6 +24,10 @@ macro_rules! mutants {
 }
 
 mutants! {
+    /// A look at the other hosts forgets how long an earlier one of this host's name is silent.
+    NamesakesAreForgotten,
+    /// After a restart a host does not know from which directory it has read a restored record.
+    DirectoriesAreForgotten,
     /// Of two answers about a file the kernel keeps the one that came first, also if it is older.
     KernelMissesChanges,
     /// What waiting writers write is copied however much that is.

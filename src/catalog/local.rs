@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use serde::{Deserialize, Serialize};
 
 use crate::files::write_durably;
+use crate::mutant::{self, Mutant};
 use crate::nfs::admin::{Attr, ServerTime};
 use crate::volume::{Record, VolumeName};
 
@@ -130,15 +131,22 @@ impl LocalCopy {
             .len()
     }
 
-    /// Writes a record, if it is a new one; it is durable when this returns. Blocks: call it off the async threads.
+    /// Writes a record, if it is a new one or from another directory; it is durable when this
+    /// returns. Blocks: call it off the async threads.
     ///
     /// # Errors
     /// Any error of the file system (a full disk: ENOSPC); the old record then still stands.
     pub(super) fn put(&self, copy: Copy) -> io::Result<()> {
         let name = copy.record.name.clone();
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let same_record = |old: Copy| old.record == copy.record;
-        if !self.get(&name).is_some_and(same_record) {
+        let fileid = |copy: &Copy| copy.stamp.map(Stamp::fileid);
+        // Its times change with each hold, which is not worth a write.
+        let same = |old: Copy| {
+            let same_directory = copy.stamp.is_none() || fileid(&old) == fileid(&copy);
+            old.record == copy.record
+                && (same_directory || mutant::is_on(Mutant::DirectoriesAreForgotten))
+        };
+        if !self.get(&name).is_some_and(same) {
             write_durably(&self.file(&name), &serde_json::to_vec_pretty(&copy)?)?;
         }
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);

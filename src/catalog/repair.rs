@@ -5,8 +5,9 @@
 //! says that the volume was removed. `format.json` goes back only on a share on which something else
 //! shows that it is the one that this host knows.
 //!
-//! Known limit: a host knows what it has read. A record that no host has a copy of is not made up,
-//! nor is one whose whole directory is gone: that looks as if the volume had been removed.
+//! Known limits: a host knows what it has read. A record that no host has a copy of is not made up,
+//! nor is one whose whole directory is gone: that looks as if the volume had been removed. Of a
+//! volume that was made or restored since its last poll a host does not know the directory.
 
 use super::layout::{self, FORMAT, Format};
 use super::{Catalog, CatalogError, share, trash};

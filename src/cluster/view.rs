@@ -162,7 +162,12 @@ impl<E: Env> Member<E> {
         now: Duration,
     ) -> BTreeMap<String, Stamp> {
         let mut watched = self.watched();
-        watched.elapsed.keep_hosts(|host| hosts.contains_key(host));
+        // One of this host's own name is waited for.
+        let waited_for =
+            |host: &str| host == self.host.name && !mutant::is_on(Mutant::NamesakesAreForgotten);
+        watched
+            .elapsed
+            .keep_hosts(|host| hosts.contains_key(host) || waited_for(host));
         let stamped = hosts
             .iter()
             .filter_map(|(host, stamp)| Some((*host, (*stamp)?)));

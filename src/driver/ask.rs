@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Driver, DriverError};
-use crate::catalog::{CatalogError, Known};
+use crate::catalog::CatalogError;
 use crate::nfs::admin::Admin;
 use crate::plugin::Ask;
 use crate::volume::{DataPath, VolumeName};
@@ -35,19 +35,14 @@ impl Driver {
 
     async fn inspect(&self, name: &VolumeName) -> Result<Value, DriverError> {
         self.look_soon().await;
-        match self.look_up(name).await {
-            Known::Here(record) => Ok(json!({
-                "name": record.name,
-                "created": record.created,
-                "mountpoint": self.mountpoint(name),
-                "status": self.volume_status(&record).await,
-            })),
-            Known::Absent => Err(CatalogError::Absent(name.clone()).into()),
-            Known::Unknown => {
-                self.home().await?;
-                Err(CatalogError::Absent(name.clone()).into())
-            }
-        }
+        let record = self.find(name).await?;
+        let record = record.ok_or_else(|| CatalogError::Absent(name.clone()))?;
+        Ok(json!({
+            "name": record.name,
+            "created": record.created,
+            "mountpoint": self.mountpoint(name),
+            "status": self.volume_status(&record).await,
+        }))
     }
 
     /// Frees everybody who waits for a volume whose server is away.

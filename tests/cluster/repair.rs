@@ -39,6 +39,10 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
         let refused = a.fails(Call::create(&fresh("new"), &[]));
         refused.is_ok_and(|refused| refused.contains("nfsvol repair"))
     })?;
+    // A host that has never read it says what is wrong with it, and not that it is none.
+    let c = Host::start(lab, &nas, "repair", "c")?;
+    let refused = c.fails(Call::mount(&empty, "it"))?;
+    ensure!(refused.contains("nfsvol repair"), "{refused}");
     let shown = a.nfsvol.command(&["repair"])?;
     ensure!(shown.code == 1, "it asks: {shown:?}");
     for torn in ["format.json", &empty, &missing] {

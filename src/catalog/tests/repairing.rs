@@ -136,3 +136,23 @@ async fn a_torn_format_file_is_put_back_where_the_share_is_known() {
     let refused = a.catalog.repair_format(&admin, false).await.unwrap_err();
     assert!(matches!(refused, CatalogError::Unproven(_)), "{refused}");
 }
+
+/// Whether the record of a restored volume is put back by a daemon that has been started anew since.
+async fn is_put_back_after_a_restore() -> bool {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    host.made("db", &[]).await;
+    host.remove("db").await;
+    host.restore("db", Some("web")).await.unwrap();
+    host.catalog.poll(&host.admin).await.unwrap();
+    let host = lab.host("a").await;
+    fs::write(lab.path(".nfsvol/volumes/web/record.json"), "").unwrap();
+    host.put_back("web", false).await.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_volume_is_known_by_its_directory() {
+    assert!(is_put_back_after_a_restore().await);
+    let _back = mutant::put_back(Mutant::DirectoriesAreForgotten);
+    assert!(!is_put_back_after_a_restore().await);
+}
