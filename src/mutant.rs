@@ -81,6 +81,8 @@ mutants! {
     /// An open that came too late is tried again while a rename is under way that does not know of
     /// it, and comes too late again.
     LateOpensDoNotWait,
+    /// A call that came too late for what a name led to leaves no trace.
+    LateLooksAreForgotten,
     /// When a program is killed in a rename or unlink, opens no longer wait for its outcome.
     KilledRenamesAreForgotten,
     /// What is known of a file stays good when an own call ends with an unknown outcome.

@@ -128,9 +128,10 @@ impl Glue {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let operation = operation(Arc::clone(&self.fs));
-        let load = Arc::clone(&self.load);
+        let (fs, load) = (Arc::clone(&self.fs), Arc::clone(&self.load));
         let pid = req.pid();
         task::begin(&self.fs.runtime, &self.fs.nfs, async move {
+            let operation = async { fs.too_late(operation.await).await };
             match until_killed(pid, operation, &load).await {
                 Ok(value) => reply.done(value),
                 Err(errno) => reply.failed(fuser::Errno::from_i32(errno.0)),

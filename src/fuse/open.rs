@@ -8,10 +8,11 @@
 //! - what was counted is taken back by [`Opening`], also when the caller is killed; the last one
 //!   removes the hidden name.
 //!
-//! An open can still come too late: the kernel sends it to the file that a name led to before this
-//! host's rename. It gets ESTALE and looks the name up again, once. It is told so when no rename or
-//! unlink of this host is under way any more, and for [`SHY`] after that a file that a rename
-//! replaces is kept as if it were open, so that the second try finds it.
+//! An open, or a look at attributes before it, can still come too late: the kernel sends it to the
+//! file that a name led to before this host's rename. It gets ESTALE and looks the name up again,
+//! once. It is told so ([`Fs::too_late`]) when no rename or unlink of this host is under way any more,
+//! and for [`SHY`] after that a file that a rename replaces is kept as if it were open, so that the
+//! second try finds it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,8 +27,8 @@ use super::error::{Errno, Result};
 use super::fs::{Fs, OpenFile, Opened};
 use super::inode::{Inode, Silly};
 
-/// How long replaced files are kept after an open came too late: a second try of the kernel's
-/// takes two calls.
+/// How long replaced files are kept after a call came too late: a second try of the kernel's
+/// takes two or three calls.
 const SHY: Duration = Duration::from_secs(1);
 
 /// `__FMODE_EXEC` of the kernel's fs.h, in the flags of an open by execve.
@@ -146,12 +147,7 @@ impl Fs {
         if !late {
             settled(&inode).await;
         }
-        if let Err(error) = self.check_access(cred, &inode, flags).await {
-            if error.0 == libc::ESTALE {
-                self.missed().await;
-            }
-            return Err(error);
-        }
+        self.check_access(cred, &inode, flags).await?;
         let changed = {
             let state = inode.state();
             state.version != known || state.cached.attr.size != size
@@ -163,8 +159,17 @@ impl Fs {
         Ok(self.opened(opening, flags))
     }
 
-    /// An open came too late: renames and unlinks that begin now shall know it, and the second try
-    /// comes after those that are under way.
+    /// The answer to a call for what a name led to. Where that is gone, renames and unlinks that
+    /// begin now shall know it, and the kernel's second try comes after those that are under way.
+    pub(super) async fn too_late<T>(&self, answer: Result<T>) -> Result<T> {
+        if matches!(answer, Err(Errno(libc::ESTALE)))
+            && !mutant::is_on(Mutant::LateLooksAreForgotten)
+        {
+            self.missed().await;
+        }
+        answer
+    }
+
     async fn missed(&self) {
         let _none = if mutant::is_on(Mutant::LateOpensDoNotWait) {
             None
@@ -174,7 +179,7 @@ impl Fs {
         *self.missed.lock().unwrap_or_else(|e| e.into_inner()) = Some(now());
     }
 
-    /// Whether an open came too late a moment ago.
+    /// Whether a call came too late a moment ago.
     pub(super) fn is_shy(&self) -> bool {
         let missed = *self.missed.lock().unwrap_or_else(|e| e.into_inner());
         missed.is_some_and(|when| now().saturating_duration_since(when) < SHY)

@@ -63,7 +63,8 @@ impl Process {
 
     /// A request to the worker; as there, a killed caller's ends after a while.
     pub(super) async fn request<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
-        let mut operation = std::pin::pin!(operation);
+        let fs = &self.host.fs;
+        let mut operation = std::pin::pin!(async { fs.too_late(operation.await).await });
         let answer = loop {
             match tokio::time::timeout(PATIENCE, &mut operation).await {
                 Ok(answer) => break answer,

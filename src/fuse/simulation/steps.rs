@@ -271,8 +271,8 @@ async fn opens_wait_for_a_rename_whose_program_was_killed() {
 }
 
 /// What becomes of the second try of an open whose file was replaced before, while the server lets
-/// the next rename to the same name wait.
-async fn open_between_renames() -> Result<(), Errno> {
+/// the next rename to the same name wait. The first try was an open, or a look at the attributes.
+async fn open_between_renames(looks: bool) -> Result<(), Errno> {
     let bench = Bench::new(Habits::default()).await;
     let (fs, cred) = (&bench.fs, &bench.cred);
     let mut first = None;
@@ -293,8 +293,15 @@ async fn open_between_renames() -> Result<(), Errno> {
         tokio::spawn(async move { fs.rename(&cred, (1, b"new2"), to, 0).await })
     };
     tokio::time::sleep(Duration::from_millis(10)).await;
-    let late = fs.open(cred, first.unwrap(), libc::O_RDONLY).await;
-    assert_eq!(late.err(), Some(Errno(libc::ESTALE)));
+    let late = if looks {
+        fs.too_late(fs.getattr(cred, first.unwrap()).await)
+            .await
+            .err()
+    } else {
+        let opened = fs.open(cred, first.unwrap(), libc::O_RDONLY).await;
+        fs.too_late(opened).await.err()
+    };
+    assert_eq!(late, Some(Errno(libc::ESTALE)));
     let Found::Entry(again) = fs.lookup(cred, 1, b"file").await.unwrap() else {
         panic!("the name is there all the time");
     };
@@ -305,9 +312,14 @@ async fn open_between_renames() -> Result<(), Errno> {
 
 #[tokio::test(start_paused = true)]
 async fn an_open_that_came_too_late_is_not_late_again() {
-    assert_eq!(open_between_renames().await, Ok(()));
-    let _back = put_back(Mutant::LateOpensDoNotWait);
-    assert_eq!(open_between_renames().await, Err(Errno(libc::ESTALE)));
+    for looks in [false, true] {
+        assert_eq!(open_between_renames(looks).await, Ok(()));
+        for fault in [Mutant::LateOpensDoNotWait, Mutant::LateLooksAreForgotten] {
+            let _back = put_back(fault);
+            let opened = open_between_renames(looks).await;
+            assert_eq!(opened, Err(Errno(libc::ESTALE)), "{fault:?}");
+        }
+    }
 }
 
 /// Whether an empty directory is there, under whatever name, after it was moved to a free name by a
