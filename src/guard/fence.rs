@@ -2,7 +2,7 @@
 //!
 //! 1. The containers that hold it are killed through Docker's engine, which then does not start
 //!    them again by itself; what does not end in time, or has no engine, is killed by its process
-//!    id.
+//!    id. Each is waited for: the files that it no longer shows it still closes, which is a call.
 //! 2. While `syncfs` sends what they wrote, `umount -f` ends each such call of the kernel's NFS
 //!    client (EIO), so that the pages count as failed and are thrown away.
 //! 3. The connections to the server are cut, with what TCP has not delivered yet ([`super::cut`]).
@@ -10,7 +10,7 @@
 //!
 //! Limit: with pNFS, calls to data servers are not ended by `umount -f`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -18,6 +18,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hyper::Method;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -49,13 +50,14 @@ pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fe
     let (began, began_at) = (Instant::now(), now());
     let under_way = Duration::from_millis(task.fence.under_way.into());
     // A quarter: what the engine does not do is done here, and that takes a moment too.
-    let containers = kill_containers(task, under_way / 4).await;
+    let (containers, ending) = kill_containers(task, under_way / 4).await;
     tracing::info!(?containers, after = ?began.elapsed(), "the engine was asked to kill");
     let work = Work {
         task: task.clone(),
         root: root.map(Arc::new),
         began,
         killed: BTreeSet::new(),
+        ending,
         barrier: Barrier::default(),
         troubles: Vec::new(),
         done: None,
@@ -66,6 +68,7 @@ pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fe
         root: None,
         began,
         killed: BTreeSet::new(),
+        ending: BTreeMap::new(),
         barrier: Barrier::default(),
         troubles: vec![format!("a step of the fence failed: {error}")],
         done: None,
@@ -86,9 +89,13 @@ pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fe
     (fenced, work.barrier)
 }
 
-/// Asks the engine to kill the containers that hold the volume, for so long; their ids.
-async fn kill_containers(task: &Task, patience: Duration) -> Vec<String> {
+/// Asks the engine to kill the containers that hold the volume, for so long; their ids, and their
+/// processes.
+async fn kill_containers(task: &Task, patience: Duration) -> (Vec<String>, Ending) {
     let users = users(task).unwrap_or_default();
+    let of_containers = users.iter().filter(|user| user.container_id.is_some());
+    let ending = of_containers.filter_map(|user| Some((user.pid, process(user).ok()?)));
+    let ending = ending.collect();
     let ids: BTreeSet<String> = users.into_iter().filter_map(|u| u.container_id).collect();
     let kills = ids.iter().map(|id| {
         let (docker, path) = (task.docker.clone(), format!("/containers/{id}/kill"));
@@ -106,12 +113,15 @@ async fn kill_containers(task: &Task, patience: Duration) -> Vec<String> {
         }
     };
     let _ = tokio::time::timeout(patience, all).await;
-    ids.into_iter().collect()
+    (ids.into_iter().collect(), ending)
 }
 
 fn users(task: &Task) -> io::Result<Vec<User>> {
     holders::users(task.device, &[&task.place, &task.share_place])
 }
+
+/// Processes that are to end, by their ids.
+type Ending = BTreeMap<u32, OwnedFd>;
 
 /// The steps that may wait for the kernel.
 struct Work {
@@ -119,6 +129,7 @@ struct Work {
     root: Option<Arc<OwnedFd>>,
     began: Instant,
     killed: BTreeSet<u32>,
+    ending: Ending,
     barrier: Barrier,
     troubles: Vec<String>,
     /// When nothing could be sent for the volume any more, by [`now`].
@@ -129,13 +140,13 @@ impl Work {
     fn take_away(mut self) -> Self {
         loop {
             self.kill_users();
-            tracing::info!(killed = ?self.killed, after = ?self.began.elapsed(), "no process has it");
+            tracing::info!(killed = ?self.killed, after = ?self.began.elapsed(), "no process goes on with it");
             self.throw_away();
             tracing::info!(after = ?self.began.elapsed(), "what was written is thrown away");
             // A container that was being started may have got it meanwhile: now nobody can.
             self.unmount(&self.task.place.clone());
             match self.users() {
-                users if users.is_empty() => break,
+                users if users.iter().all(|user| self.is_ending(user)) => break,
                 users if self.is_over() => {
                     self.troubles.push(format!("processes live on: {users:?}"));
                     break;
@@ -145,6 +156,7 @@ impl Work {
         }
         self.cut();
         self.done = Some(now());
+        self.wait_for_ends();
         // The last unmount may wait for the server, with nothing of the volume's data.
         self.root = None;
         self.unmount(&self.task.share_place.clone());
@@ -186,22 +198,61 @@ impl Work {
         })
     }
 
+    /// Kills whoever has the volume, and waits for the ends of all; after [`Self::patience`] no longer
+    /// for those that wait for another volume's server: being killed, they do nothing more here.
     fn kill_users(&mut self) {
         loop {
             let users = self.users();
-            if users.is_empty() || self.is_over() {
-                return;
-            }
             // An engine's copy into the volume fails, as its calls do, and it goes on without.
             for user in users.iter().filter(|user| !user.is_engine) {
-                if kill(user).is_ok() {
+                if let Ok(process) = kill(user) {
                     self.killed.insert(user.pid);
+                    self.ending.insert(user.pid, process);
                 }
+            }
+            let tried = self.began.elapsed() > self.patience();
+            let left = users.iter().any(|user| !self.is_ending(user));
+            if self.is_over() || self.have_ended() && users.is_empty() || tried && !left {
+                return;
             }
             // One that waits for the server in the kernel ends when its call does.
             self.end_calls();
             std::thread::sleep(ROUND);
         }
+    }
+
+    /// Half of what a host has for a fence: the rest is quick.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.task.fence.under_way.into()) / 2
+    }
+
+    fn is_ending(&self, user: &User) -> bool {
+        self.ending.contains_key(&user.pid)
+    }
+
+    /// Waits for the last of the killed: the files that it no longer shows it still closes.
+    fn wait_for_ends(&mut self) {
+        while !(self.have_ended() && self.users().is_empty()) {
+            if self.is_over() {
+                let pids: Vec<_> = self.ending.keys().collect();
+                self.troubles
+                    .push(format!("processes end slowly: {pids:?}"));
+                return;
+            }
+            self.end_calls();
+            std::thread::sleep(ROUND);
+        }
+    }
+
+    /// Whether nothing is left of what is to end, by the engine or by us.
+    fn have_ended(&mut self) -> bool {
+        self.ending.retain(|_, process| {
+            let _ = pidfd_send_signal(&*process, Signal::KILL);
+            // Readable when its last thread has ended (pidfd_open(2)).
+            let mut shown = [PollFd::new(process, PollFlags::IN)];
+            !poll(&mut shown, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        });
+        self.ending.is_empty()
     }
 
     /// Has the kernel's client send all it has, and ends every call that would.
@@ -296,14 +347,20 @@ impl Work {
     }
 }
 
-fn kill(user: &User) -> io::Result<()> {
+fn kill(user: &User) -> io::Result<OwnedFd> {
+    let process = process(user)?;
+    pidfd_send_signal(&process, Signal::KILL)?;
+    Ok(process)
+}
+
+fn process(user: &User) -> io::Result<OwnedFd> {
     let pid = i32::try_from(user.pid).ok().and_then(Pid::from_raw);
     let process = pidfd_open(pid.ok_or(io::ErrorKind::InvalidInput)?, PidfdFlags::empty())?;
     // The id may have been given to another process before it was opened.
     if !user.is_alive() {
         return Err(io::ErrorKind::NotFound.into());
     }
-    Ok(pidfd_send_signal(process, Signal::KILL)?)
+    Ok(process)
 }
 
 /// Runs what may wait for the kernel on a thread, for so long; `None` when it has not returned.
