@@ -164,7 +164,7 @@ enum Trash {
     /// Delete removed volumes for good
     #[command(after_help = "Examples:\n  nfsvol trash purge db\n  nfsvol trash purge --all")]
     Purge {
-        /// Name of a volume (all its entries), or one entry of `nfsvol trash ls`
+        /// Name of a volume (all its entries), or one entry of `nfsvol trash ls`; or --all
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         name: Option<String>,
         /// Everything in the trash
@@ -247,8 +247,16 @@ fn run(command: Command) -> anyhow::Result<()> {
             output::tree,
         ),
         Command::Completion { shell } => {
+            let all = Cli::command();
+            // What the daemon starts by itself is nothing to type.
+            let shown = all
+                .get_subcommands()
+                .filter(|command| !command.is_hide_set());
+            let mut shown = clap::Command::new("nfsvol")
+                .args(all.get_arguments().cloned())
+                .subcommands(shown.cloned());
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "nfsvol", &mut script);
+            clap_complete::generate(shell, &mut shown, "nfsvol", &mut script);
             return print(&script);
         }
         Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir)?),

@@ -9,6 +9,7 @@ use rustix::fd::AsFd;
 use rustix::fs::OFlags;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{Directive, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
@@ -72,12 +73,7 @@ impl fmt::Display for Format {
 /// # Errors
 /// [`TelemetryError`]; the process has no log then.
 pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::builder()
-        .parse(filter)
-        .map_err(|source| TelemetryError::Filter {
-            filter: filter.to_owned(),
-            source,
-        })?;
+    let filter = parse(filter)?;
     let lines = tracing_subscriber::registry().with(filter);
     let text = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     match format {
@@ -91,6 +87,23 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
         }
     }?;
     Ok(())
+}
+
+/// A misspelt level alone would be taken for a module's name, and silence all others.
+fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
+    let wrong = |source| TelemetryError::Filter {
+        filter: filter.to_owned(),
+        source,
+    };
+    for part in filter.split(',').map(str::trim) {
+        let is_module = part.contains(['=', ':', '[']) || part == env!("CARGO_PKG_NAME");
+        if !part.is_empty() && !is_module && part.parse::<LevelFilter>().is_err() {
+            // As the level that it should be, for the parser's own words.
+            let level = format!("{}={part}", env!("CARGO_PKG_NAME"));
+            let _: Directive = level.parse().map_err(wrong)?;
+        }
+    }
+    EnvFilter::builder().parse(filter).map_err(wrong)
 }
 
 /// Starts the log of a process that outlives the daemon: text on standard error, which is a file that
@@ -153,6 +166,24 @@ fn cut(file: impl AsFd, most: u64, read: impl FnOnce() -> io::Result<File>) -> i
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_refused() {
+        for good in [
+            "info",
+            "WARN",
+            "off",
+            "warn,nfsvol::plugin=debug",
+            "nfsvol",
+            "info,",
+            "",
+        ] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["loud", "info,debgu", "nfsvol=loud"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn of_a_long_log_the_newest_lines_stay() {

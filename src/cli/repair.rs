@@ -12,7 +12,7 @@ use crate::plugin::client::Client;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RepairArgs {
-    /// Name of the volume; without it, whatever is torn
+    /// Name of the volume (and `format.json` if that is torn); without it, whatever is torn
     name: Option<String>,
     /// Do not ask
     #[arg(long)]

@@ -52,6 +52,10 @@ impl Driver {
         if by_kernel && !self.paths.is_own(name) {
             return Err(DriverError::AbortByKernel(name.clone()));
         }
+        let held = self.attachments.get(name).is_some();
+        if !held && !self.paths.is_own(name) && !self.paths.is_served(name) {
+            return Err(DriverError::NotMounted(name.clone()));
+        }
         self.paths.abort(name).await?;
         Ok(json!({ "aborted": name }))
     }

@@ -124,6 +124,8 @@ pub enum DriverError {
          containers; `umount -f` on its share may end their waiting"
     )]
     AbortByKernel(VolumeName),
+    #[error("volume {0} is not mounted on this host; `nfsvol ls` shows where it is")]
+    NotMounted(VolumeName),
     #[error(
         "volume {0}: its share did not answer before the deadline (--mount-deadline); look at the \
          server's load and log: the call is safe to repeat"

@@ -18,7 +18,7 @@ const MAX_PATH: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     #[error(
-        "{0:?} is not a share: expected SERVER:/EXPORT, for example nas:/export or [fd00::5]:/export"
+        "{0:?} is not a share: expected SERVER:/EXPORT, for example nas:/export, [fd00::5]:/export, or embedded:/DIRECTORY of this host"
     )]
     Form(String),
     #[error("{0:?} is not a host name or an IP address (an IPv6 address goes in brackets)")]

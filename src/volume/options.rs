@@ -61,7 +61,7 @@ const MAX_VALUE: usize = 4096;
 /// Why an option was refused; the text names the option and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
-    #[error("unknown option {key:?}{}; the options are {}", did_you_mean(*.nearest), OPTION_NAMES.join(", "))]
+    #[error("unknown option {key:?}{}; the options are {}", did_you_mean(*.nearest), there_now().join(", "))]
     Unknown {
         key: String,
         nearest: Option<&'static str>,
@@ -81,6 +81,13 @@ pub enum OptionError {
     Conflict(&'static str, &'static str, &'static str),
     #[error("option {0} is missing: {1}")]
     Missing(&'static str, &'static str),
+}
+
+/// The names of the options that have an effect in this release.
+fn there_now() -> Vec<&'static str> {
+    let mut names = OPTION_NAMES.to_vec();
+    names.retain(|name| *name != "from");
+    names
 }
 
 fn did_you_mean(word: Option<&'static str>) -> String {

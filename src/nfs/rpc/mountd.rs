@@ -54,11 +54,11 @@ pub enum MountError {
 fn reason(status: u32) -> String {
     use mount::mountstat3 as s;
     let text = match status {
-        n if n == s::MNT3ERR_PERM as u32 => "not permitted",
         n if n == s::MNT3ERR_NOENT as u32 => "no such export or directory",
         n if n == s::MNT3ERR_IO as u32 => "I/O error on the server",
-        n if n == s::MNT3ERR_ACCES as u32 => {
-            "access denied; does the export list name this host, and must the source port be below 1024?"
+        n if n == s::MNT3ERR_ACCES as u32 || n == s::MNT3ERR_PERM as u32 => {
+            "access denied; does the export list name this host, and, for a volume with noresvport, take \
+             source ports above 1023 (exports(5), `insecure`)?"
         }
         n if n == s::MNT3ERR_NOTDIR as u32 => "not a directory",
         n if n == s::MNT3ERR_INVAL as u32 => "invalid argument",
