@@ -13,10 +13,11 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use tokio::net::UnixListener;
@@ -42,9 +43,9 @@ use super::rights;
 
 /// The name of the hidden subcommand that runs [`run`].
 pub const SUBCOMMAND: &str = "fuse-worker";
-/// The kernel's read-ahead for the mount, in KiB: at 1 ms round trip, 8 calls of 1 MiB in flight
-/// carry more than 1 GB/s.
-const READ_AHEAD_KIB: u32 = 8192;
+/// Between which bounds the kernel's read-ahead for the mount is, in KiB. More than a stream needs
+/// costs whoever maps a file: the kernel reads as much around each page that is missing.
+const READ_AHEAD_KIB: RangeInclusive<u128> = 2048..=8192;
 /// `oom_score_adj`: taken when nothing else is left. Its memory is bounded, and without it all
 /// containers that use the volume have to be started again.
 const OOM_SCORE: i16 = -900;
@@ -123,6 +124,8 @@ struct Begun {
     root: FileHandle,
     caches: Arc<Caches>,
     fs: Arc<Fs>,
+    /// How long a small call took.
+    round_trip: Duration,
 }
 
 /// Asks the server for all that a mount needs. `worker` is this attendant's name.
@@ -141,7 +144,10 @@ async fn begin(
     let fs = self::nfs(fs).step("ask the server about the volume's directory")?;
 
     // The catalog's directory is closed to others, where the volume's may be open to all.
-    if let Ok(found) = nfs.lookup(&Cred::root(), &export, b".nfsvol").await
+    let began = Instant::now();
+    let found = nfs.lookup(&Cred::root(), &export, b".nfsvol").await;
+    let round_trip = began.elapsed();
+    if let Ok(found) = found
         && rights::beyond_mode_bits(&nfs, &found.handle).await
     {
         fs.let_server_decide();
@@ -152,6 +158,7 @@ async fn begin(
         root,
         caches,
         fs,
+        round_trip,
     })
 }
 
@@ -188,6 +195,7 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
         root,
         caches,
         fs,
+        round_trip,
     } = begun;
     let load = Arc::new(Load::default());
     let (device, answers) = mount(task, fs.server_decides())?;
@@ -224,7 +232,7 @@ async fn serve(task: &Task) -> Result<(), WorkerError> {
                 .to_owned(),
         );
     }
-    if let Err(error) = raise_read_ahead(ours.as_ref()) {
+    if let Err(error) = raise_read_ahead(ours.as_ref(), round_trip) {
         warnings.push(format!(
             "the kernel's read-ahead stays at 128 KiB, so sequential reads are slow: {error}"
         ));
@@ -423,11 +431,17 @@ pub(super) fn our_mount(point: &Path) -> io::Result<Option<MountEntry>> {
 
 /// Without this the kernel reads ahead 128 KiB: FUSE's INIT cannot ask for more than the kernel
 /// offers.
-fn raise_read_ahead(mount: Option<&MountEntry>) -> io::Result<()> {
+fn raise_read_ahead(mount: Option<&MountEntry>, round_trip: Duration) -> io::Result<()> {
     let mount = mount
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the mount is not in mountinfo"))?;
     let path = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
-    std::fs::write(path, READ_AHEAD_KIB.to_string())
+    std::fs::write(path, read_ahead_kib(round_trip).to_string())
+}
+
+/// What is on its way at 1 GB/s in four round trips: the server takes its time too.
+fn read_ahead_kib(round_trip: Duration) -> u128 {
+    let kib = (4 * round_trip.as_micros()).next_power_of_two();
+    kib.clamp(*READ_AHEAD_KIB.start(), *READ_AHEAD_KIB.end())
 }
 
 /// Answers the daemon.
@@ -540,4 +554,18 @@ fn resident() -> u64 {
         .ok()
         .and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok())
         .map_or(0, |pages| pages * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_far_away_is_read_ahead_further() {
+        let of = |micros| read_ahead_kib(Duration::from_micros(micros));
+        assert_eq!(
+            [of(100), of(500), of(1000), of(2100), of(100_000)],
+            [2048, 2048, 4096, 8192, 8192]
+        );
+    }
 }
