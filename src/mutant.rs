@@ -38,9 +38,20 @@ mutants! {
     HeldLeaksBesideReads,
     /// fsync through a descriptor for reading makes nothing durable.
     FsyncOfWritersOnly,
+    /// It makes it durable, but tells of no error.
+    ErrorsForWritersOnly,
+    /// Who is killed while he waits for a WRITE that is on the wire takes it back: the next one goes
+    /// out beside it, and may arrive before it.
+    KilledCallsAreTakenBack,
+    /// A wait in which nothing moves goes on after `io_timeout`.
+    WaitsNeverEnd,
     /// Whether a write appends, and whether it is to be durable, is looked up in the flags of the
     /// open (of which only O_DIRECT counts), not in those of the request.
     FlagsOfTheOpen,
+    /// The kernel checks mode bits also where the server makes everybody one user.
+    ModeBitsAlone,
+    /// Who is killed while the server does not answer waits on.
+    DeafToKills,
     /// A process that outlives the daemon is known by its number: what was left of one before a
     /// power failure names another volume's, which is waited for and killed.
     AttendantByNumber,

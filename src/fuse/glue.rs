@@ -28,6 +28,7 @@ use fuser::{
     WriteFlags,
 };
 
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::SetAttr;
 
@@ -207,7 +208,7 @@ async fn until_killed<T>(
     loop {
         match tokio::time::timeout(PATIENCE, &mut operation).await {
             Ok(result) => return result.inspect_err(|errno| load.note(pid, *errno)),
-            Err(_) if caller.is_killed() => {
+            Err(_) if caller.is_killed() && !mutant::is_on(Mutant::DeafToKills) => {
                 load.interrupted.fetch_add(1, Ordering::Relaxed);
                 return Err(Errno(libc::EINTR));
             }

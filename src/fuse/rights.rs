@@ -12,6 +12,7 @@
 //!
 //! Known limit: a squash is not seen where all directories looked at let everybody do everything.
 
+use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::{Attr, FileHandle, Nfs3, access};
 
@@ -24,7 +25,7 @@ pub(super) async fn beyond_mode_bits(nfs: &Nfs3, dir: &FileHandle) -> bool {
         return false;
     };
     let denied = denied(&attr);
-    if denied == 0 {
+    if denied == 0 || mutant::is_on(Mutant::ModeBitsAlone) {
         return false;
     }
     let answer = nfs

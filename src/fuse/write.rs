@@ -238,7 +238,8 @@ impl Fs {
         /// How often it is looked whether anything has moved.
         const LOOKS: u32 = 8;
         let mut something = pin!(something);
-        let Some(patience) = self.options.deadline() else {
+        let patience = self.options.deadline();
+        let Some(patience) = patience.filter(|_| !mutant::is_on(Mutant::WaitsNeverEnd)) else {
             return Ok(something.await);
         };
         let (mut before, mut idle) = (moved(), 0);
@@ -310,6 +311,9 @@ impl Fs {
         } else {
             Ok(())
         };
+        if !file.writes() && mutant::is_on(Mutant::ErrorsForWritersOnly) {
+            return ended;
+        }
         take_error(&file).map_or(ended, Err)
     }
 

@@ -289,10 +289,15 @@ impl Fs {
     /// ETIMEDOUT, when nothing moves; the bytes stay held.
     pub(super) async fn sync(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
         self.sync_in_one_call(inode);
-        match self.force(inode) {
-            Some(mark) => self.until(inode, mark, Held::pending).await,
-            None => Ok(()),
+        let Some(mark) = self.force(inode) else {
+            return Ok(());
+        };
+        let taken_back = mutant::is_on(Mutant::KilledCallsAreTakenBack).then(|| TakenBack(inode));
+        let ended = self.until(inode, mark, Held::pending).await;
+        if let Some(taken_back) = taken_back {
+            std::mem::forget(taken_back);
         }
+        ended
     }
 
     /// Marks all that is held to be sent; `None` if nothing is.
@@ -368,5 +373,14 @@ impl Fs {
             files.spawn(async move { fs.sync(&inode).await });
         }
         files.join_all().await;
+    }
+}
+
+/// Takes back what is on the wire when its caller is killed: a fault that tests put back.
+struct TakenBack<'a>(&'a Inode);
+
+impl Drop for TakenBack<'_> {
+    fn drop(&mut self) {
+        self.0.state().data().held.take_back();
     }
 }

@@ -38,6 +38,10 @@ pub(crate) struct Disk {
     boot: u64,
     /// What one READ or WRITE carries at most, in bytes.
     pub(crate) sizes: u32,
+    /// Answers come without the attributes that a server may leave out.
+    pub(crate) mute: bool,
+    /// Where a listing goes on behind a name. A name keeps its cookie, as long as the disk lives.
+    cookies: BTreeMap<(Id, Vec<u8>), u64>,
 }
 
 fn overwrite(content: &mut Vec<u8>, offset: usize, data: &[u8]) {
@@ -56,6 +60,8 @@ impl Disk {
             ticks: 0,
             boot: 1,
             sizes: 1 << 20,
+            mute: false,
+            cookies: BTreeMap::new(),
         };
         disk.make(Kind::Dir(BTreeMap::new()), 0o755);
         disk
@@ -158,12 +164,19 @@ impl Disk {
         entries.get(name).copied().ok_or(nfsstat3::NFS3ERR_NOENT)
     }
 
+    fn put(&mut self, dir: Id, name: &[u8], id: Id) -> Status<()> {
+        self.dir(dir)?.insert(name.to_vec(), id);
+        let next = self.cookies.len() as u64 + 1;
+        self.cookies.entry((dir, name.to_vec())).or_insert(next);
+        Ok(())
+    }
+
     fn enter(&mut self, dir: Id, name: &[u8], kind: Kind, mode: u32) -> Status<Id> {
         if self.entries(dir)?.contains_key(name) {
             return Err(nfsstat3::NFS3ERR_EXIST);
         }
         let id = self.make(kind, mode);
-        self.dir(dir)?.insert(name.to_vec(), id);
+        self.put(dir, name, id)?;
         Ok(id)
     }
 
@@ -254,8 +267,7 @@ impl Disk {
             Err(_) => {}
         }
         self.dir(from)?.remove(old);
-        self.dir(to)?.insert(new.to_vec(), id);
-        Ok(())
+        self.put(to, new, id)
     }
 
     pub(crate) fn link(&mut self, id: Id, dir: Id, name: &[u8]) -> Status<()> {
@@ -263,14 +275,21 @@ impl Disk {
         if self.entries(dir)?.contains_key(name) {
             return Err(nfsstat3::NFS3ERR_EXIST);
         }
-        self.dir(dir)?.insert(name.to_vec(), id);
+        self.put(dir, name, id)?;
         self.change(id)?.links += 1;
         Ok(())
     }
 
-    pub(crate) fn names(&self, dir: Id) -> Status<Vec<(Vec<u8>, Id)>> {
+    /// The names in a directory, what they lead to, and their cookies, in the order of these.
+    pub(crate) fn names(&self, dir: Id) -> Status<Vec<(Vec<u8>, Id, u64)>> {
         let entries = self.entries(dir)?;
-        Ok(entries.iter().map(|(n, id)| (n.clone(), *id)).collect())
+        let cookie = |name: &Vec<u8>| self.cookies[&(dir, name.clone())];
+        let mut names: Vec<_> = entries
+            .iter()
+            .map(|(name, id)| (name.clone(), *id, cookie(name)))
+            .collect();
+        names.sort_unstable_by_key(|(_, _, cookie)| *cookie);
+        Ok(names)
     }
 
     pub(crate) fn read(&mut self, id: Id, offset: u64, count: u32) -> Status<(Vec<u8>, bool)> {

@@ -155,15 +155,18 @@ pub(crate) fn carry_out(disk: &mut Disk, procedure: u32, mut input: &[u8], out: 
             let dir = id(&args.dir);
             let names = disk.names(dir);
             let listed = names.map(|names| {
-                let from = usize::try_from(args.cookie).unwrap();
-                let rest = names.into_iter().enumerate().skip(from);
+                let rest = names.into_iter().filter(|(_, _, at)| *at > args.cookie);
                 let mut entries: Vec<_> = rest
-                    .map(|(at, (name, id))| entryplus3 {
+                    .map(|(name, id, cookie)| entryplus3 {
                         fileid: id,
                         name: name.into(),
-                        cookie: at as u64 + 1,
+                        cookie,
                         name_attributes: post(disk, id),
-                        name_handle: Nfs3Option::Some(handle(id)),
+                        name_handle: if disk.mute {
+                            Nfs3Option::None
+                        } else {
+                            Nfs3Option::Some(handle(id))
+                        },
                     })
                     .collect();
                 let eof = entries.len() <= 3;
@@ -247,10 +250,12 @@ pub(crate) fn handle(id: Id) -> nfs_fh3 {
 }
 
 fn post(disk: &Disk, id: Id) -> post_op_attr {
-    disk.attr(id).map_or(Nfs3Option::None, Nfs3Option::Some)
+    let told = disk.attr(id).filter(|_| !disk.mute);
+    told.map_or(Nfs3Option::None, Nfs3Option::Some)
 }
 
 fn wcc(disk: &Disk, id: Id, before: Option<wcc_attr>) -> wcc_data {
+    let before = before.filter(|_| !disk.mute);
     wcc_data {
         before: before.map_or(Nfs3Option::None, Nfs3Option::Some),
         after: post(disk, id),

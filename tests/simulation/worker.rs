@@ -437,6 +437,7 @@ impl Worker {
             }
         }
         let known: Vec<_> = self.names.keys().cloned().collect();
+        listed.sort_unstable();
         assert_eq!(listed, known);
     }
 
@@ -445,7 +446,7 @@ impl Worker {
         let dir = disk.lookup(ROOT, &self.home()).unwrap();
         let names = disk.names(dir).unwrap();
         assert_eq!(names.len(), self.names.len());
-        for (name, id) in names {
+        for (name, id, _) in names {
             match &self.names[&name] {
                 Object::File(known) => assert_eq!(*known, id),
                 Object::Dir => assert_eq!(disk.names(id), Ok(Vec::new())),

@@ -54,6 +54,15 @@ impl<C: Clone + PartialEq> Held<C> {
         }
     }
 
+    /// What is on the wire is unsent again, as if nothing could come of it any more: a fault that
+    /// tests put back.
+    pub(in crate::fuse) fn take_back(&mut self) {
+        let flights: Vec<u64> = self.flights.iter().map(|out| out.id).collect();
+        for id in flights {
+            self.sent(id, 0, Verifier::default(), false);
+        }
+    }
+
     fn land(&mut self, id: u64) -> Option<Out<C>> {
         let index = self.flights.iter().position(|out| out.id == id)?;
         Some(self.flights.swap_remove(index))

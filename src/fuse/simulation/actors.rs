@@ -76,10 +76,11 @@ impl Actor {
         let replaced = name.starts_with("conf") || name.starts_with("gone");
         let fine = match errno {
             libc::EINTR => process.is_killed(),
-            libc::ENOSPC => true,
+            libc::ENOSPC | libc::EIO => world.is_faulty(),
+            libc::ETIMEDOUT => self.host.fs.options.io_timeout > 0,
             libc::EOPNOTSUPP => world.has_no_links(),
             libc::ENOENT | libc::EEXIST => true,
-            libc::ESTALE => replaced && foreign,
+            libc::ESTALE => replaced && (foreign || world.renames_late()),
             _ => false,
         };
         if !fine {
@@ -92,7 +93,12 @@ impl Actor {
         let own = name.ends_with(&format!("{}", self.host.number));
         let mine = self.leads && own && !name.starts_with("data");
         let bytes = name.as_bytes();
-        match self.dice.below(20) {
+        match self.dice.below(22) {
+            20 => {
+                let room = usize::try_from(self.dice.below(8)).unwrap() + 1;
+                process.list(self.dice.below(2) == 0, room).await
+            }
+            21 => process.make_alone().await,
             0 => process.stat_name(bytes).await,
             1 => {
                 process

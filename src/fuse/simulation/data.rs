@@ -24,9 +24,9 @@ fn range(from: u64, to: u64) -> Range<usize> {
 impl Process {
     /// Reads words, and checks them.
     pub(super) async fn read(&self, descriptor: &Descriptor, from: u64, count: u64) -> Result<()> {
-        let view = self.view(descriptor.begun);
         let (offset, length) = (from * WORD, count * WORD);
         let direct = descriptor.opened.direct || descriptor.has(libc::O_DIRECT);
+        let view = self.view(descriptor.begun);
         let (data, knows_end) = if direct {
             (self.ask(descriptor, offset, length).await?.to_vec(), true)
         } else {
@@ -140,8 +140,11 @@ impl Process {
         world.note(|| format!("host {host} writes {number} to file {file} words {from}+{count}"));
         let data = bytes(number, count);
         let offset = if appends { node.size() } else { from * WORD };
-        let written = self.write_bytes(descriptor, number, offset, &data).await;
-        let durable = descriptor.has(libc::O_DSYNC) || descriptor.has(libc::O_DIRECT);
+        let written = self.write_bytes(descriptor, offset, &data).await;
+        self.hears(descriptor, &written);
+        let durable = descriptor.has(libc::O_DSYNC)
+            || descriptor.has(libc::O_DIRECT)
+            || self.host.fs.options.sync;
         world.model.over(file, number, written.is_ok(), durable);
         if durable && written.is_ok() {
             world.saw(Seen::DurableWrite);
@@ -149,13 +152,7 @@ impl Process {
         written
     }
 
-    async fn write_bytes(
-        &self,
-        descriptor: &Descriptor,
-        number: u64,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<()> {
+    async fn write_bytes(&self, descriptor: &Descriptor, offset: u64, data: &[u8]) -> Result<()> {
         let node = &descriptor.node;
         let end = offset + data.len() as u64;
         if descriptor.opened.direct || descriptor.has(libc::O_DIRECT) {
@@ -166,7 +163,7 @@ impl Process {
             if drops(Generation::Middle) {
                 node.drop_pages(pages(offset, end)).await;
             }
-            self.submit(descriptor, number, offset, data).await?;
+            self.submit(descriptor, offset, data).await?;
             self.host.wrote(node, end);
             if drops(Generation::New) {
                 node.drop_pages(pages(offset, end)).await;
@@ -175,9 +172,7 @@ impl Process {
         }
         let mut at = offset;
         while at < end {
-            at = self
-                .write_pages(descriptor, number, (offset, at), data)
-                .await?;
+            at = self.write_pages(descriptor, (offset, at), data).await?;
         }
         if descriptor.has(libc::O_DSYNC) {
             // generic_write_sync, under the same lock.
@@ -192,7 +187,6 @@ impl Process {
     async fn write_pages(
         &self,
         descriptor: &Descriptor,
-        number: u64,
         (offset, at): (u64, u64),
         data: &[u8],
     ) -> Result<u64> {
@@ -214,7 +208,7 @@ impl Process {
             end = to;
         }
         let part = &data[range(at - offset, end - offset)];
-        let sent = self.submit(descriptor, number, at, part).await;
+        let sent = self.submit(descriptor, at, part).await;
         if sent.is_ok() {
             self.host.wrote(node, end);
         } else {
@@ -227,13 +221,7 @@ impl Process {
     }
 
     /// A WRITE request.
-    async fn submit(
-        &self,
-        descriptor: &Descriptor,
-        number: u64,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<()> {
+    async fn submit(&self, descriptor: &Descriptor, offset: u64, data: &[u8]) -> Result<()> {
         let (fs, file) = (&self.host.fs, &descriptor.file);
         let to = WriteTo {
             offset,
@@ -244,8 +232,9 @@ impl Process {
         match fs.write_quick(file, to, data) {
             Quick::Done => {
                 if descriptor.has(libc::O_APPEND) {
-                    let ino = descriptor.node.ino;
-                    self.host.world.model.placed(ino, number, end / WORD);
+                    let taken: Vec<u64> = words(data).collect();
+                    let model = &self.host.world.model;
+                    model.seen(descriptor.node.ino, end / WORD, &taken);
                 }
                 self.host.world.check_held(&self.host);
                 Ok(())

@@ -8,6 +8,11 @@
 //!   the other's host had closed or synced it.
 //! - *Must be visible*: on the same host, once it has returned; to another host's open, once it
 //!   was closed or synced before; to a crashed disk, once it was synced through any descriptor.
+//!
+//! What the server refuses may be lost, and the error has to be told: an fsync or close that
+//! returns without one answers for every change that was begun after its file was opened, or
+//! after the last error that was told through it (`errseq_t`). Where calls time out, every change
+//! is in doubt until then: its call may still be carried out, at any time.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -47,8 +52,14 @@ struct Change {
     begun: Moment,
     /// When it returned; none while it may still happen.
     over: Option<Moment>,
-    /// It returned without an error, and none came later.
+    /// It returned without an error …
+    done: bool,
+    /// … and none came later.
     certain: bool,
+    /// A call that may have carried it was refused.
+    refused: bool,
+    /// Calls that carry it may still be carried out although they are over.
+    floats: bool,
     /// When a close or fsync that covers it had returned.
     synced: Option<Moment>,
 }
@@ -70,7 +81,9 @@ impl Change {
 
     /// Whether it certainly came after the other.
     fn newer(&self, other: &Self) -> bool {
-        let over = if self.host == other.host {
+        let over = if other.floats {
+            None
+        } else if self.host == other.host {
             other.over
         } else {
             other.synced
@@ -109,6 +122,10 @@ impl View {
 struct State {
     now: Moment,
     files: BTreeMap<u64, BTreeMap<u64, Change>>,
+    /// Calls time out.
+    doubt: bool,
+    /// How often WRITEs and COMMITs of a file and host were refused.
+    refusals: BTreeMap<(u64, usize), u64>,
 }
 
 /// All changes of all files, by the server's number of the file and the number of the change.
@@ -131,7 +148,10 @@ impl Model {
             what,
             begun,
             over: None,
+            done: false,
             certain: false,
+            refused: false,
+            floats: false,
             synced: None,
         };
         let mut state = self.state.lock().unwrap();
@@ -166,11 +186,6 @@ impl Model {
         self.begin(file, host, What::Append(words))
     }
 
-    /// Where an append went.
-    pub(super) fn placed(&self, file: u64, number: u64, from: u64) {
-        self.change(file, number, |change, _| change.place(from));
-    }
-
     /// Words were seen, and with them where appends went.
     pub(super) fn seen(&self, file: u64, first: u64, words: &[u64]) {
         let mut state = self.state.lock().unwrap();
@@ -187,24 +202,44 @@ impl Model {
 
     /// A change has returned. A cut of unknown outcome may still happen.
     pub(super) fn over(&self, file: u64, number: u64, done: bool, durable: bool) {
+        let doubt = self.state.lock().unwrap().doubt;
         self.change(file, number, |change, now| {
-            change.certain = done;
-            if done || !matches!(change.what, What::Cut(_)) {
+            let cut = matches!(change.what, What::Cut(_));
+            let durable = done && (durable || cut);
+            change.done = done;
+            change.floats = doubt && !durable;
+            change.certain = durable || (done && !change.floats && !change.refused);
+            if done || !cut {
                 change.over = Some(now);
             }
-            let cut = matches!(change.what, What::Cut(_));
-            change.synced = (done && (durable || cut)).then_some(now);
+            change.synced = durable.then_some(now);
         });
     }
 
-    /// An fsync or close that began at a moment has returned without an error.
-    pub(super) fn synced(&self, file: u64, host: usize, begun: Moment) {
+    /// Calls time out in this run.
+    pub(super) fn doubt(&self) {
+        self.state.lock().unwrap().doubt = true;
+    }
+
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.state.lock().unwrap().doubt
+    }
+
+    /// An fsync or close that began at a moment has returned without an error, through a file that
+    /// has heard of all errors up to another moment.
+    pub(super) fn synced(&self, file: u64, host: usize, begun: Moment, heard: Moment) {
         let now = self.now();
         let mut state = self.state.lock().unwrap();
         let changes = state.files.entry(file).or_default().values_mut();
         for change in changes.filter(|c| c.host == host && c.synced.is_none()) {
             if change.over.is_some_and(|over| over < begun) {
-                change.synced = Some(now);
+                if change.begun > heard && change.done {
+                    change.certain = true;
+                    change.floats = false;
+                }
+                if !change.floats {
+                    change.synced = Some(now);
+                }
             }
         }
     }
@@ -212,9 +247,29 @@ impl Model {
     /// The server refused a write of this host: what is not durable yet may be lost.
     pub(super) fn refused(&self, file: u64, host: usize) {
         let mut state = self.state.lock().unwrap();
+        *state.refusals.entry((file, host)).or_default() += 1;
+        drop(state);
+        self.unsettle(file, host);
+    }
+
+    /// What is not durable yet of what this host wrote may be lost: its file is gone, say.
+    pub(super) fn unsettle(&self, file: u64, host: usize) {
+        let mut state = self.state.lock().unwrap();
         let changes = state.files.entry(file).or_default().values_mut();
         for change in changes.filter(|c| c.host == host && c.synced.is_none()) {
             change.certain = false;
+            change.refused = true;
+        }
+    }
+
+    /// An error was told through a file for the `times`th time: each is told there once.
+    pub(super) fn check_told(&self, file: u64, host: usize, times: u64) -> Result<(), String> {
+        let state = self.state.lock().unwrap();
+        let refused = state.refusals.get(&(file, host)).copied().unwrap_or(0);
+        if state.doubt || times <= refused {
+            Ok(())
+        } else {
+            Err(format!("{times} errors were told, {refused} calls refused"))
         }
     }
 
@@ -250,6 +305,10 @@ impl Model {
                 .iter()
                 .find(|(_, y)| y.covers(word) && of.is_none_or(|x| y.newer(x)))
         };
+        let unplaced = |change: &&Change| matches!(change.what, What::Append(_));
+        if let (View::Disk, Some(lost)) = (view, visible.iter().map(|(_, y)| *y).find(unplaced)) {
+            return Err(format!("{lost:?} was never sent"));
+        }
         for (word, value) in (first..).zip(words) {
             let (number, index) = parts(*value);
             if number == 0 {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::nfs::rpc::connector::Connector;
@@ -29,7 +29,8 @@ pub(super) struct Link {
     /// Messages take up to this many milliseconds.
     latency: u64,
     /// Whether messages are held back.
-    held: watch::Sender<bool>,
+    held: AtomicBool,
+    freed: Notify,
 }
 
 impl Link {
@@ -38,18 +39,20 @@ impl Link {
             host,
             server,
             latency,
-            held: watch::Sender::new(false),
+            held: AtomicBool::new(false),
+            freed: Notify::new(),
         })
     }
 
     pub(super) fn hold(&self, held: bool) {
-        self.held.send_replace(held);
+        self.held.store(held, Ordering::Relaxed);
+        self.freed.notify_waiters();
     }
 
     async fn free(&self) {
-        let mut held = self.held.subscribe();
-        // The sender lives as long as the link.
-        let _ = held.wait_for(|held| !held).await;
+        while self.held.load(Ordering::Relaxed) {
+            self.freed.notified().await;
+        }
     }
 
     fn delay(&self) -> Duration {

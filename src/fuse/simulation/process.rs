@@ -1,17 +1,19 @@
 //! A program's system calls: what the kernel makes of them, and what the worker is asked.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::fuse::error::{Errno, Result};
 use crate::fuse::fs::{Change, Entry, Found, OpenFile, Opened};
 use crate::nfs::rpc::Cred;
 use crate::nfs::rpc::nfs3::SetAttr;
 
-use super::Seen;
 use super::kernel::{Host, Node};
 use super::model::{Moment, View, WORD};
+use super::{ENDS_IN_TIMEOUTS, Seen};
 
 /// How long a request may take before its caller's death is looked for, and how often after that.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -32,6 +34,9 @@ pub(super) struct Descriptor {
     pub(super) flags: i32,
     /// When the open began.
     pub(super) begun: Moment,
+    /// Up to when errors may have been told before, or here, and how many were told here.
+    heard: AtomicU64,
+    told: AtomicU64,
 }
 
 impl Descriptor {
@@ -63,18 +68,28 @@ impl Process {
 
     /// A request to the worker; as there, a killed caller's ends after a while.
     pub(super) async fn request<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
-        let fs = &self.host.fs;
+        let (fs, world) = (&self.host.fs, &self.host.world);
         let mut operation = std::pin::pin!(async { fs.too_late(operation.await).await });
+        let begun = Instant::now();
+        let timeout = u64::from(fs.options.io_timeout);
+        let ends = Duration::from_secs(timeout * ENDS_IN_TIMEOUTS);
         let answer = loop {
             match tokio::time::timeout(PATIENCE, &mut operation).await {
                 Ok(answer) => break answer,
                 Err(_) if self.is_killed() => {
-                    self.host.world.saw(Seen::Killed);
+                    world.saw(Seen::Killed);
+                    break Err(Errno(libc::EINTR));
+                }
+                Err(_) if timeout > 0 && begun.elapsed() > ends => {
+                    world.fail(format!("a request takes {:?}", begun.elapsed()));
                     break Err(Errno(libc::EINTR));
                 }
                 Err(_) => {}
             }
         };
+        if matches!(answer, Err(Errno(libc::ETIMEDOUT))) {
+            world.saw(Seen::TimedOut);
+        }
         self.host.world.check_held(&self.host);
         answer
     }
@@ -97,7 +112,7 @@ impl Process {
         }
     }
 
-    fn entry(&self, name: &[u8], entry: &Entry, version: u64) -> Arc<Node> {
+    pub(super) fn entry(&self, name: &[u8], entry: &Entry, version: u64) -> Arc<Node> {
         let node = self.host.node(entry, version);
         self.host.name(name, Some(entry.ino), entry.name_trusted);
         node
@@ -122,6 +137,14 @@ impl Process {
 
     pub(super) async fn open(&self, name: &[u8], flags: i32) -> Result<Descriptor> {
         let begun = self.host.world.model.now();
+        if flags & libc::O_EXCL != 0 {
+            let _dir = self.host.dir.lock().await;
+            return match self.look_up(name, false).await {
+                Ok(_) => Err(Errno(libc::EEXIST)),
+                Err(Errno(libc::ENOENT)) => self.create(name, flags, begun).await,
+                Err(errno) => Err(errno),
+            };
+        }
         let opened = self
             .at(name, |node| self.open_node(node, flags, begun))
             .await;
@@ -185,10 +208,17 @@ impl Process {
             opened,
             flags,
             begun,
+            heard: AtomicU64::new(self.host.world.model.now()),
+            told: AtomicU64::new(0),
         })
     }
 
-    async fn create(&self, name: &[u8], flags: i32, begun: Moment) -> Result<Descriptor> {
+    pub(super) async fn create(
+        &self,
+        name: &[u8],
+        flags: i32,
+        begun: Moment,
+    ) -> Result<Descriptor> {
         let fs = &self.host.fs;
         let created = self
             .request(fs.create(&self.cred, 1, name, 0o644, flags))
@@ -197,6 +227,26 @@ impl Process {
         let node = self.entry(name, &entry, u64::MAX);
         node.opened();
         self.descriptor(node, opened, flags, begun).await
+    }
+
+    /// A write, fsync or close has told of an error of an earlier write, or of none.
+    pub(super) fn hears(&self, descriptor: &Descriptor, outcome: &Result<()>) {
+        let world = &self.host.world;
+        let Err(Errno(errno)) = outcome else { return };
+        descriptor.heard.store(world.model.now(), Ordering::Relaxed);
+        if matches!(*errno, libc::ENOSPC | libc::EIO) {
+            world.saw(Seen::ErrorTold);
+            let times = descriptor.told.fetch_add(1, Ordering::Relaxed) + 1;
+            let (file, host) = (descriptor.node.ino, self.host.number);
+            let checked = world.model.check_told(file, host, times);
+            world.demand(checked, || format!("errors of file {file} on host {host}"));
+        }
+    }
+
+    fn synced(&self, descriptor: &Descriptor, begun: Moment) {
+        let heard = descriptor.heard.load(Ordering::Relaxed);
+        let (file, host) = (descriptor.node.ino, self.host.number);
+        self.host.world.model.synced(file, host, begun, heard);
     }
 
     /// Whatever it comes to, the descriptor is gone.
@@ -209,8 +259,9 @@ impl Process {
         } else {
             Ok(())
         };
+        self.hears(&descriptor, &flushed);
         if flushed.is_ok() && descriptor.opened.writes {
-            model.synced(descriptor.node.ino, self.host.number, begun);
+            self.synced(&descriptor, begun);
         }
         let fs = Arc::clone(fs);
         tokio::spawn(async move { fs.release(fh).await });
@@ -222,9 +273,10 @@ impl Process {
         let model = &self.host.world.model;
         let begun = model.now();
         let _lock = descriptor.node.lock.lock().await;
-        self.request(self.host.fs.fsync(descriptor.opened.fh))
-            .await?;
-        model.synced(descriptor.node.ino, self.host.number, begun);
+        let synced = self.request(self.host.fs.fsync(descriptor.opened.fh)).await;
+        self.hears(descriptor, &synced);
+        synced?;
+        self.synced(descriptor, begun);
         if !descriptor.writes() {
             self.host.world.saw(Seen::SyncedByReader);
         }

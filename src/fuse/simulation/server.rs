@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use nfs3_types::nfs3::{
-    CREATE3args, LINK3args, NFS_PROGRAM, Nfs3Option, PROGRAM, RENAME3args, SETATTR3args, VERSION,
-    WRITE3args, createhow3, nfsstat3,
+    CREATE3args, LINK3args, NFS_PROGRAM, Nfs3Option, PROGRAM, READ3args, REMOVE3args, RENAME3args,
+    SETATTR3args, VERSION, WRITE3args, createhow3, filename3, nfsstat3,
 };
 use nfs3_types::rpc::opaque_auth;
-use nfs3_types::xdr_codec::{Pack, Unpack};
+use nfs3_types::xdr_codec::{Opaque, Pack, Unpack};
 
 use super::dice::Dice;
 use super::disk::Disk;
@@ -26,9 +26,16 @@ pub(super) struct Habits {
     pub(super) break_after: u64,
     pub(super) jukebox: u64,
     pub(super) answer_twice: u64,
-    /// RENAME and WRITE are refused with NOSPC.
+    /// RENAME is refused with NOSPC, WRITE with that or IO, COMMIT with IO.
     pub(super) refuse_rename: u64,
     pub(super) refuse_write: u64,
+    pub(super) refuse_commit: u64,
+    /// READ and WRITE carry less than was asked for.
+    pub(super) cut_short: u64,
+    /// Answers come without the attributes that RFC 1813 lets a server leave out.
+    pub(super) mute: u64,
+    /// COMMIT finds that the server has lost everything.
+    pub(super) lose: u64,
     /// There are no hard links.
     pub(super) no_links: bool,
     /// What a call takes at most, in milliseconds; a few take ten times as long.
@@ -54,6 +61,8 @@ pub(super) struct Server {
     pub(super) orders: Mutex<VecDeque<(NFS_PROGRAM, Option<nfsstat3>)>>,
     /// Calls of these procedures are carried out, and not answered.
     pub(super) unanswered: Mutex<Vec<NFS_PROGRAM>>,
+    /// Which host last took a name from a file.
+    takers: Mutex<HashMap<u64, usize>>,
     wires: Mutex<Vec<Weak<Wire>>>,
     /// Which life this is, and whether it is down in between.
     life: Mutex<(u64, bool)>,
@@ -72,6 +81,7 @@ impl Server {
             answered: Mutex::default(),
             orders: Mutex::default(),
             unanswered: Mutex::default(),
+            takers: Mutex::default(),
             wires: Mutex::default(),
             life: Mutex::new((1, false)),
         })
@@ -189,22 +199,60 @@ impl Server {
         } else if self.answered.lock().unwrap().insert((host, xid))
             && let Some(status) = self.refusal(procedure_name, input)
         {
-            if procedure_name == NFS_PROGRAM::NFSPROC3_WRITE {
-                let file = id(&take::<WRITE3args<'_>>(&mut &*input).file);
+            if matches!(
+                procedure_name,
+                NFS_PROGRAM::NFSPROC3_WRITE | NFS_PROGRAM::NFSPROC3_COMMIT
+            ) {
+                let file = id(&take::<nfs3_types::nfs3::nfs_fh3>(&mut &*input));
                 self.world.model.refused(file, host);
             }
             refuse(&mut reply, status);
         } else {
+            let short = self.shortened(procedure_name, input);
+            let input = short.as_deref().unwrap_or(input);
             let mut disk = self.disk.lock().unwrap();
+            if procedure_name == NFS_PROGRAM::NFSPROC3_COMMIT && self.chance(self.habits.lose) {
+                self.world.saw(Seen::Lost);
+                disk.crash();
+            }
+            disk.mute = self.chance(self.habits.mute);
             self.watch(&disk, host, procedure_name, input);
+            let changed = changed(procedure_name, input);
+            self.note_taker(&disk, host, procedure_name, changed.last());
             carry_out(&mut disk, procedure, input, &mut reply);
+            self.world.names.lock().unwrap().changed.extend(changed);
+        }
+        let status = u32::from_be_bytes(*reply[24..].first_chunk().unwrap_or(&[0; 4]));
+        if procedure_name == NFS_PROGRAM::NFSPROC3_WRITE && status == nfsstat3::NFS3ERR_STALE as u32
+        {
+            self.write_came_too_late(host, input);
         }
         self.world.note(|| {
-            let status = u32::from_be_bytes(*reply[24..].first_chunk().unwrap_or(&[0; 4]));
             let detail = describe(procedure_name, input);
             format!("server: {procedure_name} of host {host} {detail}: status {status}")
         });
         reply
+    }
+
+    /// Notes whose file a call may take away with its last name.
+    fn note_taker(&self, disk: &Disk, host: usize, procedure: NFS_PROGRAM, name: Option<&Vec<u8>>) {
+        let takes = matches!(
+            procedure,
+            NFS_PROGRAM::NFSPROC3_REMOVE | NFS_PROGRAM::NFSPROC3_RENAME
+        );
+        if takes && let Some(Ok(file)) = name.map(|name| disk.lookup(super::disk::ROOT, name)) {
+            self.takers.lock().unwrap().insert(file, host);
+        }
+    }
+
+    /// The file of a WRITE is gone. NFS keeps no file that another host has open; one that the
+    /// same host has open is put out of the way, and its bytes may not be lost.
+    fn write_came_too_late(&self, host: usize, mut input: &[u8]) {
+        let file = id(&take::<nfs3_types::nfs3::nfs_fh3>(&mut input));
+        let taker = self.takers.lock().unwrap().get(&file).copied();
+        if taker.is_some_and(|taker| taker != host) || self.world.renames_late() {
+            self.world.model.unsettle(file, host);
+        }
     }
 
     fn refusal(&self, procedure: NFS_PROGRAM, mut input: &[u8]) -> Option<nfsstat3> {
@@ -223,10 +271,46 @@ impl Server {
             }
             NFS_PROGRAM::NFSPROC3_WRITE if self.chance(self.habits.refuse_write) => {
                 self.world.saw(Seen::WriteRefused);
-                Some(nfsstat3::NFS3ERR_NOSPC)
+                let full = self.roll(2) == 0;
+                Some(if full {
+                    nfsstat3::NFS3ERR_NOSPC
+                } else {
+                    nfsstat3::NFS3ERR_IO
+                })
+            }
+            NFS_PROGRAM::NFSPROC3_COMMIT if self.chance(self.habits.refuse_commit) => {
+                self.world.saw(Seen::CommitRefused);
+                Some(nfsstat3::NFS3ERR_IO)
             }
             _ => None,
         }
+    }
+
+    /// The arguments of a READ or WRITE of which only a part is carried out.
+    fn shortened(&self, procedure: NFS_PROGRAM, mut input: &[u8]) -> Option<Vec<u8>> {
+        let word = u32::try_from(WORD).unwrap();
+        let part = |count: u32| {
+            let words = u64::from(count / word);
+            let kept = u32::try_from(self.roll(words)).unwrap() + 1;
+            (words > 1 && self.chance(self.habits.cut_short)).then_some(kept * word)
+        };
+        let mut shorter = Vec::new();
+        match procedure {
+            NFS_PROGRAM::NFSPROC3_READ => {
+                let mut args = take::<READ3args>(&mut input);
+                args.count = part(args.count)?;
+                args.pack(&mut shorter).unwrap();
+            }
+            NFS_PROGRAM::NFSPROC3_WRITE => {
+                let mut args = take::<WRITE3args<'_>>(&mut input);
+                args.count = part(args.count)?;
+                args.data = Opaque::owned(args.data[..args.count as usize].to_vec());
+                args.pack(&mut shorter).unwrap();
+            }
+            _ => return None,
+        }
+        self.world.saw(Seen::CutShort);
+        Some(shorter)
     }
 
     /// No WRITE may land after a newer one of the same bytes. A CREATE may cut what is there.
@@ -263,6 +347,25 @@ impl Server {
     }
 }
 
+/// The names that a call makes or takes away.
+fn changed(procedure: NFS_PROGRAM, mut input: &[u8]) -> Vec<Vec<u8>> {
+    let name = |name: &filename3<'_>| name.as_ref().to_vec();
+    match procedure {
+        NFS_PROGRAM::NFSPROC3_CREATE => {
+            vec![name(&take::<CREATE3args<'_>>(&mut input).where_.name)]
+        }
+        NFS_PROGRAM::NFSPROC3_REMOVE => {
+            vec![name(&take::<REMOVE3args<'_>>(&mut input).object.name)]
+        }
+        NFS_PROGRAM::NFSPROC3_LINK => vec![name(&take::<LINK3args<'_>>(&mut input).link.name)],
+        NFS_PROGRAM::NFSPROC3_RENAME => {
+            let args = take::<RENAME3args<'_, '_>>(&mut input);
+            vec![name(&args.from.name), name(&args.to.name)]
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The words of a file's bytes.
 pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.chunks(8).map(|word| {
@@ -294,7 +397,16 @@ fn describe(procedure: NFS_PROGRAM, mut input: &[u8]) -> String {
         }
         NFS_PROGRAM::NFSPROC3_RENAME => {
             let args = take::<RENAME3args<'_, '_>>(&mut input);
-            let name = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+            // Hidden names without what chance made of them.
+            let name = |name: &[u8]| {
+                let hidden = name.starts_with(b".nfs");
+                let known = if hidden {
+                    &name[..name.len().min(20)]
+                } else {
+                    name
+                };
+                String::from_utf8_lossy(known).into_owned()
+            };
             format!(
                 "{} to {}",
                 name(args.from.name.as_ref()),

@@ -194,8 +194,8 @@ async fn failed_rename(then: Option<NFS_PROGRAM>) -> Option<Vec<u8>> {
     let id = file.inode.state().attr().fileid;
     let disk = bench.server.disk.lock().unwrap();
     let names = disk.names(disk::ROOT).unwrap();
-    let name = names.into_iter().find(|(_, of)| *of == id);
-    name.map(|(name, _)| name)
+    let name = names.into_iter().find(|(_, of, _)| *of == id);
+    name.map(|(name, ..)| name)
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,6 +208,8 @@ async fn the_target_of_a_rename_that_fails_is_never_deleted() {
         assert_eq!(failed_rename(then).await, None);
     }
     assert_eq!(failed_rename(None).await, Some(b"file".to_vec()));
+    let _back = put_back(Mutant::FailedRenameDeletes);
+    assert_eq!(failed_rename(None).await, None);
 }
 
 /// What is read of a file that was replaced while it was open, by a rename whose answer was lost;
@@ -334,7 +336,7 @@ async fn unanswered_move() -> bool {
     assert_eq!(renamed, Err(Errno(libc::ETIMEDOUT)));
     let disk = bench.server.disk.lock().unwrap();
     let names = disk.names(disk::ROOT).unwrap();
-    names.iter().any(|(_, id)| *id == moved)
+    names.iter().any(|(_, id, _)| *id == moved)
 }
 
 #[tokio::test(start_paused = true)]

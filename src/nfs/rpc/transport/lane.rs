@@ -252,6 +252,7 @@ impl<C: Connector> Driver<C> {
                 None => self.lane.timer.notified().await,
                 Some(at) => {
                     tokio::select! {
+                        biased;
                         () = self.lane.timer.notified() => {}
                         () = tokio::time::sleep_until(at.into()) => {}
                     }
@@ -309,6 +310,7 @@ impl<C: Connector> Driver<C> {
         self.lane.table().connected(now());
         let _open = Open::new(&self.lane, writer);
         let end = tokio::select! {
+            biased;
             end = self.read(reader) => end,
             end = self.write() => end,
             () = self.idle() => {
