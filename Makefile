@@ -68,10 +68,10 @@ of-%:
 
 # More of what chance decides; the seeds that `make test` has tried are not tried again.
 .PHONY: test-long
-test-long: ## Test for an hour: 24 moves of services, 600 volumes for 5 minutes, a soak of 10, 40 power failures, more simulations (as root)
+test-long: ## Test for an hour: 24 moves of services, 600 volumes for 5 minutes, 500 at rest, a soak of 10, 40 power failures, more simulations (as root)
 	tests/lab/setup
 	+$(MAKE) --no-print-directory judges
-	NFSVOL_TEST_LONG=1 $(CARGO) test --locked --no-fail-fast --features failpoints --test services --test churn --test soak --test power
+	NFSVOL_TEST_LONG=1 $(CARGO) test --locked --no-fail-fast --features failpoints --test services --test churn --test soak --test power --test many
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --test cluster_simulation
 	NFSVOL_SIM_SEEDS=200..2200 $(CARGO) test --locked --features failpoints --test simulation
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --lib nothing_is_lost_and_everything_ends
