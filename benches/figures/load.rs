@@ -1,7 +1,9 @@
 //! What is measured, as processes on a node: `figures load NAME ARGS…` prints numbers as JSON.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -88,6 +90,15 @@ fn run(args: &[String]) -> Result<Vec<f64>> {
         ["spent", pid] => Ok(vec![processor_time(pid.parse()?)?.as_secs_f64()]),
         ["memory", pid] => memory(pid.parse()?),
         ["start", socket, body, argv @ ..] => start(socket, body, argv),
+        ["page", addr, path, tabs, rounds, pause] => page(
+            &(*addr, *path),
+            tabs.parse()?,
+            rounds.parse()?,
+            Duration::from_secs(pause.parse()?),
+        ),
+        ["renewals", dir, seconds] => {
+            renewals(Path::new(dir), Duration::from_secs(seconds.parse()?))
+        }
         ["rpc", share, count] => rpc(share, count.parse()?),
         ["docker", socket, script] => crate::docker::run(socket, script),
         _ => bail!("no such load"),
@@ -300,4 +311,66 @@ fn start(socket: &str, body: &str, argv: &[&str]) -> Result<Vec<f64>> {
     child.kill()?;
     child.wait()?;
     measured
+}
+
+/// Seconds that a page took, in each of `tabs` at a time.
+fn page(at: &(&str, &str), tabs: usize, rounds: usize, pause: Duration) -> Result<Vec<f64>> {
+    let tab = || -> Result<Vec<f64>> {
+        let mut took = Vec::new();
+        for _ in 0..rounds {
+            let start = Instant::now();
+            get(at)?;
+            took.push(start.elapsed().as_secs_f64());
+            thread::sleep(pause);
+        }
+        Ok(took)
+    };
+    thread::scope(|scope| {
+        let tabs: Vec<_> = (0..tabs).map(|_| scope.spawn(tab)).collect();
+        let mut all = Vec::new();
+        for tab in tabs {
+            all.extend(tab.join().ok().context("a thread panicked")??);
+        }
+        Ok(all)
+    })
+}
+
+fn get(&(addr, path): &(&str, &str)) -> Result {
+    let mut server = TcpStream::connect(addr)?;
+    let head = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
+    server.write_all(head.as_bytes())?;
+    let mut answer = Vec::new();
+    server.read_to_end(&mut answer)?;
+    ensure!(
+        answer.starts_with(b"HTTP/1.1 200"),
+        "{}",
+        String::from_utf8_lossy(&answer[..answer.len().min(200)])
+    );
+    Ok(())
+}
+
+/// The 99th percentile of the time between two renewals of a host, whose token in `dir` each renames.
+fn renewals(dir: &Path, watched: Duration) -> Result<Vec<f64>> {
+    let token = || -> Result<Option<OsString>> {
+        let names = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name()));
+        let names = names.collect::<std::io::Result<Vec<_>>>()?;
+        let mut tokens = names.into_iter();
+        Ok(tokens.find(|name| name.as_encoded_bytes().starts_with(b"alive")))
+    };
+    let (start, mut last, mut times) = (Instant::now(), token()?, Vec::new());
+    while start.elapsed() < watched {
+        let now = token()?;
+        if now.is_some() && now != last {
+            times.push(start.elapsed());
+            last = now;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    let pairs = times
+        .windows(2)
+        .map(|pair| (pair[1] - pair[0]).as_secs_f64());
+    let mut between: Vec<f64> = pairs.collect();
+    between.sort_by(f64::total_cmp);
+    let p99 = between.get(between.len() * 99 / 100);
+    Ok(vec![*p99.context("no renewals")?])
 }

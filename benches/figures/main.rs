@@ -11,6 +11,7 @@
 //! | `kernel` | volumes by an engine's API, throughput through the kernel's NFS client |
 //! | `cluster` | moves between hosts, what a host at rest costs its home share |
 //! | `operation` | a managed plugin that is enabled, `nfsvol doctor` |
+//! | `scale` | a home share of 10,000 volumes and 500 hosts |
 //! | `before` | the FUSE data path beside that of an earlier commit |
 //! | `fuse` | the FUSE data path beside sshfs, nfs-cp and the export directory itself |
 
@@ -24,6 +25,7 @@ mod lab;
 mod load;
 mod operation;
 mod report;
+mod scale;
 mod socket;
 
 use std::process::ExitCode;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         trials.extend(fuse::trials());
         trials.extend(before::trials());
         trials.extend(cluster::trials());
+        trials.extend(scale::trials());
         trials.extend(operation::trials());
         trials
     });
