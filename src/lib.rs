@@ -27,6 +27,9 @@
 //!
 //! Each room imports what its row says and nothing that stands above it; tests/rooms.rs holds the
 //! code to that. Only `mount::sys`, `fuse::sys` and `embedded::sys` hold unsafe code.
+//!
+//! docs/ARCHITECTURE.md has the same list, and follows a Mount, a Remove and a write through the
+//! files.
 
 mod attendant;
 pub mod catalog;

@@ -1,8 +1,19 @@
-//! docs/TROUBLESHOOTING.md has every error text that the program can print.
+//! docs/TROUBLESHOOTING.md has every error text that the program can print, docs/ARCHITECTURE.md
+//! names files, functions and types that are there, and docs/examples use options that exist.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const TROUBLESHOOTING: &str = include_str!("../docs/TROUBLESHOOTING.md");
+const ARCHITECTURE: &str = include_str!("../docs/ARCHITECTURE.md");
+/// Other documents for those who change the code.
+const FOR_DEVELOPERS: [&str; 2] = [
+    include_str!("../CONTRIBUTING.md"),
+    include_str!("../docs/DESIGN.md"),
+];
+/// What the paths that documents name begin with.
+const DIRECTORIES: [&str; 5] = ["src/", "tests/", "docs/", "benches/", "packaging/"];
 /// What an error's text follows in the source; the others in an error's Display only.
 const MARKS: [&str; 4] = ["#[error(", "bail!(", "anyhow!(", "context("];
 /// What may stand between `context(` and the text.
@@ -135,11 +146,7 @@ fn every_form_of_an_error_text_is_seen() {
 #[test]
 fn every_error_text_is_in_troubleshooting() {
     let mut files = Vec::new();
-    sources(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
-        &mut files,
-    )
-    .unwrap();
+    sources(&Path::new(ROOT).join("src"), &mut files).unwrap();
     let known = plain(TROUBLESHOOTING);
     let (mut missing, mut seen) = (Vec::new(), 0);
     for file in files {
@@ -164,9 +171,75 @@ fn every_error_text_is_in_troubleshooting() {
     );
 }
 
+/// Words between back quotes, outside of blocks of code.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    let prose = text.split("```").step_by(2);
+    prose.flat_map(|prose| prose.split('`').skip(1).step_by(2))
+}
+
+/// A path in the repository, without placeholders.
+fn is_path(word: &str) -> bool {
+    DIRECTORIES.iter().any(|first| word.starts_with(first)) && !word.contains(['<', '*', ' '])
+}
+
+/// A type or a constant, as opposed to a word of a protocol or of a shell.
+fn is_name(word: &str) -> bool {
+    word.starts_with(|c: char| c.is_uppercase())
+        && word.chars().all(|c| c.is_alphanumeric() || c == '_')
+}
+
+#[test]
+fn the_map_names_what_is_there() {
+    let mut files = Vec::new();
+    sources(&Path::new(ROOT).join("src"), &mut files).unwrap();
+    let texts: Vec<String> = files
+        .iter()
+        .map(|file| std::fs::read_to_string(file).unwrap())
+        .collect();
+    let names: BTreeSet<&str> = texts
+        .iter()
+        .flat_map(|text| text.split(|c: char| !c.is_alphanumeric() && c != '_'))
+        .collect();
+
+    let (mut missing, mut functions) = (Vec::new(), 0);
+    // A function is in the file that was named last.
+    let (mut file, mut text) = ("", String::new());
+    for word in quoted(ARCHITECTURE) {
+        let is_there = if is_path(word) && word.ends_with(".rs") {
+            let read = std::fs::read_to_string(Path::new(ROOT).join(word));
+            let is_there = read.is_ok();
+            (file, text) = (word, read.unwrap_or_default());
+            is_there
+        } else if is_path(word) {
+            Path::new(ROOT).join(word).exists()
+        } else if let Some(function) = word.strip_suffix("()").filter(|name| !name.is_empty()) {
+            functions += 1;
+            ["(", "<"]
+                .iter()
+                .any(|next| text.contains(&format!("fn {function}{next}")))
+        } else {
+            !is_name(word) || names.contains(word)
+        };
+        if !is_there {
+            missing.push(format!("{word}, after {file}"));
+        }
+    }
+    assert!(functions > 100, "only {functions} functions were found");
+    for word in FOR_DEVELOPERS.iter().flat_map(|text| quoted(text)) {
+        if is_path(word) && !Path::new(ROOT).join(word).exists() {
+            missing.push(word.to_owned());
+        }
+    }
+    assert!(
+        missing.is_empty(),
+        "named and not there:\n{}",
+        missing.join("\n")
+    );
+}
+
 #[test]
 fn examples_use_options_that_exist() {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples");
+    let examples = Path::new(ROOT).join("docs/examples");
     let mut seen = 0;
     for entry in std::fs::read_dir(examples).unwrap() {
         let path = entry.unwrap().path();

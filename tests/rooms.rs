@@ -1,4 +1,5 @@
-//! The rooms of `src` import each other as the table in src/lib.rs says, and downwards only.
+//! The rooms of `src` import each other as the table in src/lib.rs says, and downwards only; and
+//! docs/ARCHITECTURE.md lists the same.
 //!
 //! Known limit: what a room's tests import is not looked at.
 
@@ -7,14 +8,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const SRC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+const ARCHITECTURE: &str = include_str!("../docs/ARCHITECTURE.md");
 /// Files and directories that hold tests only.
 const TESTS: [&str; 4] = ["tests", "simulation", "scenarios", "tests.rs"];
 /// The house itself, and its front door.
 const NO_ROOM: [&str; 2] = ["lib", "main"];
 
 /// A row of the table.
+#[derive(Debug, PartialEq, Eq)]
 struct Row {
     room: String,
+    job: String,
     imports: BTreeSet<String>,
 }
 
@@ -31,10 +35,32 @@ fn table() -> Vec<Row> {
         let mut columns = row.split('|');
         Some(Row {
             room: quoted(columns.next()?).next()?,
-            imports: quoted(columns.nth(1)?).collect(),
+            job: columns.next()?.trim().to_owned(),
+            imports: quoted(columns.next()?).collect(),
         })
     })
     .collect()
+}
+
+/// The same rows as the document has them: "- `room`: job. Imports `one` `other`."
+fn list() -> Vec<Row> {
+    let mut parts = ARCHITECTURE.split("\n## ");
+    let part = parts.find_map(|part| part.strip_prefix("The rooms\n"));
+    let entries = part.expect("a part about the rooms").split("\n- ").skip(1);
+    let row = |entry: &str| {
+        let entry = entry.split("\n\n").next()?;
+        let entry = entry.split_whitespace().collect::<Vec<_>>().join(" ");
+        let (room, rest) = entry.split_once(": ")?;
+        let (job, imports) = rest.rsplit_once(". Imports ")?;
+        Some(Row {
+            room: quoted(room).next()?,
+            job: job.to_owned(),
+            imports: quoted(imports).collect(),
+        })
+    };
+    entries
+        .map(|entry| row(entry).unwrap_or_else(|| panic!("not an entry of the list: {entry}")))
+        .collect()
 }
 
 /// Every source file below `dir` that is not one of tests.
@@ -129,4 +155,9 @@ fn rooms_import_what_their_rows_say_and_nothing_above_them() {
             );
         }
     }
+}
+
+#[test]
+fn the_document_lists_the_rooms_of_the_table() {
+    assert_eq!(list(), table());
 }
