@@ -1,4 +1,4 @@
-//! System calls that rustix does not wrap: the only unsafe code of the crate.
+//! System calls that rustix does not wrap: the unsafe code of the kernel data path.
 #![allow(unsafe_code)]
 
 use std::io;
