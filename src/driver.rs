@@ -12,6 +12,7 @@
 //! | [`attachments`] | who uses what on this host, on disk |
 //! | [`paths`] | which data path carries a volume, and mounting by it |
 //! | [`cluster`] | this host as one of several: its session, its holds |
+//! | [`together`] | what calls do on the shares that other hosts see |
 //! | [`elsewhere`] | what the other hosts hold, as of the last look |
 //! | [`adopt`] | volumes of directories that are there |
 //! | [`calls`], [`ask`] | the calls of the protocol, and of the command line |
@@ -40,6 +41,7 @@ mod rights;
 mod shares;
 mod status;
 mod tasks;
+mod together;
 mod trash;
 mod turns;
 mod view;
@@ -49,7 +51,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::attachments::Attachments;
-use self::cluster::Removed;
 pub use self::error::DriverError;
 use self::locks::Locks;
 use self::paths::Paths;
@@ -70,8 +71,6 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// Pauses between the tries of a Mount whose share does not answer: from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
-/// How many removals that others have begun a Create finishes, which are in its way.
-const REMOVALS_FINISHED: usize = 3;
 /// How long a Mount waits for the home share's word on a volume whose data is on another share.
 const HOME_WAIT: Duration = Duration::from_millis(250);
 
@@ -268,7 +267,10 @@ impl Driver {
         let _lock = self.locks.lock(name).await;
         let home = self.scoped_home().await?;
         let on = self.scoped_data(home.as_ref(), &options).await?;
-        let creation = self.make(home.as_ref(), &on, name, &options).await?;
+        let default = self.config.on_remove;
+        let made = self.together();
+        let made = made.make(home.as_ref(), &on, name, &options, default);
+        let creation = made.await?;
         fail::fail_point!("create.kept", |_| crate::failpoint::die());
         let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
         match &creation {
@@ -276,43 +278,6 @@ impl Driver {
             Creation::Existing(_) => fresh.remove(name),
         };
         Ok(creation)
-    }
-
-    /// Makes the volume's record and directory, after removals that are in its way.
-    async fn make(
-        &self,
-        home: Option<&Admin>,
-        on: &Admin,
-        name: &VolumeName,
-        options: &VolumeOptions,
-    ) -> Result<Creation, DriverError> {
-        let mut tries = 0..REMOVALS_FINISHED;
-        loop {
-            let default = self.config.on_remove;
-            let made = self.catalog.create(home, on, name, options, default);
-            match made.await {
-                Err(CatalogError::Removing(record)) if tries.next().is_some() => {
-                    let its = self.scoped_data(home, &record.options).await?;
-                    self.catalog.finish(home, Some(&its), &record).await?;
-                }
-                Err(CatalogError::HalfMade { record, source }) => {
-                    self.undo(home, on, &record).await;
-                    return Err((*source).into());
-                }
-                made => return Ok(made?),
-            }
-        }
-    }
-
-    /// Takes a volume back that this host has made, unless another one has it by now.
-    async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
-        if !mutant::is_on(Mutant::UndoneByName)
-            && let Err(error) = self.begin_removal(home, Removed::Unmade(on), record).await
-        {
-            tracing::warn!(volume = %record.name, %error, "could not be taken back; it stays");
-            return;
-        }
-        self.catalog.undo(home, on, record).await;
     }
 
     async fn take_back(&self, name: &VolumeName) {
@@ -330,7 +295,7 @@ impl Driver {
             return;
         };
         match (self.home().await, self.data_admin(&record.options).await) {
-            (Ok(home), Ok(on)) => self.undo(home.as_ref(), &on, &record).await,
+            (Ok(home), Ok(on)) => self.together().undo(home.as_ref(), &on, &record).await,
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(volume = %name, %error, "a Create nobody heard of could not be undone");
             }
@@ -540,48 +505,22 @@ impl Driver {
             .remove(name);
         let Some(record) = known else { return Ok(()) };
         self.check_free(&record).await?;
-        // A share of which nothing is needed may be read-only, or gone.
-        let on = match record.moves_data() || mutant::is_on(Mutant::RemoveTouchesEveryShare) {
-            true => Some(self.scoped_data(home.as_ref(), &record.options).await?),
-            false => None,
-        };
+        let together = self.together();
+        let on = together.data_to_move(home.as_ref(), &record).await?;
         // Also without an attachment: a Mount that a crash interrupted may have left a mount.
         self.paths.detach(name, self.config.flush_wait).await?;
         self.attachments.retain(name, |_| false);
         fail::fail_point!("remove.detached", |_| crate::failpoint::die());
         self.let_go(name).await;
         self.cluster.changed.notify_one();
-        let removed = async {
-            let (home, on) = (home.as_ref(), on.as_ref());
-            let begun = self.begin_removal(home, Removed::ByUser(on), &record);
-            Ok::<_, DriverError>(match begun.await? {
-                true => self.catalog.finish(home, on, &record).await?,
-                false => self.catalog.remove(home, on, &record).await?,
-            })
-        };
-        let entry = match removed.await {
-            // Another host was faster.
-            Err(_) if self.is_gone(&record).await => None,
-            removed => removed?,
-        };
+        let removed = self.together();
+        let entry = removed.remove(home.as_ref(), on.as_ref(), &record).await?;
         fail::fail_point!("remove.forgotten", |_| crate::failpoint::die());
         self.watch.trash_changed();
         if let Some(entry) = entry {
             self.purge_later(home, on, entry);
         }
         Ok(())
-    }
-
-    /// Whether the home share, asked anew, says that a volume is no more.
-    async fn is_gone(&self, record: &Record) -> bool {
-        if self.catalog.is_only_here(&record.name) {
-            return false;
-        }
-        let Ok(Some(home)) = self.home().await else {
-            return false;
-        };
-        let found = self.catalog.fetch(&home, &record.name).await;
-        found.is_ok_and(|found| found.is_none_or(|found| found.id != record.id))
     }
 
     /// Deletes a trash entry without making the caller wait; a sweep finishes what fails.

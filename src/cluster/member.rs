@@ -376,6 +376,12 @@ impl<E: Env> Member<E> {
         self.env.now()
     }
 
+    /// 16 hexadecimal digits that nobody else uses.
+    #[must_use]
+    pub fn nonce(&self) -> String {
+        self.env.nonce()
+    }
+
     /// Until when, by [`Env::now`], this host may use what it holds exclusively.
     #[must_use]
     pub fn right_until(&self) -> Duration {

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::attachments::{Attachments, now};
+use super::attachments::Attachments;
 use super::elsewhere::Elsewhere;
+use super::together::{Together, Ways};
 use super::turns::REMIND;
 use super::{Driver, DriverError};
 use crate::catalog::{Catalog, CatalogError};
-use crate::cluster::removal::{self, Bound};
 use crate::cluster::{
     Beat, Claimed, Env, Holding, Host, Member, MemberError, Renewal, Times, layout,
 };
@@ -25,10 +25,9 @@ use crate::engine;
 use crate::files::write_durably;
 use crate::fuse::Fence;
 use crate::mount::Holder;
-use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::Admin;
-use crate::volume::{Access, Record, VolumeName};
+use crate::volume::{Access, Record, VolumeName, VolumeOptions};
 
 /// A random id of this state directory; in it.
 const ID_FILE: &str = "host-id";
@@ -40,12 +39,8 @@ const LOOK_WAIT: Duration = Duration::from_millis(250);
 /// worker ends within milliseconds.
 const FREE_WAIT: Duration = Duration::from_millis(500);
 /// Volumes that are unmounted within this time are let go of by one document. In it a Remove on
-/// another host waits ([`HELD_PAUSE`]) rather than being refused.
+/// another host waits ([`super::together`]) rather than being refused.
 pub(super) const LEAVE_TOGETHER: Duration = Duration::from_millis(50);
-/// A Remove that finds the volume held looks again so many times, after this pause each time: the
-/// last container may have ended just now.
-const HELD_LOOKS: usize = 3;
-const HELD_PAUSE: Duration = Duration::from_millis(200);
 /// How often a Mount that waits for an exclusive volume looks whether it is free.
 const CLAIM_PAUSE: Duration = Duration::from_millis(200);
 /// How long a daemon that ends waits for the home share to take what was unmounted last.
@@ -53,15 +48,6 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 /// How long a volume may take, at each later try, whose data did not reach the server in time.
 const LATE_FLUSH: Duration = Duration::from_secs(5);
 const FREE_LOOK: Duration = Duration::from_millis(20);
-
-/// Why a volume is removed.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Removed<'a> {
-    /// Somebody has asked for it. On this share is its data, if that is to be moved.
-    ByUser(Option<&'a Admin>),
-    /// Nobody was told that it was made, and it goes if nobody has used it. Its data is on this share.
-    Unmade(&'a Admin),
-}
 
 /// The host's clock that goes on while it is suspended, and its random numbers.
 #[derive(Debug)]
@@ -219,10 +205,33 @@ pub(super) fn names(holdings: &[Holding]) -> String {
     names.join(", ")
 }
 
+impl Ways for Driver {
+    async fn home(&self) -> Result<Option<Admin>, DriverError> {
+        Self::home(self).await
+    }
+
+    async fn data(
+        &self,
+        home: Option<&Admin>,
+        options: &VolumeOptions,
+    ) -> Result<Admin, DriverError> {
+        self.scoped_data(home, options).await
+    }
+
+    fn may_be_held(&self, name: &VolumeName) -> bool {
+        self.cluster.elsewhere().of(name).next().is_some()
+    }
+}
+
 impl Driver {
-    /// The home share of a volume whose record is on it.
-    fn shared_home<'a>(&self, home: Option<&'a Admin>, name: &VolumeName) -> Option<&'a Admin> {
-        home.filter(|_| !self.cluster.aside && !self.catalog.is_only_here(name))
+    /// What this host does together with others.
+    pub(super) fn together(&self) -> Together<'_, HostEnv, Self> {
+        Together {
+            catalog: &self.catalog,
+            member: &self.cluster.member,
+            ways: self,
+            aside: self.cluster.aside,
+        }
     }
 
     /// Tells the others that this host is about to mount a volume, and makes sure that none of
@@ -237,7 +246,7 @@ impl Driver {
     ) -> Result<Option<Fence>, DriverError> {
         let name = &record.name;
         let exclusive = record.options.access == Access::Exclusive;
-        let Some(home) = self.shared_home(home, name) else {
+        let Some(home) = self.together().shared_home(home, name) else {
             return match exclusive {
                 true => Err(CatalogError::NoHome("access=exclusive").into()),
                 false => Ok(None),
@@ -247,15 +256,15 @@ impl Driver {
         let there = if exclusive {
             fence = Some(match self.claim(home, record, deadline).await {
                 // Removed since it was looked up: there is no place for a claim.
-                Err(DriverError::Cluster(_)) if self.is_gone(record).await => {
+                Err(DriverError::Cluster(_)) if self.together().is_gone(record).await => {
                     return Err(CatalogError::Absent(name.clone()).into());
                 }
                 claimed => claimed?,
             });
             // The claim may have been waited for: the volume is looked up anew.
-            self.is_still_there(&home.scoped(), record).await
+            self.together().is_still_there(&home.scoped(), record).await
         } else {
-            let there = self.announce_hold(home, record).await;
+            let there = self.together().announce_hold(home, record).await;
             there.map_err(DriverError::from)
         };
         match there {
@@ -417,27 +426,6 @@ impl Driver {
         }
     }
 
-    /// Whether the volume is held now, rather than being removed by another host.
-    async fn announce_hold(&self, home: &Admin, record: &Record) -> Result<bool, MemberError> {
-        let (name, access) = (&record.name, record.options.access);
-        self.cluster.member.hold(home, name, access).await?;
-        self.forestall(home, name).await
-    }
-
-    /// Whether a volume that was claimed is there, with the record that the claim was made to.
-    async fn is_still_there(&self, home: &Admin, record: &Record) -> Result<bool, DriverError> {
-        if !self.forestall(home, &record.name).await? {
-            return Ok(false);
-        }
-        let now = self.catalog.revalidate(home, &record.name).await?;
-        Ok(now.is_some_and(|now| now.id == record.id))
-    }
-
-    async fn forestall(&self, home: &Admin, name: &VolumeName) -> Result<bool, MemberError> {
-        fail::fail_point!("mount.held", |_| crate::failpoint::die());
-        Ok(removal::forestall(home, name, || HostEnv.nonce()).await?)
-    }
-
     /// Tells the others that this host does not hold a volume, if that is so. Of an exclusive one
     /// when this returns, so that the next host has it at once; of others in a moment.
     pub(super) async fn let_go(&self, name: &VolumeName) {
@@ -452,7 +440,8 @@ impl Driver {
         let Ok(Some(home)) = self.home().await else {
             return; // `settle` does it when the share is back
         };
-        if self.shared_home(Some(&home), name).is_some() && self.is_free_soon(name).await {
+        if self.together().shared_home(Some(&home), name).is_some() && self.is_free_soon(name).await
+        {
             let member = &self.cluster.member;
             member.release(&home, std::slice::from_ref(name)).await;
             self.had(name);
@@ -740,93 +729,5 @@ impl Driver {
         };
         // The last look has to do.
         let _ = tokio::time::timeout(LOOK_WAIT, look).await;
-    }
-
-    /// Refuses when another host holds the volume, or when a share would not let it be removed;
-    /// otherwise makes its removal binding. Returns whether it is: where there are no other hosts
-    /// it need not be.
-    pub(super) async fn begin_removal(
-        &self,
-        home: Option<&Admin>,
-        why: Removed<'_>,
-        record: &Record,
-    ) -> Result<bool, DriverError> {
-        let name = &record.name;
-        let Some(home) = self.shared_home(home, name) else {
-            return Ok(false);
-        };
-        if let Removed::ByUser(Some(on)) = why
-            && on.share() != home.share()
-        {
-            Catalog::try_removal(on, record).await?;
-        }
-        let mut begun = self.try_to_begin_removal(home, why, record).await;
-        for _ in 0..HELD_LOOKS {
-            if !matches!(begun, Err(DriverError::HeldElsewhere { .. })) {
-                break;
-            }
-            tokio::time::sleep(HELD_PAUSE).await;
-            begun = match self.check_elsewhere(home, name).await {
-                Ok(()) => self.try_to_begin_removal(home, why, record).await,
-                held => held,
-            };
-        }
-        begun.map(|()| true)
-    }
-
-    async fn try_to_begin_removal(
-        &self,
-        home: &Admin,
-        why: Removed<'_>,
-        record: &Record,
-    ) -> Result<(), DriverError> {
-        let name = &record.name;
-        // What is held, as far as is known, gets no intent before that has been asked.
-        if self.cluster.elsewhere().of(name).next().is_some() {
-            self.check_elsewhere(home, name).await?;
-        }
-        let nonce = HostEnv.nonce();
-        let host = crate::catalog::remover(&self.cluster.member.host().name, now());
-        // Shows as well that the share takes changes: an intent by itself changes nothing.
-        if let Err(error) = removal::announce(home, name, &nonce, &host).await {
-            removal::withdraw(home, name, &nonce).await;
-            return Err(error.into());
-        }
-        fail::fail_point!("remove.announced", |_| crate::failpoint::die());
-        // After the intent: who uses the volume from here on takes it away, and one that takes the
-        // volume's place does not have it.
-        let checks = async {
-            self.check_elsewhere(home, name).await?;
-            if !mutant::is_on(Mutant::MarkedUnseen) {
-                Catalog::check_same(home, record).await?;
-                if let Removed::Unmade(on) = why {
-                    Catalog::check_unused(on, record).await?;
-                }
-            }
-            Ok::<_, DriverError>(())
-        };
-        if let Err(error) = checks.await {
-            removal::withdraw(home, name, &nonce).await;
-            return Err(error);
-        }
-        match removal::bind(home, name, &nonce).await? {
-            Bound::Removing => Ok(()),
-            Bound::Withdrawn => {
-                self.check_elsewhere(home, name).await?;
-                Err(MemberError::Unclear("that mounts the volume".to_owned()).into())
-            }
-        }
-    }
-
-    async fn check_elsewhere(&self, home: &Admin, name: &VolumeName) -> Result<(), DriverError> {
-        let holdings = self.cluster.member.holdings(home, name).await?;
-        if holdings.is_empty() {
-            Ok(())
-        } else {
-            Err(DriverError::HeldElsewhere {
-                name: name.clone(),
-                holdings,
-            })
-        }
     }
 }
