@@ -40,6 +40,7 @@ pub(crate) use self::layout::{frame, remover, rfc3339};
 use self::local::{Copy, LocalCopy, Stamp};
 pub use self::sync::Changes;
 pub use self::trash::{TrashEntry, Trashed};
+use crate::chance;
 use crate::files::{write_durably, write_whole};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::{Server, Share};
@@ -730,7 +731,7 @@ impl Catalog {
 
     async fn clocks(&self, admin: &Admin) -> Result<expiry::Clocks, CatalogError> {
         let server = trash::now(admin).await?;
-        let host = expiry::host_time();
+        let host = chance::host_time();
         Ok(expiry::Clocks { server, host })
     }
 

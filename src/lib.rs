@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`cli`] | the command line | `config` `doctor` `driver` `embedded` `engine` `fuse` `guard` `migrate` `nfs` `plugin` `serve` `telemetry` `volume` |
 //! | `serve` | the daemon, put together | `config` `driver` `plugin` `watch` |
-//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `catalog` `cluster` `config` `embedded` `engine` `failpoint` `files` `fuse` `guard` `mount` `mutant` `nfs` `plugin` `volume` `watch` |
+//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `catalog` `chance` `cluster` `config` `embedded` `engine` `failpoint` `files` `fuse` `guard` `mount` `mutant` `nfs` `plugin` `volume` `watch` |
 //! | [`config`] | settings of the daemon | `cluster` `engine` `nfs` `plugin` `telemetry` `volume` `watch` |
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host | `engine` `fuse` `mount` `nfs` `plugin` `volume` |
 //! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `engine` |
@@ -12,17 +12,18 @@
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `failpoint` `mount` `mutant` `nfs` `telemetry` `volume` |
 //! | [`mount`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `volume` |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback | `attendant` |
-//! | [`catalog`] | all records: on the home share, and a durable local copy | `cluster` `failpoint` `files` `mutant` `nfs` `volume` |
+//! | [`catalog`] | all records: on the home share, and a durable local copy | `chance` `cluster` `failpoint` `files` `mutant` `nfs` `volume` |
 //! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `mutant` `nfs` `volume` |
 //! | [`watch`] | metrics for Prometheus and the status page | `plugin` |
 //! | [`plugin`] | the VolumeDriver protocol on a Unix socket, and its client | |
 //! | [`volume`] | names, options, mount options, records: values, no I/O | `nfs` |
-//! | [`nfs`] | speaking NFS in user space: addresses, probe, directory operations, RPC | `mutant` |
+//! | [`nfs`] | speaking NFS in user space: addresses, probe, directory operations, RPC | `chance` `mutant` |
 //! | `engine` | Docker's engine, asked over its own socket | |
 //! | `attendant` | processes that outlive the daemon: workers, guards, the embedded server | `mutant` |
 //! | [`telemetry`] | the log | |
 //! | `files` | files that are durable and whole | `failpoint` |
 //! | `failpoint` | points at which a test kills the process | |
+//! | `chance` | random numbers and the time of day | |
 //! | [`mutant`] | mended faults that tests can put back | |
 //!
 //! Each room imports what its row says and nothing that stands above it; tests/rooms.rs holds the
@@ -33,6 +34,7 @@
 
 mod attendant;
 pub mod catalog;
+mod chance;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use super::share::{self, Published};
-use super::{Catalog, CatalogError, Copy, Stamp, data, expiry, layout, trash};
+use super::{Catalog, CatalogError, Copy, Stamp, data, layout, trash};
+use crate::chance;
 use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
 use crate::volume::record::FORMAT;
@@ -150,7 +151,7 @@ impl Catalog {
             // nobody but this host reads when.
             None => match home {
                 Some(home) => trash::now(home).await?,
-                None => expiry::host_time(),
+                None => chance::host_time(),
             },
         };
         let mut record = Record {

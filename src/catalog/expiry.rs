@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -149,12 +149,6 @@ pub(super) fn is_true(name: &TrashName, removers: Option<u64>, created: u64) -> 
 
 fn agree(one: u64, other: u64) -> bool {
     one.abs_diff(other) <= AGREE.as_secs()
-}
-
-/// Seconds since 1970 by this host's clock.
-pub(super) fn host_time() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 /// Seconds since the boot, also while the host slept.

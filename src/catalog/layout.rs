@@ -14,6 +14,7 @@ use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+use crate::chance;
 use crate::cluster::layout as cluster;
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::ServerTime;
@@ -195,9 +196,8 @@ const ID_DIGITS: usize = 32;
 /// # Errors
 /// When the kernel gives no random bytes (getrandom(2)).
 pub(super) fn random_id() -> std::io::Result<String> {
-    let mut bytes = [0_u8; 16];
-    getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    let bits = || chance::bits().map_err(std::io::Error::other);
+    Ok(format!("{:016x}{:016x}", bits()?, bits()?))
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@
 //! reply never makes the winner think that it lost.
 
 use super::error::CatalogError;
-use super::expiry;
 use super::layout::{self, FORMAT, Format, README, RECORD, TrashName};
 use super::local::Stamp;
+use crate::chance;
 use crate::cluster::removal::{self as mark, Bound};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
@@ -232,7 +232,7 @@ pub(super) async fn begin_removal(
         return Ok(entry);
     }
     let nonce = layout::random_id().map_err(CatalogError::state("random bytes"))?;
-    let by = layout::remover(host, expiry::host_time());
+    let by = layout::remover(host, chance::host_time());
     mark::announce(admin, name, &nonce, &by).await?;
     // After the intent, which a volume that takes this one's place does not have.
     if !mutant::is_on(Mutant::MarkedUnseen)

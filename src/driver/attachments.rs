@@ -11,11 +11,12 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::since_boot;
+use crate::chance;
 use crate::files::{write_durably, write_whole};
 use crate::mount::Held as HeldBy;
 use crate::nfs::address::Share;
@@ -280,9 +281,7 @@ impl Attachment {
 
 /// Seconds since 1970 by this host's clock.
 pub(super) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    chance::host_time()
 }
 
 #[cfg(test)]

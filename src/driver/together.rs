@@ -286,7 +286,7 @@ mod tests {
         }
 
         fn nonce(&self) -> String {
-            format!("{:016x}", getrandom::u64().unwrap())
+            format!("{:016x}", crate::chance::bits().unwrap())
         }
     }
 

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 pub use self::error::{AdminError, AdminErrorKind, Refusal};
 use self::mounted::Mounted;
 use self::v3::V3;
+use crate::chance;
 use crate::nfs::address::{Share, SharePath};
 use crate::nfs::probe::Breaker;
 
@@ -486,7 +487,7 @@ fn temporary_name() -> Result<String, AdminErrorKind> {
 }
 
 fn random() -> Result<u64, AdminErrorKind> {
-    getrandom::u64().map_err(|error| {
+    chance::bits().map_err(|error| {
         AdminErrorKind::Other(
             error
                 .raw_os_error()
