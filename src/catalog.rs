@@ -103,6 +103,22 @@ impl Catalog {
         })
     }
 
+    /// The same catalog once more, for a test that goes on from one moment in several ways: what is
+    /// in its files is not looked at again.
+    #[cfg(test)]
+    pub(crate) fn copy(&self) -> Self {
+        Self {
+            home: self.home.clone(),
+            host: self.host.clone(),
+            state_dir: self.state_dir.clone(),
+            copies: self.copies.copy(),
+            only_here: self.only_here.copy(),
+            sync: self.sync.try_lock().unwrap().again().into(),
+            seen: self.seen.try_lock().unwrap().clone().into(),
+            making: Mutex::default(),
+        }
+    }
+
     /// The home share.
     #[must_use]
     pub fn home(&self) -> Option<&Share> {

@@ -38,6 +38,8 @@ mod paths;
 mod reconcile;
 mod repair;
 mod rights;
+#[cfg(test)]
+mod search;
 mod shares;
 mod status;
 mod tasks;

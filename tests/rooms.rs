@@ -10,7 +10,14 @@ use std::path::{Path, PathBuf};
 const SRC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
 const ARCHITECTURE: &str = include_str!("../docs/ARCHITECTURE.md");
 /// Files and directories that hold tests only.
-const TESTS: [&str; 4] = ["tests", "simulation", "scenarios", "tests.rs"];
+const TESTS: [&str; 6] = [
+    "tests",
+    "simulation",
+    "simulated",
+    "scenarios",
+    "search",
+    "tests.rs",
+];
 /// The house itself, and its front door.
 const NO_ROOM: [&str; 2] = ["lib", "main"];
 

@@ -58,7 +58,7 @@ pub(super) struct LocalCopy {
     writing: Mutex<()>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Known {
     copies: HashMap<VolumeName, Copy>,
     /// Names whose file could not be read: neither here nor absent.
@@ -102,6 +102,16 @@ impl LocalCopy {
             known: known.into(),
             writing: Mutex::default(),
         })
+    }
+
+    /// The same records once more, for a test.
+    #[cfg(test)]
+    pub(super) fn copy(&self) -> Self {
+        Self {
+            dir: self.dir.clone(),
+            known: self.known.read().unwrap().clone().into(),
+            writing: Mutex::default(),
+        }
     }
 
     pub(super) fn get(&self, name: &VolumeName) -> Option<Copy> {

@@ -10,9 +10,10 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::error::CatalogError;
 use super::local::{Copy, Stamp};
@@ -63,6 +64,15 @@ impl State {
             known,
             ..Self::default()
         })
+    }
+
+    /// The same share, not listed yet.
+    #[cfg(test)]
+    pub(super) fn again(&self) -> Self {
+        Self {
+            known: self.known.clone(),
+            ..Self::default()
+        }
     }
 
     pub(super) fn to_json(&self) -> Vec<u8> {

@@ -11,6 +11,10 @@
 //!
 //! Restoring goes backwards. Purging first renames the entry into `tmp/`, so that nobody restores
 //! what is being deleted; what a crash leaves there is swept.
+//!
+//! Known limit: of two hosts that restore one entry at once under two names, the one that loses writes
+//! its name into the entry's record; when its last call of that comes after the winner has looked, the
+//! winner's record bears the wrong name (the search's case `restore_as` finds it).
 
 use std::time::Duration;
 

@@ -35,7 +35,7 @@ const WHOLE_SECONDS: Duration = Duration::from_secs(1);
 const KEPT: u32 = 6;
 
 /// An own renewal.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Sample {
     /// When its answer came.
     at: Duration,
@@ -45,7 +45,7 @@ struct Sample {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Elapsed {
     /// Longer pauses than this between own renewals say nothing of the server's clock.
     longest: Duration,

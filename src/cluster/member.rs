@@ -204,7 +204,7 @@ pub(super) struct Unreadable {
 }
 
 /// What this host tells the others, and what it has read of them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct State {
     /// The session of the document.
     pub(super) session: Option<String>,
@@ -261,7 +261,7 @@ impl Seen {
 }
 
 /// What the server's clock says of the others.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Watched {
     pub(super) elapsed: Elapsed,
     /// The server's clock at the last renewal.
@@ -358,6 +358,29 @@ impl<E: Env> Member<E> {
             forgotten: Doubt::default(),
             waiting: std::sync::Mutex::default(),
             env,
+        }
+    }
+
+    /// The same host once more, for a test that goes on from one moment in several ways. No call of
+    /// it may be under way.
+    #[cfg(test)]
+    pub(crate) fn copy(&self, env: E) -> Self {
+        let doubt = |doubt: &Doubt| Doubt {
+            raised: doubt.raised().into(),
+            settled: doubt.settled.load(Ordering::Acquire).into(),
+        };
+        Self {
+            host: self.host.clone(),
+            env,
+            times: self.times,
+            right_until: self.right_until.load(Ordering::Acquire).into(),
+            standing: self.standing.try_lock().unwrap().clone().into(),
+            state: self.state.try_lock().unwrap().clone().into(),
+            seen: self.seen().into(),
+            watched: self.watched().clone().into(),
+            unsure: doubt(&self.unsure),
+            forgotten: doubt(&self.forgotten),
+            waiting: std::sync::Mutex::default(),
         }
     }
 

@@ -38,7 +38,7 @@ impl Session {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Standing {
     pub(super) session: Option<Session>,
     /// The last one was ended by another host, and what it held is not given up yet.

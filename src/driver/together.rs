@@ -1,5 +1,5 @@
 //! What calls do on the shares together with other hosts: nothing in here knows a process, a mount or
-//! an attachment of this host.
+//! an attachment of this host, so that all interleavings of two hosts can be tried (`search`).
 //!
 //! Invariant: a removal is binding only after all holds have been looked at, and what this host has
 //! made is taken back only by such a removal.

@@ -21,6 +21,8 @@ mod mounted;
 mod scenarios;
 mod tree;
 mod v3;
+#[cfg(test)]
+pub(crate) use self::v3::simulated;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;

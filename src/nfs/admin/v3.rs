@@ -17,6 +17,8 @@
 mod dir;
 mod ops;
 mod session;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -76,6 +78,9 @@ struct Shared {
     /// Held while the share is being reached, so that one does it for all who wait.
     reaching: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// In place of connections.
+    #[cfg(test)]
+    simulated: Option<simulated::Simulated>,
 }
 
 /// Where the share is, and what is kept of it.
@@ -110,6 +115,8 @@ impl V3 {
             settings,
             reaching: tokio::sync::Mutex::default(),
             state: Mutex::default(),
+            #[cfg(test)]
+            simulated: None,
         };
         Self {
             shared: Arc::new(shared),
@@ -158,6 +165,8 @@ impl V3 {
             settings,
             reaching: tokio::sync::Mutex::default(),
             state: Mutex::new(state),
+            #[cfg(test)]
+            simulated: self.shared.simulated.clone(),
         };
         Self {
             shared: Arc::new(shared),
@@ -166,6 +175,10 @@ impl V3 {
     }
 
     pub(super) fn dials(&self) -> u64 {
+        #[cfg(test)]
+        if let Some(server) = &self.shared.simulated {
+            return server.dials();
+        }
         self.shared.dials.load(Ordering::Relaxed)
     }
 

@@ -103,6 +103,11 @@ impl Drop for Session<'_> {
 
 impl<'a> Session<'a> {
     pub(super) async fn open(v3: &'a V3) -> Outcome<Self> {
+        #[cfg(test)]
+        if let Some(server) = &v3.shared.simulated {
+            let (route, wire) = (server.route(), None);
+            return Ok(Self { v3, route, wire });
+        }
         let (route, wire) = v3.connect().await?;
         Ok(Self {
             v3,
@@ -127,24 +132,14 @@ impl<'a> Session<'a> {
         let mut pause = FIRST_PAUSE;
         let mut again = effect == Effect::Repeatable;
         loop {
-            // Taken out: when this future is dropped in the middle, so is the connection.
-            let mut wire = match self.wire.take() {
-                Some(wire) => wire,
-                None => self.reconnect().await?,
-            };
-            let reply: Result<Nfs3Result<T, E>, _> =
-                wire.call(number, &self.v3.shared.credential, args).await;
+            let reply = self.exchange::<_, Nfs3Result<T, E>>(number, args).await?;
             match reply {
-                Ok(result) => {
-                    self.wire = Some(wire);
-                    match result {
-                        Nfs3Result::Ok(value) => return Ok(value),
-                        Nfs3Result::Err((nfsstat3::NFS3ERR_JUKEBOX, _)) => {}
-                        Nfs3Result::Err((status, _)) => return Err(Fault::Status(status)),
-                    }
+                Ok(Nfs3Result::Ok(value)) => return Ok(value),
+                Ok(Nfs3Result::Err((nfsstat3::NFS3ERR_JUKEBOX, _))) => {
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
+                Ok(Nfs3Result::Err((status, _))) => return Err(Fault::Status(status)),
                 Err(RpcError::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {
                     // What broke this connection has broken the others: a new one tells why.
                     self.v3.close_idle();
@@ -158,6 +153,32 @@ impl<'a> Session<'a> {
                 }
             }
         }
+    }
+
+    /// Sends a call and waits for its reply.
+    async fn exchange<C, R>(
+        &mut self,
+        number: (u32, u32, u32),
+        args: &C,
+    ) -> Outcome<Result<R, RpcError>>
+    where
+        C: Pack + Send + Sync,
+        R: Unpack,
+    {
+        #[cfg(test)]
+        if let Some(server) = &self.v3.shared.simulated {
+            return Ok(server.call(number.2, args).await.map_err(RpcError::Io));
+        }
+        // Taken out: when this future is dropped in the middle, so is the connection.
+        let mut wire = match self.wire.take() {
+            Some(wire) => wire,
+            None => self.reconnect().await?,
+        };
+        let reply = wire.call(number, &self.v3.shared.credential, args).await;
+        if reply.is_ok() {
+            self.wire = Some(wire);
+        }
+        Ok(reply)
     }
 
     async fn reconnect(&mut self) -> Outcome<Wire> {
@@ -174,6 +195,8 @@ impl<'a> Session<'a> {
             .unwrap_or_else(|| (SharePath::root(), self.route.root.clone()));
         let known = place.components().count();
         for name in path.components().skip(known) {
+            #[cfg(test)]
+            self.v3.walks();
             let (below, attr) = self.lookup(&handle, name.as_bytes()).await?;
             match attr.kind {
                 Kind::Dir => {}

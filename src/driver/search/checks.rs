@@ -1,0 +1,218 @@
+//! What must be true, looked at by somebody who sees the whole disk.
+
+use super::Start;
+use super::calls::Do;
+use super::disk::Disk;
+use super::steps::Mishap;
+use super::world::{FRESH, NAMES, World};
+use crate::volume::Record;
+
+/// What a user wrote into a volume before the run.
+pub(super) const OF_A_USER: &str = "of-a-user";
+
+const VOLUMES: &str = ".nfsvol/volumes";
+const TRASH: &str = ".nfsvol/trash";
+
+type Check = Result<(), String>;
+
+fn record(disk: &Disk, dir: &str) -> Option<Record> {
+    let json = disk.file(&format!("{dir}/record.json"))?;
+    serde_json::from_slice(json).ok()
+}
+
+/// The records of volumes, or of what is in the trash, each with its place.
+fn records(disk: &Disk, dir: &str, below: &str) -> Vec<(String, Record)> {
+    let names = disk.names(dir).into_iter();
+    let found = names.filter_map(|name| {
+        let at = format!("{dir}/{name}");
+        Some((at.clone(), record(disk, &format!("{at}{below}"))?))
+    });
+    found.collect()
+}
+
+fn is_there(disk: &Disk, path: &str) -> bool {
+    disk.at(path).is_some()
+}
+
+/// Whether another host has ended a host's session, or the server has forgotten it.
+fn is_over(disk: &Disk, host: usize) -> bool {
+    let tokens = disk.names(&format!(".nfsvol/hosts/{}", NAMES[host]));
+    !tokens.iter().any(|token| token.starts_with("alive."))
+}
+
+impl World {
+    /// At each moment: no volume goes away under its holder, and an exclusive one has one writer.
+    pub(super) fn check_holders(&self) -> Check {
+        let facts = self.facts.lock().unwrap();
+        let disk = &self.wires().disk;
+        let mut writers = Vec::new();
+        for (number, held) in facts.hosts.iter().enumerate() {
+            let host = &self.hosts[number];
+            for (volume, held) in held {
+                if host.parts.may_write(volume, held, &host.clock) {
+                    writers.push((volume, NAMES[number]));
+                }
+                let forgot = matches!(self.fault, Some(Mishap::Forgets { .. }));
+                if forgot || is_over(disk, number) {
+                    continue;
+                }
+                let at = format!("{VOLUMES}/{volume}");
+                let there = record(disk, &at).is_some_and(|there| there.id == held.record.id);
+                if !there || is_there(disk, &format!("{at}/removing")) {
+                    return Err(format!("{volume} goes away under {}", NAMES[number]));
+                }
+                if !is_there(disk, held.record.data_dir.as_str()) {
+                    return Err(format!("{volume} lost its data under {}", NAMES[number]));
+                }
+            }
+        }
+        let two = writers.iter().any(|one| {
+            writers
+                .iter()
+                .any(|other| one.0 == other.0 && one.1 != other.1)
+        });
+        match two && !matches!(self.fault, Some(Mishap::Forgets { .. })) {
+            true => Err(format!("two hosts may write: {writers:?}")),
+            false => Ok(()),
+        }
+    }
+
+    /// When all calls have ended, and the hosts have gone on for a while.
+    pub(super) fn check_end(&mut self) -> Check {
+        self.close();
+        let patience = match self.fault {
+            Some(Mishap::Death { .. } | Mishap::Pause { .. } | Mishap::Forgets { .. }) => 60,
+            _ => 0,
+        };
+        self.pass(patience, None);
+        if matches!(self.fault, Some(Mishap::Forgets { .. })) {
+            // By now it is settled whose the volumes are.
+            self.fault = None;
+            let over = self.check_holders();
+            self.fault = Some(Mishap::Forgets { changes: 0 });
+            if let Err(wrong) = over
+                && wrong.contains("two hosts")
+            {
+                return Err(wrong);
+            }
+        }
+        self.check_answers()?;
+        self.check_disk()?;
+        for host in 0..2 {
+            let held: Vec<&'static str> = self.facts.lock().unwrap().hosts[host]
+                .keys()
+                .copied()
+                .collect();
+            for volume in held {
+                self.does(host, Do::Unmount(volume))?;
+            }
+        }
+        self.check_a_fresh_host()
+    }
+
+    /// A volume that a Create told of is there, or was removed.
+    fn check_answers(&self) -> Check {
+        if matches!(self.fault, Some(Mishap::Forgets { .. })) {
+            return Ok(());
+        }
+        let facts = self.facts.lock().unwrap();
+        let disk = &self.wires().disk;
+        let here = records(disk, VOLUMES, "");
+        let removed = records(disk, TRASH, "/volume");
+        let removes = facts
+            .results
+            .iter()
+            .any(|(_, what, _)| matches!(what, Do::Remove(_)))
+            || self.hosts.iter().any(|host| host.dead);
+        for (host, what, answer) in &facts.results {
+            let (Do::Create(_) | Do::CreateExclusive(_) | Do::CreateIn(..), Ok(id)) =
+                (what, answer)
+            else {
+                continue;
+            };
+            let is_here = here.iter().any(|(_, record)| record.id == *id);
+            let is_removed = removed.iter().any(|(_, record)| record.id == *id);
+            if !(is_here || (is_removed && removes)) {
+                return Err(format!(
+                    "{} made {id} ({what:?}), which is gone",
+                    NAMES[*host]
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// No record without data, no data without a record.
+    fn check_disk(&self) -> Check {
+        let disk = &self.wires().disk;
+        let here = records(disk, VOLUMES, "");
+        let trashed = records(disk, TRASH, "/volume");
+        for (at, record) in &here {
+            let removing = is_there(disk, &format!("{at}/removing"));
+            let aside = format!(".nfsvol/tmp/{}.data", record.id);
+            if !removing && !is_there(disk, record.data_dir.as_str()) && !is_there(disk, &aside) {
+                return Err(format!("the record {at} points at nothing"));
+            }
+        }
+        let end = format!("/{OF_A_USER}");
+        let Some(data) = disk.paths().into_iter().find(|path| path.ends_with(&end)) else {
+            if self.start == Start::Nothing {
+                return Ok(());
+            }
+            return Err("the user's data is gone".to_owned());
+        };
+        let data = data.trim_end_matches(&end).trim_start_matches('/');
+        let known = |records: &[(String, Record)]| {
+            records
+                .iter()
+                .any(|(_, record)| record.data_dir.as_str().trim_matches('/') == data)
+        };
+        let entry = data
+            .strip_suffix("/data")
+            .filter(|data| data.starts_with(TRASH));
+        let in_trash = entry.is_some_and(|entry| {
+            let of = |record: &Record| entry.ends_with(&record.id[..8]);
+            is_there(disk, &format!("{entry}/volume/record.json"))
+                || here.iter().any(|(_, record)| of(record))
+        });
+        match known(&here) || known(&trashed) || in_trash {
+            true => Ok(()),
+            false => Err(format!("the user's data in {data} has no record")),
+        }
+    }
+
+    /// Whoever comes later can have the volume, and all that was removed.
+    fn check_a_fresh_host(&mut self) -> Check {
+        let fresh = self.add_host();
+        debug_assert_eq!(fresh, FRESH);
+        let create = match self.start {
+            Start::Exclusive => Do::CreateExclusive("db"),
+            _ => Do::Create("db"),
+        };
+        for _ in 0..2 {
+            for call in [create, Do::Mount("db"), Do::Unmount("db"), Do::Remove("db")] {
+                self.does(fresh, call)
+                    .map_err(|error| format!("afterwards: {call:?}: {error}"))?;
+            }
+        }
+        let disk = self.disk();
+        let end = format!("/{OF_A_USER}");
+        let Some(data) = disk.paths().into_iter().find(|path| path.ends_with(&end)) else {
+            if self.start == Start::Nothing {
+                return Ok(());
+            }
+            return Err("afterwards the user's data is gone".to_owned());
+        };
+        let Some(rest) = data.strip_prefix(&format!("/{TRASH}/")) else {
+            return Ok(());
+        };
+        let entry = rest.split('/').next().unwrap_or_default().to_owned();
+        self.alone(fresh, |parts| async move { parts.bring_back(&entry).await });
+        match self.disk().at(&format!("back{end}")) {
+            Some(_) => Ok(()),
+            None => Err(format!(
+                "afterwards the user's data in {data} cannot be restored"
+            )),
+        }
+    }
+}
