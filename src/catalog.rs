@@ -18,6 +18,7 @@ mod expiry;
 mod layout;
 mod local;
 mod repair;
+mod restore;
 mod share;
 mod sweep;
 mod sync;
@@ -527,74 +528,6 @@ impl Catalog {
         trash::find(home, wanted).await
     }
 
-    /// Brings a removed volume back, under its own or another name.
-    ///
-    /// # Errors
-    /// [`CatalogError::NameTaken`] or [`CatalogError::PathTaken`] when something is in the way;
-    /// nothing has moved then.
-    pub async fn restore(
-        &self,
-        home: &Admin,
-        on: &Admin,
-        entry: &TrashEntry,
-        name: Option<&VolumeName>,
-    ) -> Result<Arc<Record>, CatalogError> {
-        let mut record = entry.record.clone();
-        // A restore under another name that was cut off has written that one into the record.
-        let name = name.unwrap_or(&entry.name);
-        if record.name != *name {
-            record.name = name.clone();
-            // A directory that was found, not made, never moved.
-            if record.made.is_some() {
-                record.data_dir = record.options.data_dir(name)?;
-            } else {
-                record.options.subdir = Some(record.data_dir.as_str().to_owned());
-            }
-        }
-        let taken = || CatalogError::NameTaken(record.name.clone());
-        if self.is_only_here(&record.name) || share::read(home, &record.name).await?.is_some() {
-            return Err(taken());
-        }
-        if self.home.is_some() {
-            self.catch_up(home).await?;
-        }
-        let moved = Record {
-            name: record.name.clone(),
-            ..entry.record.clone()
-        };
-        let is_used = !self.overlapping(&moved).await.is_empty();
-        trash::gather_data(on, entry, &record.data_dir, is_used).await?;
-        if record != entry.record {
-            trash::rename_record(home, entry, &record).await?;
-        }
-        fail::fail_point!("restore.renamed", |_| crate::failpoint::die());
-        let made = trash::restore_data(on, entry, &record).await?;
-        if made != record.made {
-            record.made = made;
-            trash::rename_record(home, entry, &record).await?;
-        }
-        fail::fail_point!("restore.data", |_| crate::failpoint::die());
-        let record = Arc::new(record);
-        if self.home.is_some() {
-            trash::restore_record(home, entry, &record).await?;
-            fail::fail_point!("restore.record", |_| crate::failpoint::die());
-            self.keep(record.clone(), None).await?;
-        } else {
-            let copy = Copy {
-                record: record.clone(),
-                stamp: None,
-            };
-            tokio::task::block_in_place(|| self.only_here.put(copy))
-                .map_err(CatalogError::state("writing the volume's record"))?;
-            Self::purge(home, &entry.entry).await?;
-        }
-        trash::clear(home, entry).await;
-        if on.share() != home.share() && record.moves_data() {
-            trash::clear(on, entry).await;
-        }
-        Ok(record)
-    }
-
     /// Deletes a trash entry for good.
     ///
     /// # Errors
@@ -708,7 +641,7 @@ impl Catalog {
         if seen.seen >= age.as_secs() || seen.at_once == Some(true) {
             return Ok(Some(entry));
         }
-        let removers = trash::removers_time(admin, name).await?;
+        let removers = trash::removers_time(admin, &entry).await?;
         let created = layout::secs(&entry.record.created);
         Ok(expiry::is_true(name, removers, created).then_some(entry))
     }

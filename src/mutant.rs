@@ -116,6 +116,8 @@ mutants! {
     TrashTrustsTheServersClock,
     /// An entry of the trash whose record bears another name cannot be read.
     TrashKnowsOneName,
+    /// Two hosts that restore one entry write its new name into the same record.
+    RestoresShareADirectory,
     /// What cannot be deleted keeps all that comes after it.
     SweepEndsAtTheFirstError,
     /// A connection that gets no answer from its source port is tried from that port for ever.

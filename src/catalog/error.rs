@@ -105,6 +105,11 @@ pub enum CatalogError {
         nearest: Option<String>,
     },
     #[error(
+        "{0} is being restored by another host, or is no longer in the trash; see docker volume ls, \
+         and restore it again if it is not there"
+    )]
+    RestoredElsewhere(String),
+    #[error(
         "share {share}: the server does not let the driver delete {path} (root_squash?); delete it \
          on the server: {source}"
     )]

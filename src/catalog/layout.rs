@@ -27,6 +27,9 @@ pub(super) const RECORD: &str = "record.json";
 /// The removed volume's data directory and record directory in its trash entry.
 pub(super) const TRASH_DATA: &str = "data";
 pub(super) const TRASH_VOLUME: &str = "volume";
+/// The directory of a restore in an entry begins so; in it is what that has taken.
+pub(super) const RESTORING: &str = "restoring.";
+pub(super) const RESTORED_FROM: &str = "from";
 /// How a trash entry's time is written: ISO 8601, to the second, UTC.
 const TRASH_TIME: &str = "%Y%m%dT%H%M%SZ";
 

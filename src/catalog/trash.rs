@@ -9,12 +9,8 @@
 //! 3. RENAME the data directory to `trash/<entry>/data`, if the driver made it;
 //! 4. RENAME `volumes/<name>` to `trash/<entry>/volume`.
 //!
-//! Restoring goes backwards. Purging first renames the entry into `tmp/`, so that nobody restores
+//! [`super::restore`] goes backwards. Purging first renames the entry into `tmp/`, so that nobody restores
 //! what is being deleted; what a crash leaves there is swept.
-//!
-//! Known limit: of two hosts that restore one entry at once under two names, the one that loses writes
-//! its name into the entry's record; when its last call of that comes after the winner has looked, the
-//! winner's record bears the wrong name (the search's case `restore_as` finds it).
 
 use std::time::Duration;
 
@@ -22,13 +18,13 @@ use serde::Serialize;
 
 use super::data;
 use super::error::CatalogError;
-use super::layout::{self, TRASH_DATA, TRASH_VOLUME, TrashName};
-use super::share;
+use super::layout::{self, RESTORED_FROM, TRASH_DATA, TRASH_VOLUME, TrashName};
+use super::{restore, share};
 use crate::cluster::layout::REMOVING;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminErrorKind};
-use crate::volume::{MAX_RECORD, OnRemove, Record, RecordError, VolumeName};
+use crate::volume::{MAX_RECORD, OnRemove, Record, VolumeName};
 
 /// What lies in `tmp/` longer than this was left by a crash; nothing takes near as long to make.
 pub(super) const LEFT_OVER: Duration = Duration::from_secs(3600);
@@ -49,6 +45,9 @@ pub struct TrashEntry {
     #[serde(skip)]
     pub removed_secs: u64,
     pub record: Record,
+    /// Where the record lies: [`TRASH_VOLUME`] in the entry, or what a restore has taken.
+    #[serde(skip)]
+    pub(super) at: SharePath,
 }
 
 /// A removed volume by the name of its entry alone.
@@ -236,13 +235,14 @@ pub(super) async fn read(home: &Admin, names: Vec<TrashName>) -> Vec<Option<Tras
 }
 
 async fn read_one(home: &Admin, name: TrashName) -> Option<TrashEntry> {
-    match record_of(home, &name).await {
-        Ok(record) => record.map(|record| TrashEntry {
+    match restore::find(home, &name).await {
+        Ok(found) => found.map(|(at, record)| TrashEntry {
             entry: name.entry(),
             removed: layout::rfc3339(name.removed),
             removed_secs: name.removed,
             name: name.volume,
             record,
+            at,
         }),
         Err(error) => {
             tracing::warn!(entry = name.entry(), %error, "unreadable trash entry");
@@ -253,6 +253,7 @@ async fn read_one(home: &Admin, name: TrashName) -> Option<TrashEntry> {
 
 /// Takes away an entry that a crash left empty.
 pub(super) async fn clear_bare(home: &Admin, name: &TrashName) -> Result<(), CatalogError> {
+    restore::clear(home, &name.path()).await?;
     match home.remove_dir(&name.path()).await {
         Err(error) if !matches!(error.kind, AdminErrorKind::NotEmpty) => Err(error.into()),
         _ => Ok(()),
@@ -262,22 +263,34 @@ pub(super) async fn clear_bare(home: &Admin, name: &TrashName) -> Result<(), Cat
 /// When an entry was removed by its remover's clock, in seconds since 1970, if that was noted.
 pub(super) async fn removers_time(
     home: &Admin,
-    name: &TrashName,
+    entry: &TrashEntry,
 ) -> Result<Option<u64>, CatalogError> {
-    let mark = name.path().join(TRASH_VOLUME).join(REMOVING);
-    let by = home.list(&mark).await?.unwrap_or_default();
-    let times = by.iter().filter_map(|entry| entry.name.to_str());
-    Ok(times.filter_map(layout::removers_time).next())
+    let mut at = entry.at.clone();
+    while let Some(entries) = home.list(&at).await? {
+        if entries.iter().any(|entry| entry.name == REMOVING) {
+            let by = home.list(&at.join(REMOVING)).await?.unwrap_or_default();
+            let times = by.iter().filter_map(|entry| entry.name.to_str());
+            return Ok(times.filter_map(layout::removers_time).next());
+        }
+        at = at.join(RESTORED_FROM);
+    }
+    Ok(None)
 }
 
-async fn record_of(home: &Admin, entry: &TrashName) -> Result<Option<Record>, CatalogError> {
-    let file = entry.path().join(TRASH_VOLUME).join(layout::RECORD);
-    let Some(json) = home.read(&file, MAX_RECORD).await? else {
+/// The record in a directory of the trash, under whatever name.
+pub(super) async fn record_in(
+    home: &Admin,
+    dir: &SharePath,
+    name: &VolumeName,
+) -> Result<Option<Record>, CatalogError> {
+    let Some(json) = home.read(&dir.join(layout::RECORD), MAX_RECORD).await? else {
         return Ok(None);
     };
-    let name = named(&entry.volume, &json);
-    let record = Record::from_json(&name, &json);
-    Ok(Some(record.map_err(|source| wrong(&entry.volume, source))?))
+    let record = Record::from_json(&named(name, &json), &json);
+    Ok(Some(record.map_err(|source| CatalogError::Record {
+        name: name.clone(),
+        source,
+    })?))
 }
 
 /// The name that a record in an entry of `volume` bears: a restore under another one that was cut
@@ -290,13 +303,6 @@ pub(super) fn named(volume: &VolumeName, json: &[u8]) -> VolumeName {
     match serde_json::from_slice(json) {
         Ok(Named { name }) if !mutant::is_on(Mutant::TrashKnowsOneName) => name,
         _ => volume.clone(),
-    }
-}
-
-fn wrong(name: &VolumeName, source: RecordError) -> CatalogError {
-    CatalogError::Record {
-        name: name.clone(),
-        source,
     }
 }
 
@@ -319,106 +325,14 @@ pub(super) async fn find(home: &Admin, wanted: &str) -> Result<TrashEntry, Catal
     })
 }
 
-/// Brings data that a restore under another name has moved, before it was cut off, back into its
-/// entry. `is_used` says whether a volume uses that directory by now.
-pub(super) async fn gather_data(
-    on: &Admin,
-    entry: &TrashEntry,
-    to: &SharePath,
-    is_used: bool,
-) -> Result<(), CatalogError> {
-    let (moved, trashed) = (&entry.record.data_dir, data_of(entry));
-    if moved == to || !entry.record.moves_data() || on.attr(&trashed).await?.is_some() {
-        return Ok(());
-    }
-    match on.attr(moved).await? {
-        Some(attr) if entry.record.made == Some(attr.fileid) => {}
-        _ => return Ok(()),
-    }
-    if is_used {
-        return Err(CatalogError::PathTaken {
-            share: on.share().to_string(),
-            path: moved.clone(),
-        });
-    }
-    on.rename(moved, &trashed).await?;
-    Ok(())
-}
-
-fn data_of(entry: &TrashEntry) -> SharePath {
-    layout::trash().join(&entry.entry).join(TRASH_DATA)
-}
-
-/// Brings an entry's data back to `record.data_dir`; `record` may bear a new name. Returns the
-/// directory's number, which may be another one there.
-pub(super) async fn restore_data(
-    on: &Admin,
-    entry: &TrashEntry,
-    record: &Record,
-) -> Result<Option<u64>, CatalogError> {
-    let from = data_of(entry);
-    if on.attr(&from).await?.is_none() {
-        // Retained or found directories never moved; a restore that crashed has moved it already.
-        return match on.attr(&record.data_dir).await? {
-            Some(attr) if record.made.is_none_or(|made| made == attr.fileid) => Ok(record.made),
-            _ => Err(data::gone(on, record)),
-        };
-    }
-    if on.attr(&record.data_dir).await?.is_some() {
-        let share = on.share().to_string();
-        return Err(CatalogError::PathTaken {
-            share,
-            path: record.data_dir.clone(),
-        });
-    }
-    data::make_parents(on, &record.data_dir).await?;
-    on.rename(&from, &record.data_dir).await?;
-    let there = on.attr(&record.data_dir).await?;
-    Ok(there
-        .map(|attr| attr.fileid)
-        .filter(|_| record.made.is_some()))
-}
-
-/// Writes a record into its entry, before anything of it moves: what is cut off then is found again.
-pub(super) async fn rename_record(
-    home: &Admin,
-    entry: &TrashEntry,
-    record: &Record,
-) -> Result<(), CatalogError> {
-    let volume = layout::trash().join(&entry.entry).join(TRASH_VOLUME);
-    home.write(&volume.join(layout::RECORD), &record.to_json())
-        .await?;
-    Ok(())
-}
-
-/// Brings an entry's record back, as it is in its entry; its data is in place.
-pub(super) async fn restore_record(
-    home: &Admin,
-    entry: &TrashEntry,
-    record: &Record,
-) -> Result<(), CatalogError> {
-    let volume = layout::trash().join(&entry.entry).join(TRASH_VOLUME);
-    for entry in home.list(&volume).await?.unwrap_or_default() {
-        // The mark, and intents that came too late to be one.
-        if let Some(name) = entry.name.to_str().filter(|n| n.starts_with(REMOVING)) {
-            share::delete_tree(home, &volume.join(name)).await?;
-        }
-    }
-    match home.rename(&volume, &layout::volume(&record.name)).await {
-        Ok(()) => {}
-        Err(error) => match share::read(home, &record.name).await? {
-            Some(there) if there.id == record.id => {}
-            Some(_) => return Err(CatalogError::NameTaken(record.name.clone())),
-            None => return Err(error.into()),
-        },
-    }
-    Ok(())
-}
-
 /// Removes what is left of an entry that was restored.
 pub(super) async fn clear(admin: &Admin, entry: &TrashEntry) {
     let path = layout::trash().join(&entry.entry);
-    if let Err(error) = admin.remove_dir(&path).await
+    let cleared = async {
+        restore::clear(admin, &path).await?;
+        admin.remove_dir(&path).await
+    };
+    if let Err(error) = cleared.await
         && !matches!(error.kind, AdminErrorKind::NotFound)
     {
         tracing::warn!(entry = entry.entry, %error, "restored, but its trash entry stays");

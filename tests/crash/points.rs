@@ -91,8 +91,10 @@ const TABLE: &[(&str, Op, Path, By)] = &[
     ("remove.local-entry", RemoveHere, Fuse, SameHost),
     ("remove.local-record", RemoveHere, Fuse, SameHost),
     ("remove.local-data", RemoveHere, Fuse, SameHost),
+    ("restore.taken", Restore, Fuse, SameHost),
     ("restore.renamed", Restore, Fuse, SameHost),
     ("restore.data", Restore, Fuse, SameHost),
+    ("restore.cleared", Restore, Fuse, SameHost),
     ("restore.record", Restore, Fuse, SameHost),
 ];
 

@@ -1,5 +1,6 @@
 //! What stays in the trash, what comes back from it, and what is left over.
 
+use super::restore::{self, Restoring};
 use super::*;
 use crate::mutant::{Mutant, put_back};
 
@@ -71,6 +72,21 @@ async fn what_all_clocks_call_old_goes_whoever_looks() {
     assert_eq!(expired.len(), 1);
 }
 
+/// A restore under the name `y`, cut off after its `steps`.
+async fn cut_off(host: &Host, entry: &TrashEntry, steps: usize) {
+    if steps > 0 {
+        let record = restore::renamed(&entry.record, &name("y")).unwrap();
+        let taken = Restoring::take(&host.admin, &host.admin, entry, record);
+        let mut restoring = taken.await.unwrap();
+        if steps > 1 {
+            restoring.note().await.unwrap();
+        }
+        if steps > 2 {
+            restoring.bring_data(&host.catalog).await.unwrap();
+        }
+    }
+}
+
 /// A restore under another name is cut off after its `steps`; whether what was removed comes back.
 async fn restored_after_a_cut(steps: usize, as_name: Option<&str>) -> Result<(), CatalogError> {
     let lab = Lab::new();
@@ -79,16 +95,11 @@ async fn restored_after_a_cut(steps: usize, as_name: Option<&str>) -> Result<(),
     fs::write(lab.path("x/file"), "data").unwrap();
     host.remove("x").await;
     let entry = host.catalog.find_in_trash(&host.admin, "x").await?;
-    let mut renamed = entry.record.clone();
-    renamed.name = name("y");
-    renamed.data_dir = renamed.options.data_dir(&renamed.name)?;
-    if steps > 0 {
-        trash::rename_record(&host.admin, &entry, &renamed).await?;
-    }
-    if steps > 1 {
-        trash::restore_data(&host.admin, &entry, &renamed).await?;
-    }
+    cut_off(&host, &entry, steps).await;
     assert_eq!(host.catalog.trash(&host.admin).await?.len(), 1);
+    // Another one, which was cut off as well.
+    let entry = host.catalog.find_in_trash(&host.admin, "x").await?;
+    cut_off(&host, &entry, steps.min(2)).await;
     let restored = host.restore("x", as_name).await?;
     let file = lab.path(restored.data_dir.as_str()).join("file");
     assert_eq!(fs::read_to_string(file).unwrap(), "data");
@@ -101,12 +112,60 @@ async fn restored_after_a_cut(steps: usize, as_name: Option<&str>) -> Result<(),
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_under_another_name_that_was_cut_off_loses_nothing() {
-    for steps in 0..=2 {
+    for steps in 0..=3 {
         for as_name in [None, Some("y"), Some("z")] {
             let restored = restored_after_a_cut(steps, as_name).await;
             restored.unwrap_or_else(|error| panic!("{steps} {as_name:?}: {error}"));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_restores_one_has_the_volume_and_the_other_is_told() {
+    for steps in 0..=3 {
+        let lab = Lab::new();
+        let (a, b) = (lab.host("a").await, lab.host("b").await);
+        a.made("x", &[]).await;
+        fs::write(lab.path("x/file"), "data").unwrap();
+        a.remove("x").await;
+        let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
+        cut_off(&b, &entry, steps).await;
+        let late = a.catalog.restore(&a.admin, &a.admin, &entry, None).await;
+        let told = matches!(late, Err(CatalogError::RestoredElsewhere(_)));
+        assert!(told || steps == 0, "{steps}: {late:?}");
+        if told {
+            a.restore("x", None).await.unwrap();
+        }
+        assert!(lab.path("x/file").exists() && !lab.path("y").exists());
+        assert_eq!(lab.entries(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_restore_left_empty_is_removed_with_its_entry() {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    fs::create_dir_all(lab.path(".nfsvol/trash/db.20200101T000000Z.01234567/restoring.1")).unwrap();
+    host.catalog.expired(&host.admin, WEEK).await.unwrap();
+    assert_eq!(lab.entries(), Vec::<String>::new());
+}
+
+/// The time of the remover is found wherever a restore that was cut off has taken it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_a_restore_has_taken_goes_when_it_is_old() {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    host.made("db", &[]).await;
+    host.remove("db").await;
+    for _ in 0..2 {
+        let entry = host.catalog.find_in_trash(&host.admin, "db").await.unwrap();
+        let before = trash::removers_time(&host.admin, &entry).await.unwrap();
+        assert!(before.is_some());
+        cut_off(&host, &entry, 2).await;
+    }
+    let entry = host.catalog.find_in_trash(&host.admin, "db").await.unwrap();
+    let taken = trash::removers_time(&host.admin, &entry).await.unwrap();
+    assert!(taken.is_some());
 }
 
 #[tokio::test]
@@ -129,12 +188,7 @@ async fn no_restore_takes_what_another_volume_has_found_meanwhile() {
     fs::write(lab.path("x/file"), "data").unwrap();
     host.remove("x").await;
     let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
-    let mut renamed = entry.record.clone();
-    renamed.name = name("y");
-    renamed.data_dir = renamed.options.data_dir(&renamed.name).unwrap();
-    let admin = &host.admin;
-    trash::rename_record(admin, &entry, &renamed).await.unwrap();
-    trash::restore_data(admin, &entry, &renamed).await.unwrap();
+    cut_off(&host, &entry, 3).await;
     lab.host("b").await.made("y", &[]).await;
     let refused = host.restore("x", None).await.unwrap_err();
     assert!(

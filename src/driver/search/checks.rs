@@ -1,5 +1,7 @@
 //! What must be true, looked at by somebody who sees the whole disk.
 
+use std::collections::HashSet;
+
 use super::Start;
 use super::calls::Do;
 use super::disk::Disk;
@@ -20,14 +22,37 @@ fn record(disk: &Disk, dir: &str) -> Option<Record> {
     serde_json::from_slice(json).ok()
 }
 
-/// The records of volumes, or of what is in the trash, each with its place.
-fn records(disk: &Disk, dir: &str, below: &str) -> Vec<(String, Record)> {
-    let names = disk.names(dir).into_iter();
-    let found = names.filter_map(|name| {
-        let at = format!("{dir}/{name}");
-        Some((at.clone(), record(disk, &format!("{at}{below}"))?))
-    });
-    found.collect()
+/// The records of volumes, each with its place.
+fn volumes(disk: &Disk) -> Vec<(String, Record)> {
+    let places = disk.names(VOLUMES).into_iter();
+    let places = places.map(|name| format!("{VOLUMES}/{name}"));
+    places
+        .filter_map(|at| Some((at.clone(), record(disk, &at)?)))
+        .collect()
+}
+
+/// The records in the trash, each with its entry: of what restores have taken there are several, the
+/// newest first.
+fn trashed(disk: &Disk) -> Vec<(String, Record)> {
+    let mut found = Vec::new();
+    for entry in disk.names(TRASH) {
+        let entry = format!("{TRASH}/{entry}");
+        for begun in disk.names(&entry) {
+            let mut at = format!("{entry}/{begun}");
+            while is_there(disk, &at) {
+                let record = record(disk, &at);
+                found.extend(record.map(|record| (entry.clone(), record)));
+                at += "/from";
+            }
+        }
+    }
+    found
+}
+
+/// Whether a record names a place of data.
+fn is_known(records: &[(String, Record)], place: &str) -> bool {
+    let mut records = records.iter();
+    records.any(|(_, record)| record.data_dir.as_str().trim_matches('/') == place)
 }
 
 fn is_there(disk: &Disk, path: &str) -> bool {
@@ -117,8 +142,7 @@ impl World {
         }
         let facts = self.facts.lock().unwrap();
         let disk = &self.wires().disk;
-        let here = records(disk, VOLUMES, "");
-        let removed = records(disk, TRASH, "/volume");
+        let (here, removed) = (volumes(disk), trashed(disk));
         let removes = facts
             .results
             .iter()
@@ -145,9 +169,17 @@ impl World {
     /// No record without data, no data without a record.
     fn check_disk(&self) -> Check {
         let disk = &self.wires().disk;
-        let here = records(disk, VOLUMES, "");
-        let trashed = records(disk, TRASH, "/volume");
+        let (here, trashed) = (volumes(disk), trashed(disk));
+        let places = here.iter().chain(&trashed);
+        let places: HashSet<_> = places.map(|(at, record)| (at, &record.id)).collect();
+        let ids: HashSet<_> = places.iter().map(|(_, id)| id).collect();
+        if ids.len() < places.len() {
+            return Err(format!("two volumes of one: {places:?}"));
+        }
         for (at, record) in &here {
+            if *at != format!("{VOLUMES}/{}", record.name) {
+                return Err(format!("the record {at} names {}", record.name));
+            }
             let removing = is_there(disk, &format!("{at}/removing"));
             let aside = format!(".nfsvol/tmp/{}.data", record.id);
             if !removing && !is_there(disk, record.data_dir.as_str()) && !is_there(disk, &aside) {
@@ -162,20 +194,14 @@ impl World {
             return Err("the user's data is gone".to_owned());
         };
         let data = data.trim_end_matches(&end).trim_start_matches('/');
-        let known = |records: &[(String, Record)]| {
-            records
-                .iter()
-                .any(|(_, record)| record.data_dir.as_str().trim_matches('/') == data)
-        };
         let entry = data
             .strip_suffix("/data")
             .filter(|data| data.starts_with(TRASH));
         let in_trash = entry.is_some_and(|entry| {
             let of = |record: &Record| entry.ends_with(&record.id[..8]);
-            is_there(disk, &format!("{entry}/volume/record.json"))
-                || here.iter().any(|(_, record)| of(record))
+            trashed.iter().any(|(at, _)| at == entry) || here.iter().any(|(_, record)| of(record))
         });
-        match known(&here) || known(&trashed) || in_trash {
+        match is_known(&here, data) || is_known(&trashed, data) || in_trash {
             true => Ok(()),
             false => Err(format!("the user's data in {data} has no record")),
         }
@@ -203,10 +229,16 @@ impl World {
             }
             return Err("afterwards the user's data is gone".to_owned());
         };
-        let Some(rest) = data.strip_prefix(&format!("/{TRASH}/")) else {
+        let place = data.trim_end_matches(&end).trim_start_matches('/');
+        let in_trash = place.strip_suffix("/data");
+        let begun = trashed(&disk).into_iter().find(|(at, record)| {
+            in_trash == Some(at) || record.data_dir.as_str().trim_matches('/') == place
+        });
+        // Otherwise it is where a volume has it, or was found.
+        let Some((entry, _)) = begun.filter(|_| !is_known(&volumes(&disk), place)) else {
             return Ok(());
         };
-        let entry = rest.split('/').next().unwrap_or_default().to_owned();
+        let entry = entry.rsplit('/').next().unwrap_or_default().to_owned();
         self.alone(fresh, |parts| async move { parts.bring_back(&entry).await });
         match self.disk().at(&format!("back{end}")) {
             Some(_) => Ok(()),

@@ -1,0 +1,348 @@
+//! Bringing removed volumes back.
+//!
+//! Who restores an entry of the trash takes its record first, by one RENAME of which only one succeeds:
+//!
+//! 1. MKDIR `trash/<entry>/restoring.<nonce>`;
+//! 2. RENAME `trash/<entry>/volume` to `restoring.<nonce>/from`: the entry is taken;
+//! 3. write `restoring.<nonce>/record.json`, which says under which name and where it comes back;
+//! 4. RENAME `trash/<entry>/data` to its place;
+//! 5. delete `from`;
+//! 6. RENAME `restoring.<nonce>` to `volumes/<name>`.
+//!
+//! Invariants: whoever restores writes only into a directory of its own, so nobody else's name gets
+//! into the record that comes back; what was taken stays in the entry until 6, and is taken by the next
+//! one that restores it in the same way, with what has moved by then. So a restore that was cut off is
+//! done again under any name, and one that is still under way fails at 6, since what it has taken is gone.
+//!
+//! Known limit: without a home share the record comes back into the state directory, which no RENAME
+//! guards; two such hosts that restore one entry within a moment may both have it.
+
+use std::sync::Arc;
+
+use super::error::CatalogError;
+use super::layout::{self, RESTORED_FROM, TRASH_DATA, TrashName};
+use super::trash::{self, TrashEntry};
+use super::{Catalog, Copy, data, share};
+use crate::mutant::{self, Mutant};
+use crate::nfs::address::SharePath;
+use crate::nfs::admin::{Admin, AdminError, AdminErrorKind};
+use crate::volume::{Record, VolumeName};
+
+/// How often data is looked for that another restore of the entry may be moving.
+const LOOKS: usize = 3;
+
+/// A restore that has an entry.
+pub(super) struct Restoring<'a> {
+    home: &'a Admin,
+    on: &'a Admin,
+    entry: &'a TrashEntry,
+    /// What comes back.
+    record: Record,
+    /// What was taken lies in here.
+    dir: SharePath,
+}
+
+impl Catalog {
+    /// Brings a removed volume back, under its own or another name.
+    ///
+    /// # Errors
+    /// [`CatalogError::NameTaken`] or [`CatalogError::PathTaken`] when something is in the way;
+    /// [`CatalogError::RestoredElsewhere`] when another host has the entry.
+    pub async fn restore(
+        &self,
+        home: &Admin,
+        on: &Admin,
+        entry: &TrashEntry,
+        name: Option<&VolumeName>,
+    ) -> Result<Arc<Record>, CatalogError> {
+        // A restore under another name that was cut off has written that one into the record.
+        let record = renamed(&entry.record, name.unwrap_or(&entry.name))?;
+        if self.is_only_here(&record.name) || share::read(home, &record.name).await?.is_some() {
+            return Err(CatalogError::NameTaken(record.name));
+        }
+        if self.home.is_some() {
+            self.catch_up(home).await?;
+        }
+        check_free(on, entry, &record).await?;
+        let mut restoring = Restoring::take(home, on, entry, record).await?;
+        fail::fail_point!("restore.taken", |_| crate::failpoint::die());
+        restoring.note().await?;
+        fail::fail_point!("restore.renamed", |_| crate::failpoint::die());
+        restoring.bring_data(self).await?;
+        fail::fail_point!("restore.data", |_| crate::failpoint::die());
+        let record = Arc::new(restoring.record.clone());
+        if self.home.is_some() {
+            restoring.publish().await?;
+            fail::fail_point!("restore.record", |_| crate::failpoint::die());
+            self.keep(record.clone(), None).await?;
+        } else {
+            restoring.check_taken().await?;
+            let copy = Copy {
+                record: record.clone(),
+                stamp: None,
+            };
+            tokio::task::block_in_place(|| self.only_here.put(copy))
+                .map_err(CatalogError::state("writing the volume's record"))?;
+            Self::purge(home, &entry.entry).await?;
+        }
+        trash::clear(home, entry).await;
+        if on.share() != home.share() && record.moves_data() {
+            trash::clear(on, entry).await;
+        }
+        Ok(record)
+    }
+}
+
+/// A record under another name.
+pub(super) fn renamed(record: &Record, name: &VolumeName) -> Result<Record, CatalogError> {
+    let mut record = record.clone();
+    if record.name != *name {
+        record.name = name.clone();
+        // A directory that was found, not made, never moved.
+        if record.made.is_some() {
+            record.data_dir = record.options.data_dir(name)?;
+        } else {
+            record.options.subdir = Some(record.data_dir.as_str().to_owned());
+        }
+    }
+    Ok(record)
+}
+
+fn data_of(entry: &TrashEntry) -> SharePath {
+    layout::trash().join(&entry.entry).join(TRASH_DATA)
+}
+
+fn in_the_way(on: &Admin, path: &SharePath) -> CatalogError {
+    CatalogError::PathTaken {
+        share: on.share().to_string(),
+        path: path.clone(),
+    }
+}
+
+/// Refuses before anything has moved if something is where the data is to come.
+async fn check_free(on: &Admin, entry: &TrashEntry, record: &Record) -> Result<(), CatalogError> {
+    // In this order: another restore may move it there in between.
+    let there = on.attr(&record.data_dir).await?;
+    match there.is_some() && on.attr(&data_of(entry)).await?.is_some() {
+        true => Err(in_the_way(on, &record.data_dir)),
+        false => Ok(()),
+    }
+}
+
+/// The record of an entry and the place of what a restore takes: its directory, or that of a restore
+/// that has begun.
+pub(super) async fn find(
+    home: &Admin,
+    entry: &TrashName,
+) -> Result<Option<(SharePath, Record)>, CatalogError> {
+    let volume = entry.path().join(layout::TRASH_VOLUME);
+    if let Some(record) = trash::record_in(home, &volume, &entry.volume).await? {
+        return Ok(Some((volume, record)));
+    }
+    for taken in begun(home, &entry.path()).await? {
+        if let Some(record) = records(home, &taken, &entry.volume)
+            .await?
+            .into_iter()
+            .next()
+        {
+            return Ok(Some((taken, record)));
+        }
+    }
+    Ok(None)
+}
+
+/// The directories of restores that have begun, whether or not they have taken the entry.
+async fn begun(home: &Admin, entry: &SharePath) -> Result<Vec<SharePath>, AdminError> {
+    let entries = home.list(entry).await?.unwrap_or_default();
+    let names = entries.iter().filter_map(|there| there.name.to_str());
+    let begun = names.filter(|name| name.starts_with(layout::RESTORING));
+    Ok(begun.map(|name| entry.join(name)).collect())
+}
+
+/// The records of a restore that has begun, and of those before it that were cut off.
+async fn records(
+    home: &Admin,
+    taken: &SharePath,
+    name: &VolumeName,
+) -> Result<Vec<Record>, CatalogError> {
+    let (mut found, mut at) = (Vec::new(), taken.clone());
+    while home.attr(&at).await?.is_some() {
+        found.extend(trash::record_in(home, &at, name).await?);
+        at = at.join(RESTORED_FROM);
+    }
+    Ok(found)
+}
+
+/// Removes what restores that took nothing have left in an entry.
+pub(super) async fn clear(home: &Admin, entry: &SharePath) -> Result<(), AdminError> {
+    for left in begun(home, entry).await? {
+        match home.remove_dir(&left).await {
+            Err(error) if !matches!(error.kind, AdminErrorKind::NotEmpty) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl<'a> Restoring<'a> {
+    /// Takes the entry, to bring it back as `record`.
+    pub(super) async fn take(
+        home: &'a Admin,
+        on: &'a Admin,
+        entry: &'a TrashEntry,
+        record: Record,
+    ) -> Result<Self, CatalogError> {
+        let nonce = match mutant::is_on(Mutant::RestoresShareADirectory) {
+            true => String::new(),
+            false => layout::random_id().map_err(CatalogError::state("random bytes"))?,
+        };
+        let dir = layout::trash().join(&entry.entry);
+        let dir = dir.join(&format!("{}{nonce}", layout::RESTORING));
+        let restoring = Self {
+            home,
+            on,
+            entry,
+            record,
+            dir,
+        };
+        let made = home.mkdir(&restoring.dir, 0o755).await;
+        made.map_err(|error| restoring.lost(error))?;
+        let from = restoring.dir.join(RESTORED_FROM);
+        let Err(error) = home.rename(&entry.at, &from).await else {
+            return Ok(restoring);
+        };
+        // The reply may have been lost.
+        if home.attr(&from).await?.is_some() {
+            return Ok(restoring);
+        }
+        if matches!(error.kind, AdminErrorKind::NotFound) {
+            let _ = home.remove_dir(&restoring.dir).await;
+        }
+        Err(restoring.lost(error))
+    }
+
+    /// The error of a call in an entry that another host has taken.
+    fn lost(&self, error: AdminError) -> CatalogError {
+        match error.kind {
+            AdminErrorKind::NotFound => CatalogError::RestoredElsewhere(self.entry.entry.clone()),
+            _ => error.into(),
+        }
+    }
+
+    /// Writes what comes back, before anything of it moves: what is cut off then is found again.
+    pub(super) async fn note(&self) -> Result<(), CatalogError> {
+        let file = self.dir.join(layout::RECORD);
+        let written = self.home.write(&file, &self.record.to_json()).await;
+        written.map(drop).map_err(|error| self.lost(error))
+    }
+
+    /// Makes sure that the entry is still this restore's.
+    async fn check_taken(&self) -> Result<(), CatalogError> {
+        match self.home.attr(&self.dir).await? {
+            Some(_) => Ok(()),
+            None => Err(CatalogError::RestoredElsewhere(self.entry.entry.clone())),
+        }
+    }
+
+    /// Brings the data back, from the entry or from where a restore that was cut off has moved it.
+    pub(super) async fn bring_data(&mut self, catalog: &Catalog) -> Result<(), CatalogError> {
+        let mut looks = 0..LOOKS;
+        let there = loop {
+            let moved = async {
+                self.gather(catalog).await?;
+                self.move_data().await
+            };
+            match moved.await {
+                // Moved in between, by a restore that has lost the entry and was at that step.
+                Err(error) if is_missing(&error) && looks.next().is_some() => {}
+                moved => break moved?,
+            }
+        };
+        // Where its number follows from the path, the directory has another one there.
+        if there != self.record.made {
+            self.record.made = there;
+            self.note().await?;
+        }
+        Ok(())
+    }
+
+    /// Moves data that another restore of the entry has moved to another place back into the entry.
+    async fn gather(&self, catalog: &Catalog) -> Result<(), CatalogError> {
+        let trashed = data_of(self.entry);
+        if !self.record.moves_data() || self.on.attr(&trashed).await?.is_some() {
+            return Ok(());
+        }
+        for before in records(self.home, &self.dir, &self.entry.name).await? {
+            let moved = &before.data_dir;
+            if *moved == self.record.data_dir {
+                continue;
+            }
+            let there = self.on.attr(moved).await?;
+            if there.is_none_or(|attr| before.made != Some(attr.fileid)) {
+                continue;
+            }
+            let used = Record {
+                name: self.record.name.clone(),
+                ..before.clone()
+            };
+            if !catalog.overlapping(&used).await.is_empty() {
+                return Err(in_the_way(self.on, moved));
+            }
+            self.on.rename(moved, &trashed).await?;
+            break;
+        }
+        Ok(())
+    }
+
+    /// Returns the number of the directory, if the driver made it.
+    async fn move_data(&self) -> Result<Option<u64>, CatalogError> {
+        let (on, record, from) = (self.on, &self.record, data_of(self.entry));
+        let there = on.attr(&record.data_dir).await?;
+        if on.attr(&from).await?.is_none() {
+            // Retained or found directories never moved; another restore may have moved it already.
+            return match there {
+                Some(attr) if record.made.is_none_or(|made| made == attr.fileid) => Ok(record.made),
+                _ => Err(data::gone(on, record)),
+            };
+        }
+        if there.is_some() {
+            return Err(in_the_way(on, &record.data_dir));
+        }
+        data::make_parents(on, &record.data_dir).await?;
+        on.rename(&from, &record.data_dir).await?;
+        let there = on.attr(&record.data_dir).await?;
+        Ok(there
+            .map(|attr| attr.fileid)
+            .filter(|_| record.made.is_some()))
+    }
+
+    /// Brings the record back; its data is in place.
+    pub(super) async fn publish(&self) -> Result<(), CatalogError> {
+        let (home, record) = (self.home, &self.record);
+        match share::delete_tree(home, &self.dir.join(RESTORED_FROM)).await {
+            // Taken by another host: the RENAME tells.
+            Err(error) if !matches!(error.kind, AdminErrorKind::NotFound) => {
+                return Err(error.into());
+            }
+            _ => {}
+        }
+        fail::fail_point!("restore.cleared", |_| crate::failpoint::die());
+        let Err(error) = home.rename(&self.dir, &layout::volume(&record.name)).await else {
+            return Ok(());
+        };
+        match share::read(home, &record.name).await? {
+            Some(there) if there.id == record.id => Ok(()),
+            Some(_) => Err(CatalogError::NameTaken(record.name.clone())),
+            None => Err(self.lost(error)),
+        }
+    }
+}
+
+/// Whether something was not where it was a moment ago.
+fn is_missing(error: &CatalogError) -> bool {
+    match error {
+        CatalogError::Share(error) => matches!(error.kind, AdminErrorKind::NotFound),
+        CatalogError::DataGone { .. } => true,
+        _ => false,
+    }
+}
