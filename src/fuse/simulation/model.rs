@@ -49,6 +49,8 @@ enum What {
 struct Change {
     host: usize,
     what: What,
+    /// It goes to the end, and covers nothing.
+    appends: bool,
     begun: Moment,
     /// When it returned; none while it may still happen.
     over: Option<Moment>,
@@ -146,6 +148,7 @@ impl Model {
         let change = Change {
             host,
             what,
+            appends: matches!(what, What::Append(_)),
             begun,
             over: None,
             done: false,
@@ -305,8 +308,12 @@ impl Model {
                 .iter()
                 .find(|(_, y)| y.covers(word) && of.is_none_or(|x| y.newer(x)))
         };
-        let unplaced = |change: &&Change| matches!(change.what, What::Append(_));
-        if let (View::Disk, Some(lost)) = (view, visible.iter().map(|(_, y)| *y).find(unplaced)) {
+        // Unless something that is not older covered an append before it was sent.
+        let unsent = |y: &&Change| {
+            matches!(y.what, What::Append(_))
+                && !changes.values().any(|z| !z.appends && !y.newer(z))
+        };
+        if let (View::Disk, Some(lost)) = (view, visible.iter().map(|(_, y)| *y).find(unsent)) {
             return Err(format!("{lost:?} was never sent"));
         }
         for (word, value) in (first..).zip(words) {
