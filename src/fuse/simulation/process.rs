@@ -69,6 +69,7 @@ impl Process {
     /// A request to the worker; as there, a killed caller's ends after a while.
     pub(super) async fn request<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
         let (fs, world) = (&self.host.fs, &self.host.world);
+        let what = std::any::type_name_of_val(&operation);
         let mut operation = std::pin::pin!(async { fs.too_late(operation.await).await });
         let begun = Instant::now();
         let timeout = u64::from(fs.options.io_timeout);
@@ -81,7 +82,7 @@ impl Process {
                     break Err(Errno(libc::EINTR));
                 }
                 Err(_) if timeout > 0 && begun.elapsed() > ends => {
-                    world.fail(format!("a request takes {:?}", begun.elapsed()));
+                    world.fail(format!("{what} takes {:?}", begun.elapsed()));
                     break Err(Errno(libc::EINTR));
                 }
                 Err(_) => {}
