@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use nfs3_types::nfs3::{
-    CREATE3args, LINK3args, NFS_PROGRAM, Nfs3Option, PROGRAM, READ3args, REMOVE3args, RENAME3args,
-    SETATTR3args, VERSION, WRITE3args, createhow3, filename3, nfsstat3,
+    CREATE3args, LINK3args, LOOKUP3args, NFS_PROGRAM, Nfs3Option, PROGRAM, READ3args, REMOVE3args,
+    RENAME3args, SETATTR3args, VERSION, WRITE3args, createhow3, filename3, nfsstat3,
 };
 use nfs3_types::rpc::opaque_auth;
 use nfs3_types::xdr_codec::{Opaque, Pack, Unpack};
@@ -223,9 +223,8 @@ impl Server {
             self.world.names.lock().unwrap().changed.extend(changed);
         }
         let status = u32::from_be_bytes(*reply[24..].first_chunk().unwrap_or(&[0; 4]));
-        if procedure_name == NFS_PROGRAM::NFSPROC3_WRITE && status == nfsstat3::NFS3ERR_STALE as u32
-        {
-            self.write_came_too_late(host, input);
+        if status == nfsstat3::NFS3ERR_STALE as u32 {
+            self.file_is_gone(host, procedure_name, input);
         }
         self.world.note(|| {
             let detail = describe(procedure_name, input);
@@ -245,9 +244,16 @@ impl Server {
         }
     }
 
-    /// The file of a WRITE is gone. NFS keeps no file that another host has open; one that the
-    /// same host has open is put out of the way, and its bytes may not be lost.
-    fn write_came_too_late(&self, host: usize, mut input: &[u8]) {
+    /// The file of a WRITE or COMMIT is gone. NFS keeps no file that another host has open; one
+    /// that the same host has open is put out of the way, and its bytes may not be lost.
+    fn file_is_gone(&self, host: usize, procedure: NFS_PROGRAM, mut input: &[u8]) {
+        let stores = matches!(
+            procedure,
+            NFS_PROGRAM::NFSPROC3_WRITE | NFS_PROGRAM::NFSPROC3_COMMIT
+        );
+        if !stores {
+            return;
+        }
         let file = id(&take::<nfs3_types::nfs3::nfs_fh3>(&mut input));
         let taker = self.takers.lock().unwrap().get(&file).copied();
         if taker.is_some_and(|taker| taker != host) || self.world.renames_late() {
@@ -382,6 +388,13 @@ fn refuse(reply: &mut Vec<u8>, status: nfsstat3) {
     }
 }
 
+/// A name; a hidden one without what chance made of it.
+fn shown(name: &[u8]) -> String {
+    let hidden = name.starts_with(b".nfs");
+    let length = if hidden { 20 } else { name.len() };
+    String::from_utf8_lossy(&name[..length.min(name.len())]).into_owned()
+}
+
 fn describe(procedure: NFS_PROGRAM, mut input: &[u8]) -> String {
     match procedure {
         NFS_PROGRAM::NFSPROC3_WRITE => {
@@ -397,25 +410,24 @@ fn describe(procedure: NFS_PROGRAM, mut input: &[u8]) -> String {
         }
         NFS_PROGRAM::NFSPROC3_RENAME => {
             let args = take::<RENAME3args<'_, '_>>(&mut input);
-            // Hidden names without what chance made of them.
-            let name = |name: &[u8]| {
-                let hidden = name.starts_with(b".nfs");
-                let known = if hidden {
-                    &name[..name.len().min(20)]
-                } else {
-                    name
-                };
-                String::from_utf8_lossy(known).into_owned()
-            };
-            format!(
-                "{} to {}",
-                name(args.from.name.as_ref()),
-                name(args.to.name.as_ref())
-            )
+            let (from, to) = (shown(args.from.name.as_ref()), shown(args.to.name.as_ref()));
+            format!("{from} to {to}")
         }
         NFS_PROGRAM::NFSPROC3_LINK => {
             let args = take::<LINK3args<'_>>(&mut input);
             format!("file {}", id(&args.file))
+        }
+        NFS_PROGRAM::NFSPROC3_REMOVE => {
+            let args = take::<REMOVE3args<'_>>(&mut input);
+            shown(args.object.name.as_ref())
+        }
+        NFS_PROGRAM::NFSPROC3_LOOKUP => {
+            let args = take::<LOOKUP3args<'_>>(&mut input);
+            shown(args.what.name.as_ref())
+        }
+        NFS_PROGRAM::NFSPROC3_CREATE => {
+            let args = take::<CREATE3args<'_>>(&mut input);
+            shown(args.where_.name.as_ref())
         }
         NFS_PROGRAM::NFSPROC3_GETATTR
         | NFS_PROGRAM::NFSPROC3_ACCESS
