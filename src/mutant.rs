@@ -130,6 +130,9 @@ mutants! {
     ReaddirplusOnly,
     /// A listing ends with an error when the server does not know its cookie any more.
     BadCookieEnds,
+    /// Two handles are taken for two files when it is looked whether a repeated LINK or RENAME had
+    /// been carried out.
+    HandlesAreFiles,
     /// A file whose id needs 64 bits has another node id each time.
     HighFileIdsAreOwn,
     /// Without attribute caches no file can be mapped shared on a kernel before 6.6.

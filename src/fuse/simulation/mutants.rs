@@ -128,6 +128,11 @@ const NAMED: &[(Mutant, &str, &str)] = &[
         "put_back(Mutant::BadCookieEnds)",
     ),
     (
+        Mutant::HandlesAreFiles,
+        "src/nfs/rpc/transport/tests.rs",
+        "put_back(Mutant::HandlesAreFiles)",
+    ),
+    (
         Mutant::HighFileIdsAreOwn,
         "src/fuse/inode.rs",
         "put_back(Mutant::HighFileIdsAreOwn)",

@@ -31,6 +31,7 @@ use super::table::Traffic;
 use super::transport::{MAX_IO, Settings, Transport};
 use super::xdr::{DecodeError, Decoder, Encoder};
 use super::{RpcError, auth};
+use crate::mutant::{self, Mutant};
 
 /// Pause after the first JUKEBOX; doubles up to [`JUKEBOX_AT_MOST`].
 const JUKEBOX: Duration = Duration::from_millis(100);
@@ -460,11 +461,22 @@ impl Nfs3 {
         }
         let mut body = answer.body;
         let wccs = decode::rename(&mut body).unwrap_or_default();
-        match (source, self.lookup(cred, to_dir, to_name).await) {
-            (Some(source), Ok(found)) if found.handle == *source => Ok(wccs),
-            // Had it been moved, it would be there, unless somebody has moved it on.
-            _ => Err(NfsError::Uncertain(nfsstat3::NFS3ERR_NOENT)),
-        }
+        let uncertain = |_| NfsError::Uncertain(nfsstat3::NFS3ERR_NOENT);
+        let found = self
+            .lookup(cred, to_dir, to_name)
+            .await
+            .map_err(uncertain)?;
+        let moved = match source {
+            Some(source) => self
+                .is_same(cred, source, &found)
+                .await
+                .map_err(uncertain)?,
+            None => false,
+        };
+        // Had it been moved, it would be there, unless somebody has moved it on.
+        moved
+            .then_some(wccs)
+            .ok_or(NfsError::Uncertain(nfsstat3::NFS3ERR_NOENT))
     }
 
     /// Gives `file` another name. If that name leads to `file` in answer to a repeated call, the
@@ -488,17 +500,32 @@ impl Nfs3 {
         if !answer.doubtful(nfsstat3::NFS3ERR_EXIST) {
             return self.results(answer, decode::link);
         }
-        match self.lookup(cred, dir, name).await {
-            Ok(found) if found.handle == *file => Ok(LinkOk {
-                attr: found.attr,
-                dir: Wcc {
-                    before: None,
-                    after: found.dir_attr,
-                },
-            }),
-            Ok(_) => Err(NfsError::Status(nfsstat3::NFS3ERR_EXIST)),
-            Err(_) => Err(NfsError::Uncertain(nfsstat3::NFS3ERR_EXIST)),
+        let uncertain = |_| NfsError::Uncertain(nfsstat3::NFS3ERR_EXIST);
+        let found = self.lookup(cred, dir, name).await.map_err(uncertain)?;
+        if !self.is_same(cred, file, &found).await.map_err(uncertain)? {
+            return Err(NfsError::Status(nfsstat3::NFS3ERR_EXIST));
         }
+        Ok(LinkOk {
+            attr: found.attr,
+            dir: Wcc {
+                before: None,
+                after: found.dir_attr,
+            },
+        })
+    }
+
+    /// Whether a name led to this file. One file may have several handles: that of a server with
+    /// `subtree_check` names the directory too.
+    async fn is_same(&self, cred: &Cred, file: &FileHandle, found: &LookupOk) -> Result<bool> {
+        if found.handle == *file || mutant::is_on(Mutant::HandlesAreFiles) {
+            return Ok(found.handle == *file);
+        }
+        let there = match found.attr {
+            Some(attr) => attr,
+            None => self.getattr(cred, &found.handle).await?,
+        };
+        let ours = self.getattr(cred, file).await?;
+        Ok((ours.fsid, ours.fileid) == (there.fsid, there.fileid))
     }
 
     /// Lists names from behind `cookie` (0 at first, with a zero `verf`); at most `count` bytes

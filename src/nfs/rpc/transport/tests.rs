@@ -599,6 +599,13 @@ fn found(handle: &FileHandle) -> Vec<u8> {
     encoder.buf.to_vec()
 }
 
+/// The answer to GETATTR of a file with this number.
+fn numbered(fileid: u32) -> (u32, nfsstat3, Vec<u8>) {
+    let mut attributes = [0; 21];
+    (attributes[0], attributes[14]) = (1, fileid);
+    (1, nfsstat3::NFS3_OK, words(&attributes))
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_repeated_removal_that_finds_nothing_has_succeeded() {
     use nfsstat3::{NFS3ERR_NOENT, NFS3ERR_NOTEMPTY};
@@ -644,13 +651,45 @@ async fn a_repeated_rename_is_settled_by_what_stands_at_the_new_name() {
     let first = (14, NFS3ERR_NOENT, words(&[0, 0, 0, 0]));
     let there = (3, NFS3_OK, found(&moved.unwrap()));
     assert!(after_a_loss(rename, &[first.clone(), there]).await.is_ok());
-    for lookup in [
+    let another = vec![
         (3, NFS3_OK, found(&other.unwrap())),
-        (3, NFS3ERR_NOENT, words(&[0])),
-    ] {
-        let outcome = after_a_loss(rename, &[first.clone(), lookup]).await;
+        numbered(8),
+        numbered(7),
+    ];
+    let nothing = vec![(3, NFS3ERR_NOENT, words(&[0]))];
+    for stands in [another, nothing] {
+        let answers = [vec![first.clone()], stands].concat();
+        let outcome = after_a_loss(rename, &answers).await;
         assert_eq!(outcome, Err(NfsError::Uncertain(NFS3ERR_NOENT)));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_with_two_handles_is_known_by_its_number() {
+    use nfsstat3::{NFS3_OK, NFS3ERR_EXIST, NFS3ERR_NOENT};
+    let cred = Cred::root();
+    let (dir, object, again) = (
+        file(),
+        FileHandle::new(b"object"),
+        FileHandle::new(b"again"),
+    );
+    let (object, again) = (object.unwrap(), again.unwrap());
+    let there = [(3, NFS3_OK, found(&again)), numbered(7), numbered(7)];
+    let link = async |nfs: &Nfs3| nfs.link(&cred, &object, &dir, b"n").await.map(drop);
+    let linked = [&[(15, NFS3ERR_EXIST, words(&[0, 0, 0]))][..], &there].concat();
+    let rename = async |nfs: &Nfs3| {
+        let (from, to) = ((&dir, &b"a"[..]), (&dir, &b"b"[..]));
+        nfs.rename(&cred, from, to, Some(&object)).await.map(drop)
+    };
+    let renamed = [&[(14, NFS3ERR_NOENT, words(&[0, 0, 0, 0]))][..], &there].concat();
+    assert_eq!(after_a_loss(link, &linked).await, Ok(()));
+    assert_eq!(after_a_loss(rename, &renamed).await, Ok(()));
+
+    let _back = mutant::put_back(Mutant::HandlesAreFiles);
+    let outcome = after_a_loss(link, &linked[..2]).await;
+    assert_eq!(outcome, Err(NfsError::Status(NFS3ERR_EXIST)));
+    let outcome = after_a_loss(rename, &renamed[..2]).await;
+    assert_eq!(outcome, Err(NfsError::Uncertain(NFS3ERR_NOENT)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -666,7 +705,8 @@ async fn a_repeated_creation_is_settled_where_that_is_possible() {
     let linked = (15, NFS3ERR_EXIST, words(&[0, 0, 0]));
     let outcome = after_a_loss(link, &[linked.clone(), lookup(&object)]).await;
     assert!(outcome.is_ok());
-    let outcome = after_a_loss(link, &[linked, lookup(&dir)]).await;
+    let another = [linked, lookup(&dir), numbered(8), numbered(7)];
+    let outcome = after_a_loss(link, &another).await;
     assert_eq!(outcome, Err(NfsError::Status(NFS3ERR_EXIST)));
 
     let symlink = async |nfs: &Nfs3| nfs.symlink(&cred, &dir, b"n", &[7], &set).await;
