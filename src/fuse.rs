@@ -41,6 +41,8 @@ mod read;
 mod rights;
 mod room;
 #[cfg(test)]
+mod scripted;
+#[cfg(test)]
 mod simulation;
 mod sys;
 mod task;

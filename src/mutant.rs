@@ -130,6 +130,8 @@ mutants! {
     ReaddirplusOnly,
     /// A listing ends with an error when the server does not know its cookie any more.
     BadCookieEnds,
+    /// A listing ends, as if it were whole, at an answer without entries that says there are more.
+    EmptyAnswersEnd,
     /// Two handles are taken for two files when it is looked whether a repeated LINK or RENAME had
     /// been carried out.
     HandlesAreFiles,

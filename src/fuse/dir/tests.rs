@@ -1,30 +1,18 @@
 //! Listings of a server that has one directory and habits of its own.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 
 use nfs3_types::nfs3::{
     FSINFO3resok, GETATTR3resok, NFS_PROGRAM as Proc, Nfs3Option, READDIR3args, READDIR3resok,
     READDIRPLUS3args, READDIRPLUS3resok, cookieverf3, dirlist3, dirlistplus3, entry3, entryplus3,
-    fattr3, filename3, ftype3, nfs_fh3, nfsstat3, nfstime3, specdata3,
+    filename3, ftype3, nfs_fh3, nfsstat3, nfstime3,
 };
-use nfs3_types::rpc::opaque_auth;
-use nfs3_types::xdr_codec::{List, Opaque, Pack, Unpack};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
-use tokio::sync::oneshot;
+use nfs3_types::xdr_codec::{List, Opaque, Unpack};
 
 use super::*;
-use crate::fuse::fs::Kernel;
-use crate::fuse::hidden::Hidden;
 use crate::fuse::inode::ROOT;
-use crate::fuse::known::Forgetting;
-use crate::fuse::options::FuseOptions;
+use crate::fuse::scripted::{Answers, PackAll, World, attributes, ok, refuse};
 use crate::mutant::put_back;
-use crate::nfs::rpc::Settings;
-use crate::nfs::rpc::connector::Connector;
-use crate::nfs::rpc::nfs3::Nfs3;
 
 /// The file id of the directory's `.`; the entries follow.
 const FILE_ID: u64 = 1 << 63 | 100;
@@ -42,6 +30,8 @@ struct Habits {
     strict: bool,
     /// It changes before each call.
     busy: bool,
+    /// Behind so many entries it answers with none, and that more follow.
+    stuck: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -50,7 +40,7 @@ struct Disk {
     habits: Habits,
     changes: u64,
     /// Calls by procedure.
-    calls: Vec<u32>,
+    calls: Vec<Proc>,
 }
 
 impl Disk {
@@ -73,51 +63,6 @@ impl Disk {
         self.changes += 1;
     }
 
-    fn answer(&mut self, procedure: u32, mut input: &[u8], out: &mut Vec<u8>) {
-        self.calls.push(procedure);
-        match Proc::try_from(procedure).unwrap() {
-            Proc::NFSPROC3_GETATTR => {
-                ok(out).pack_all(&GETATTR3resok {
-                    obj_attributes: attributes(ROOT, ftype3::NF3DIR),
-                });
-            }
-            Proc::NFSPROC3_FSINFO => ok(out).pack_all(&information()),
-            Proc::NFSPROC3_READDIRPLUS if self.habits.names_only => {
-                refuse(out, nfsstat3::NFS3ERR_NOTSUPP);
-            }
-            Proc::NFSPROC3_READDIRPLUS => {
-                let (args, _) = READDIRPLUS3args::unpack(&mut input).unwrap();
-                match self.page(args.cookie, args.cookieverf) {
-                    Ok((page, eof)) => ok(out).pack_all(&READDIRPLUS3resok {
-                        dir_attributes: Nfs3Option::None,
-                        cookieverf: self.verifier(),
-                        reply: dirlistplus3 {
-                            entries: List(page.iter().map(|n| self.plus(*n)).collect()),
-                            eof,
-                        },
-                    }),
-                    Err(status) => refuse(out, status),
-                }
-            }
-            Proc::NFSPROC3_READDIR => {
-                let (args, _) = READDIR3args::unpack(&mut input).unwrap();
-                match self.page(args.cookie, args.cookieverf) {
-                    Ok((page, eof)) => ok(out).pack_all(&READDIR3resok {
-                        dir_attributes: Nfs3Option::None,
-                        cookieverf: self.verifier(),
-                        reply: dirlist3 {
-                            entries: List(page.iter().map(|n| self.name(*n)).collect()),
-                            eof,
-                        },
-                    }),
-                    Err(status) => refuse(out, status),
-                }
-            }
-            // None of the others is needed to list a directory.
-            _ => refuse(out, nfsstat3::NFS3ERR_NOTSUPP),
-        }
-    }
-
     fn verifier(&self) -> cookieverf3 {
         cookieverf3((1 + self.changes).to_be_bytes())
     }
@@ -133,6 +78,9 @@ impl Disk {
         }
         if self.habits.strict && cookie != 0 && verifier != self.verifier() {
             return Err(nfsstat3::NFS3ERR_BAD_COOKIE);
+        }
+        if self.habits.stuck.is_some_and(|at| cookie >= at) {
+            return Ok((Vec::new(), false));
         }
         let from = usize::try_from(cookie).unwrap();
         let all = self.names.len() + 1;
@@ -175,41 +123,50 @@ impl Disk {
     }
 }
 
-trait PackAll {
-    fn pack_all(&mut self, value: &impl Pack);
-}
-
-impl PackAll for Vec<u8> {
-    fn pack_all(&mut self, value: &impl Pack) {
-        value.pack(self).unwrap();
-    }
-}
-
-fn ok(out: &mut Vec<u8>) -> &mut Vec<u8> {
-    out.pack_all(&nfsstat3::NFS3_OK);
-    out
-}
-
-fn refuse(out: &mut Vec<u8>, status: nfsstat3) {
-    out.pack_all(&status);
-    out.pack_all(&false);
-}
-
-fn attributes(fileid: u64, type_: ftype3) -> fattr3 {
-    fattr3 {
-        type_,
-        mode: 0o755,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        size: 0,
-        used: 0,
-        rdev: specdata3::default(),
-        fsid: 1,
-        fileid,
-        atime: nfstime3::default(),
-        mtime: nfstime3::default(),
-        ctime: nfstime3::default(),
+impl Answers for Disk {
+    fn answer(&mut self, procedure: Proc, mut input: &[u8], out: &mut Vec<u8>) {
+        self.calls.push(procedure);
+        match procedure {
+            Proc::NFSPROC3_GETATTR => {
+                ok(out).pack_all(&GETATTR3resok {
+                    obj_attributes: attributes(ROOT, ftype3::NF3DIR),
+                });
+            }
+            Proc::NFSPROC3_FSINFO => ok(out).pack_all(&information()),
+            Proc::NFSPROC3_READDIRPLUS if self.habits.names_only => {
+                refuse(out, nfsstat3::NFS3ERR_NOTSUPP);
+            }
+            Proc::NFSPROC3_READDIRPLUS => {
+                let (args, _) = READDIRPLUS3args::unpack(&mut input).unwrap();
+                match self.page(args.cookie, args.cookieverf) {
+                    Ok((page, eof)) => ok(out).pack_all(&READDIRPLUS3resok {
+                        dir_attributes: Nfs3Option::None,
+                        cookieverf: self.verifier(),
+                        reply: dirlistplus3 {
+                            entries: List(page.iter().map(|n| self.plus(*n)).collect()),
+                            eof,
+                        },
+                    }),
+                    Err(status) => refuse(out, status),
+                }
+            }
+            Proc::NFSPROC3_READDIR => {
+                let (args, _) = READDIR3args::unpack(&mut input).unwrap();
+                match self.page(args.cookie, args.cookieverf) {
+                    Ok((page, eof)) => ok(out).pack_all(&READDIR3resok {
+                        dir_attributes: Nfs3Option::None,
+                        cookieverf: self.verifier(),
+                        reply: dirlist3 {
+                            entries: List(page.iter().map(|n| self.name(*n)).collect()),
+                            eof,
+                        },
+                    }),
+                    Err(status) => refuse(out, status),
+                }
+            }
+            // None of the others is needed to list a directory.
+            _ => refuse(out, nfsstat3::NFS3ERR_NOTSUPP),
+        }
     }
 }
 
@@ -229,74 +186,7 @@ fn information() -> FSINFO3resok {
     }
 }
 
-/// Connects to the disk.
-#[derive(Debug, Clone)]
-struct Wire(Arc<Mutex<Disk>>);
-
-impl Connector for Wire {
-    type Reader = ReadHalf<DuplexStream>;
-    type Writer = WriteHalf<DuplexStream>;
-
-    async fn connect(&self, _: SocketAddr, _: usize) -> io::Result<(Self::Reader, Self::Writer)> {
-        let (ours, mut theirs) = tokio::io::duplex(1 << 20);
-        let disk = Arc::clone(&self.0);
-        tokio::spawn(async move {
-            // Until the client closes.
-            while let Ok(mark) = theirs.read_u32().await {
-                let mut call = vec![0; (mark & 0x7fff_ffff) as usize];
-                theirs.read_exact(&mut call).await.unwrap();
-                let mut input = call.as_slice();
-                let header: [u32; 6] = std::array::from_fn(|_| u32::unpack(&mut input).unwrap().0);
-                for _ in ["credential", "verifier"] {
-                    opaque_auth::unpack(&mut input).unwrap();
-                }
-                let mut reply = Vec::new();
-                for word in [header[0], 1, 0, 0, 0, 0] {
-                    reply.pack_all(&word);
-                }
-                disk.lock().unwrap().answer(header[5], input, &mut reply);
-                let length = u32::try_from(reply.len()).unwrap() | 0x8000_0000;
-                theirs.write_u32(length).await.unwrap();
-                theirs.write_all(&reply).await.unwrap();
-            }
-        });
-        Ok(tokio::io::split(ours))
-    }
-}
-
-#[derive(Debug)]
-struct NoCaches;
-
-impl Kernel for NoCaches {
-    fn drop_attributes(&self, _: u64) {}
-    fn drop_pages(&self, _: u64) {}
-    fn drop_range(&self, _: u64, _: u64, _: u64, _: oneshot::Sender<()>) {}
-    fn forget_unused(&self, _: Forgetting) {}
-}
-
-struct World {
-    fs: Arc<Fs>,
-    disk: Arc<Mutex<Disk>>,
-    _run_dir: tempfile::TempDir,
-}
-
-impl World {
-    async fn new(disk: Disk) -> Self {
-        let disk = Arc::new(Mutex::new(disk));
-        let settings = Settings::new(([192, 0, 2, 1], 2049).into());
-        let nfs = Nfs3::over(&settings, Wire(Arc::clone(&disk))).unwrap();
-        let root = FileHandle::new(&ROOT.to_be_bytes()).unwrap();
-        let run_dir = tempfile::tempdir().unwrap();
-        let hidden = Hidden::new(run_dir.path(), "listed");
-        let options = FuseOptions::default();
-        let fs = Fs::start(nfs, root, options, Arc::new(NoCaches), hidden);
-        Self {
-            fs: fs.await.unwrap(),
-            disk,
-            _run_dir: run_dir,
-        }
-    }
-
+impl World<Disk> {
     fn open(&self) -> OpenDir {
         OpenDir::new(self.fs.inode(ROOT).unwrap())
     }
@@ -333,9 +223,9 @@ impl World {
     }
 
     fn count(&self, procedure: Proc) -> usize {
-        let disk = self.disk.lock().unwrap();
+        let disk = self.server.lock().unwrap();
         let calls = disk.calls.iter();
-        calls.filter(|call| **call == procedure as u32).count()
+        calls.filter(|call| **call == procedure).count()
     }
 }
 
@@ -401,7 +291,7 @@ async fn a_listing_goes_back_and_begins_again() {
     assert_eq!(later[0].name, "name0029");
     let back = world.some(&dir, first[1].cookie, 100).await.unwrap();
     assert_eq!(back[0].name, first[2].name);
-    world.disk.lock().unwrap().make("new");
+    world.server.lock().unwrap().make("new");
     let again = world.some(&dir, 0, 3).await.unwrap();
     assert_eq!(again[1].name, "new");
 }
@@ -411,11 +301,12 @@ const STRICT: Habits = Habits {
     bare: None,
     strict: true,
     busy: false,
+    stuck: None,
 };
 
 /// Lists by requests for `most` entries while somebody makes a file after each; what was there
 /// before is to be listed once.
-async fn listed_while_others_make_files(world: &World, most: usize) -> Result<usize> {
+async fn listed_while_others_make_files(world: &World<Disk>, most: usize) -> Result<usize> {
     let dir = world.open();
     let (mut all, mut offset) = (Vec::<Item>::new(), 0);
     loop {
@@ -424,7 +315,7 @@ async fn listed_while_others_make_files(world: &World, most: usize) -> Result<us
         offset = last.cookie;
         all.extend(some);
         let name = format!("made{}", all.len());
-        world.disk.lock().unwrap().make(&name);
+        world.server.lock().unwrap().make(&name);
     }
     let listed = names(&all);
     Ok(listed
@@ -456,10 +347,10 @@ async fn everything_is_removed_where_that_loses_the_cookie() {
         let Some(last) = some.last() else { break };
         offset = last.cookie;
         for item in some {
-            world.disk.lock().unwrap().remove(&item.name);
+            world.server.lock().unwrap().remove(&item.name);
         }
     }
-    assert!(world.disk.lock().unwrap().names.is_empty());
+    assert!(world.server.lock().unwrap().names.is_empty());
 }
 
 #[tokio::test]
@@ -477,9 +368,23 @@ async fn a_cookie_that_is_lost_all_the_time_is_an_error() {
     let world = World::new(Disk::with(60, STRICT)).await;
     let dir = world.open();
     world.some(&dir, 0, 3).await.unwrap();
-    world.disk.lock().unwrap().make("new");
+    world.server.lock().unwrap().make("new");
     let error = world.some(&dir, 30, 3).await.unwrap_err();
     assert_eq!(error, Errno(libc::EIO));
+}
+
+#[tokio::test]
+async fn an_answer_without_entries_is_not_the_end_unless_it_says_so() {
+    let stuck = Habits {
+        stuck: Some(20),
+        ..Habits::default()
+    };
+    let world = World::new(Disk::with(40, stuck)).await;
+    assert_eq!(world.all(5, 5).await.unwrap_err(), Errno(libc::EIO));
+
+    let _back = put_back(Mutant::EmptyAnswersEnd);
+    let world = World::new(Disk::with(40, stuck)).await;
+    assert_eq!(names(&world.all(5, 5).await.unwrap()).len(), 3 * PAGE);
 }
 
 #[tokio::test]

@@ -128,6 +128,11 @@ const NAMED: &[(Mutant, &str, &str)] = &[
         "put_back(Mutant::BadCookieEnds)",
     ),
     (
+        Mutant::EmptyAnswersEnd,
+        "src/fuse/dir/tests.rs",
+        "put_back(Mutant::EmptyAnswersEnd)",
+    ),
+    (
         Mutant::HandlesAreFiles,
         "src/nfs/rpc/transport/tests.rs",
         "put_back(Mutant::HandlesAreFiles)",
