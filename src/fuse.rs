@@ -30,6 +30,8 @@ mod glue;
 mod hidden;
 mod inode;
 mod known;
+#[cfg(test)]
+mod liberties;
 mod make;
 mod names;
 mod open;

@@ -197,6 +197,8 @@ impl Cached {
             let new = Stamp::from(&attr);
             match (answer.before, call) {
                 _ if hides_others(call) => own.told_blindly(new),
+                //= 1813-2.6-wcc: Attributes from before a call that are not those last known tell
+                //= of a change by somebody else.
                 (Some(before), _) => own.told(at, before.into(), new),
                 (None, Own::Written) => own.told_blindly(new),
                 // To be explained like a look.
@@ -209,6 +211,7 @@ impl Cached {
 
     /// The outcome of the own call numbered `asked` will never be known.
     pub(super) fn lost(&mut self, asked: u64, at: u64) -> Verdict {
+        //= 1813-3.3.2-partly: “A failed SETATTR may partially change a file's attributes.”
         if !mutant::is_on(Mutant::LostCallsChangeNothing) {
             self.expire(at);
         }
@@ -392,6 +395,7 @@ pub(super) mod tests {
         assert_eq!(own.size(&known.cached), 8);
     }
 
+    //= test 1813-3.3.2-size
     #[test]
     fn an_answer_from_before_an_own_cut_does_not_lengthen_the_file() {
         let mut known = Known::new(attr(100, 1));
@@ -436,6 +440,7 @@ pub(super) mod tests {
         known.cached.is_expired()
     }
 
+    //= test 1813-3.3.2-partly
     #[test]
     fn only_what_is_asked_after_a_call_was_given_up_tells_what_became_of_it() {
         assert!(is_in_doubt_after_an_old_answer());

@@ -183,6 +183,7 @@ impl Item {
 
     /// The kernel cannot be told a node for it.
     pub(super) fn is_bare(&self) -> bool {
+        //= 1813-3.3.17-bare: An entry may come without attributes, and without a handle.
         !self.is_dots() && self.handle.zip(self.attr).is_none()
     }
 
@@ -263,6 +264,7 @@ impl Fs {
                 stream.resume = last.cookie;
                 stream.end = answer.eof;
             }
+            //= 1813-3.3.16-end: Only eof says that a directory has no more entries.
             None if answer.eof || mutant::is_on(Mutant::EmptyAnswersEnd) => stream.end = true,
             // Nothing tells where to go on, and there is more.
             None => return Err(Errno(libc::EIO)),
@@ -287,6 +289,8 @@ impl Fs {
         stream: &Stream,
     ) -> std::result::Result<ReaddirPlusOk, NfsError> {
         let cookie = stream.resume;
+        //= 1813-3.3.16-cookie: “For subsequent READDIRs, the client must present both the cookie
+        //= and the corresponding cookie verifier.”
         let verifier = if cookie == 0 { [0; 8] } else { stream.verifier };
         let answer = self.read_dir(cred, dir, cookie, verifier).await;
         if verifier != [0; 8] && answer.as_ref().is_err_and(is_bad_cookie) {

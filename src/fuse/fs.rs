@@ -163,6 +163,8 @@ impl Fs {
     ) -> std::result::Result<Arc<Self>, crate::nfs::rpc::NfsError> {
         let cred = Cred::root();
         let attr = nfs.getattr(&cred, &root).await?;
+        //= 1813-3.3.19-fsinfo: “The client should retrieve FSINFO information for each mount
+        //= completed.”
         let info = nfs.fsinfo(&cred, &root).await?;
         let size = |asked: Option<u32>, preferred: u32, most: u32| {
             // A preference below the most is often a relic; a large one is a server's that
@@ -171,7 +173,11 @@ impl Fs {
             asked.unwrap_or(MAX_IO).min(most).clamp(512, MAX_IO)
         };
         let sizes = Sizes {
+            //= 1813-3.3.6-rtmax: “count must be less than or equal to the value of the rtmax
+            //= field”
             read: size(options.rsize, info.rtpref, info.rtmax),
+            //= 1813-3.3.7-wtmax: “The size of data must be less than or equal to the value of the
+            //= wtmax field”
             write: size(options.wsize, info.wtpref, info.wtmax),
             list: info.dtpref.clamp(32 * 1024, 128 * 1024),
         };
@@ -418,6 +424,8 @@ impl Fs {
         if let Some(size) = change.set.size {
             let mut state = inode.state();
             let data = state.data();
+            //= 1813-3.3.2-size: “A client must account for this as size changes can result in
+            //= data deletion.”
             data.held.cut(size);
             data.own_size.cut(size, self.tick());
         }

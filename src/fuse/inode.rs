@@ -32,6 +32,8 @@ const OWN_IDS: u64 = 1 << 63;
 /// The node id for a file id of the server. The kernel takes 0 and the root's for something else.
 pub(super) fn node_id(fileid: u64) -> u64 {
     match fileid & !OWN_IDS {
+        //= 1813-3.3.16-zero: “UNIX clients should be careful to map zero fileid values to some
+        //= other value”
         low @ ..=ROOT => !OWN_IDS - low,
         id => id,
     }
@@ -497,6 +499,15 @@ mod tests {
             inodes.forget(inode.ino, 1);
         }
         ids
+    }
+
+    //= test 1813-3.3.16-zero
+    #[test]
+    fn no_file_has_the_id_of_nothing_or_of_the_root() {
+        for fileid in [0, ROOT, OWN_IDS, OWN_IDS | ROOT] {
+            assert!((ROOT + 1..OWN_IDS).contains(&node_id(fileid)), "{fileid}");
+        }
+        assert_ne!(node_id(0), node_id(ROOT));
     }
 
     #[test]

@@ -193,8 +193,12 @@ impl Fs {
             mtime: SetTime::Server,
             ..set
         };
+        //= 1813-3.3.8-setattr: “Once the client has performed a successful exclusive create, it
+        //= must issue a SETATTR to set the correct file attributes.”
         let wcc = self.nfs.setattr(cred, &handle, &set, None).await?;
         made.handle = Some(handle);
+        //= 1813-3.3.8-attributes: “Until it does so, it should not rely upon any of the file
+        //= attributes”
         made.attr = wcc.after;
         Ok(made)
     }

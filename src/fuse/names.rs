@@ -70,6 +70,8 @@ impl Fs {
         let dir = self.inode(parent)?;
         let _replaces = self.replacing.read().await;
         if let Some(target) = self.open_target(cred, parent, name) {
+            //= 1813-3.3.12-open: “the client should take steps to make sure that the file will
+            //= still be accessible”
             self.hide(cred, &dir, name, &target.inode).await?;
             return Ok(());
         }
@@ -299,6 +301,7 @@ impl Fs {
         target: &Inode,
     ) -> Result<()> {
         let (dir, new_name) = to;
+        //= 1813-3.3.14-atomic: “The RENAME operation must be atomic to the client.”
         let (hidden, linked) = match self.keep(cred, dir, target).await {
             Ok(hidden) => (hidden, true),
             // No hard links there: the name is free for a moment.

@@ -107,6 +107,8 @@ impl Fs {
             _ => access::READ | access::MODIFY | access::EXTEND,
         };
         let asked = self.tick();
+        //= 1813-3.3.4-who: “The NFS version 3 protocol client should use the effective
+        //= credentials of the user”
         let answer = self.nfs.access(cred, &inode.handle, wanted).await?;
         match answer.attr {
             Some(attr) => self.absorb(inode, attr, asked),

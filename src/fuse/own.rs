@@ -175,6 +175,7 @@ mod tests {
         assert!(!own.is_foreign() && !own.is_in_doubt() && own.is_over());
     }
 
+    //= test 1813-2.6-wcc
     #[test]
     fn a_gap_in_the_chain_is_another_hosts_once_nothing_can_fill_it() {
         let mut own = over(&[1, 2]);

@@ -169,6 +169,8 @@ impl Fs {
         }
         let mut whole = BytesMut::with_capacity(size as usize);
         whole.extend_from_slice(&first.data);
+        //= 1813-3.3.6-short: “If the server returns less than the count requested and eof set to
+        //= FALSE, the client should issue another READ to get the remaining data.”
         while (whole.len() as u64) < u64::from(size) {
             // Less than `size`, which is a u32.
             let done = u32::try_from(whole.len()).map_err(|_| Errno(libc::EIO))?;

@@ -449,6 +449,7 @@ fn seeds() -> Range<u64> {
     })
 }
 
+//= test 1813-3.3.21-verf
 #[test]
 fn nothing_is_lost_and_everything_ends() {
     if let Ok(seed) = std::env::var("NFSVOL_SIM_SEED") {

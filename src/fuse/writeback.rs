@@ -152,6 +152,8 @@ impl Fs {
         let known = state.data();
         let failed = match answer {
             Ok(ok) => {
+                //= 1813-3.3.7-committed: “If stable was FILE_SYNC, then committed must also be
+                //= FILE_SYNC: anything else constitutes a protocol violation.”
                 let durable = ok.committed != Stable::Unstable;
                 known.held.sent(id, ok.count as usize, ok.verf, durable);
                 known.careful = false;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 /// The longest name of a directory entry that NFS servers take, in bytes (NAME_MAX).
 const MAX_COMPONENT: usize = 255;
 /// The longest export or path, in bytes (MNTPATHLEN, RFC 1813 appendix I).
+//= 1813-I-path: A path that is mounted has at most 1024 bytes.
 const MAX_PATH: usize = 1024;
 
 /// Why a share or a path below it was refused.
@@ -311,6 +312,7 @@ mod tests {
         );
     }
 
+    //= test 1813-I-path
     #[test]
     fn what_is_no_share_is_refused_with_its_reason() {
         for text in [
@@ -324,6 +326,9 @@ mod tests {
         ] {
             assert!(text.parse::<Share>().is_err(), "{text}");
         }
+        let long = format!("nas:/{}", "a".repeat(MAX_PATH));
+        assert!(long[..long.len() - 1].parse::<Share>().is_ok());
+        assert!(long.parse::<Share>().is_err());
         let error = "nas:/a/../b".parse::<Share>().unwrap_err();
         assert_eq!(error.to_string(), "path \"/a/../b\": holds `..`");
     }

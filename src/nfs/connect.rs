@@ -171,6 +171,7 @@ impl Wire {
     /// Reads the next record, joins its fragments, and looks at its lengths.
     async fn receive(&mut self) -> io::Result<()> {
         let mut record = vec![0; 4];
+        //= 5531-11-fragments: “A record is composed of one or more record fragments.”
         for _ in 0..MAX_FRAGMENTS {
             let header = self.stream.read_u32().await?;
             let length = (header & 0x7fff_ffff) as usize;
@@ -190,6 +191,8 @@ impl Wire {
                 let joined = u32::try_from(end - 4).unwrap_or(u32::MAX) | 0x8000_0000;
                 record[..4].copy_from_slice(&joined.to_be_bytes());
                 self.record = record.into();
+                //= 4506-4.10-length: “It is an error to encode a length greater than the maximum
+                //= described in the specification.”
                 let checked = bounds::check(self.called, self.record.slice(4..));
                 if let Err(error) = checked
                     && !mutant::is_on(Mutant::LengthsTrusted)
@@ -261,6 +264,7 @@ async fn connect_reserved(to: SocketAddr) -> io::Result<TcpStream> {
 /// AUTH_UNIX as root of this host (RFC 5531 appendix A).
 pub(crate) fn credential() -> opaque_auth<'static> {
     let name = rustix::system::uname();
+    //= 5531-A-machine: The machine name of a credential has at most 255 bytes.
     // The RFC's limit for a machine name.
     let name = name
         .nodename()

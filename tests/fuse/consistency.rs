@@ -268,6 +268,7 @@ fn exclusive(lab: &'static Lab) -> Result {
     Ok(())
 }
 
+//= test 1813-3.3.14-atomic
 fn opened_while_replaced(lab: &'static Lab) -> Result {
     const OPENS: usize = 3000;
     let host = Host::mount(nas(lab)?, "reopened", "")?;
@@ -346,6 +347,7 @@ done",
     )
 }
 
+//= test 1813-3.3.12-open
 fn deleted_open(lab: &'static Lab) -> Result {
     let (a, b) = two(lab, "deleted")?;
     let contents = |file: &File| -> Result<String> {

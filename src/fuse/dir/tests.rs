@@ -254,6 +254,7 @@ async fn a_server_without_readdirplus_is_asked_by_readdir_from_then_on() {
     assert_eq!(world.all(4, 4).await.unwrap_err(), Errno(libc::EOPNOTSUPP));
 }
 
+//= test 1813-3.3.17-bare
 #[tokio::test]
 async fn entries_that_the_server_tells_nothing_of_are_listed() {
     let habits = Habits {
@@ -324,6 +325,7 @@ async fn listed_while_others_make_files(world: &World<Disk>, most: usize) -> Res
         .count())
 }
 
+//= test 1813-3.3.16-cookie
 #[tokio::test]
 async fn a_lost_cookie_is_no_end() {
     for most in [3, PAGE, 100] {
@@ -373,6 +375,7 @@ async fn a_cookie_that_is_lost_all_the_time_is_an_error() {
     assert_eq!(error, Errno(libc::EIO));
 }
 
+//= test 1813-3.3.16-end
 #[tokio::test]
 async fn an_answer_without_entries_is_not_the_end_unless_it_says_so() {
     let stuck = Habits {

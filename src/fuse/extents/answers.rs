@@ -19,12 +19,18 @@ impl<C: Clone + PartialEq> Held<C> {
         self.split(upto);
         let order = self.tick();
         for at in self.of_flight(&out) {
+            //= 1813-3.3.7-short: “If the server writes less than count bytes, the client should
+            //= issue another WRITE to write the remaining data.”
             if at >= upto {
                 self.set_state(at, State::Unsent);
                 self.send_again(at);
             } else if durable {
                 self.make_durable(at);
             } else {
+                //= 1813-3.3.21-dirty: “After a buffer is written with stable UNSTABLE, it must be
+                //= considered as dirty by the client system until it is either flushed via a
+                //= COMMIT operation or written via a WRITE operation with stable set to FILE_SYNC
+                //= or DATA_SYNC.”
                 self.set_state(at, State::Written { verifier, order });
             }
         }
@@ -102,6 +108,8 @@ impl<C: Clone + PartialEq> Held<C> {
         let mut lost = false;
         for at in self.written_before(begun) {
             match self.segments.get(&at).map(|segment| segment.state) {
+                //= 1813-3.3.21-verf: “This information is required so that the client can safely
+                //= determine whether the server could have lost cached data.”
                 Some(State::Written { verifier, .. }) if verifier == now => self.make_durable(at),
                 _ => {
                     self.set_state(at, State::Unsent);

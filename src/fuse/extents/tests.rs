@@ -117,6 +117,9 @@ fn settle(held: &mut Held<u8>, server: &mut Server) {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    //= test 1813-3.3.7-short
+    //= test 1813-3.3.21-dirty
+    //= test 1813-3.3.21-verf
     #[test]
     fn what_writers_wrote_is_what_readers_see_and_what_the_disk_gets(steps in steps()) {
         let room = Arc::new(Room::default());
@@ -255,6 +258,7 @@ fn small_writes_in_a_row_make_one_call() {
     assert!(held.take(u64::MAX).is_none());
 }
 
+//= test 1813-3.3.2-size
 #[test]
 fn a_cut_forgets_what_lies_beyond() {
     let room = Arc::new(Room::default());

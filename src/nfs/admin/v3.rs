@@ -310,6 +310,8 @@ impl V3 {
         let route = Arc::new(Route {
             nfs,
             root,
+            //= 1813-3.3.6-rtmax: “count must be less than or equal to the value of the rtmax
+            //= field”
             read: size(reached.fsinfo.map(|info| info.rtmax)),
             write: size(reached.fsinfo.map(|info| info.wtmax)),
         });
@@ -392,6 +394,7 @@ macro_rules! on_session {
                 loop {
                     let mut $session = Session::open($self).await?;
                     match $call.await {
+                        //= 1813-2.6-stale: A stale handle leads to nothing any more.
                         Err(AdminErrorKind::Stale) if round < STALE_ROUNDS => {
                             $self.forget_all(round);
                             round += 1;

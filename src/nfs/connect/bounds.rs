@@ -177,6 +177,7 @@ mod tests {
             assert_eq!(check(*call, reply(good)), Ok(()), "{call:?}");
             assert!(check(*call, reply(bad)).is_err(), "{call:?}");
         }
+        //= test 5531-8.2-verifier
         // The verifier in the header.
         let header = [7, 1, 0, 0, HUGE, 0].map(u32::to_be_bytes).concat();
         assert!(check(nfs(n), header.into()).is_err());
@@ -225,6 +226,7 @@ mod tests {
         answer.err().unwrap().to_string()
     }
 
+    //= test 4506-4.10-length
     #[tokio::test]
     async fn a_length_is_looked_at_before_memory_is_taken_for_it() {
         let told = DecodeError::to_string(

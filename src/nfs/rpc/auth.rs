@@ -53,6 +53,7 @@ pub(super) struct Machine {
 impl Machine {
     /// A name beyond 255 bytes is cut.
     pub(super) fn new(name: &str, stamp: u32) -> Self {
+        //= 5531-A-machine: The machine name of a credential has at most 255 bytes.
         let name = &name.as_bytes()[..name.len().min(MAX_MACHINE_NAME)];
         Self {
             name: Bytes::copy_from_slice(name),
@@ -62,6 +63,7 @@ impl Machine {
 
     /// Writes the credential and an empty verifier.
     pub(super) fn encode(&self, cred: &Cred, out: &mut Encoder) {
+        //= 5531-A-groups: A credential has at most 16 groups.
         let groups = &cred.groups[..cred.groups.len().min(MAX_GROUPS)];
         out.u32(auth_flavor::AUTH_UNIX as u32);
         let length_at = out.buf.len();
@@ -76,6 +78,7 @@ impl Machine {
         }
         let length = u32::try_from(out.buf.len() - length_at - 4).unwrap_or(0);
         out.buf[length_at..length_at + 4].copy_from_slice(&length.to_be_bytes());
+        //= 5531-A-none: The verifier beside the credential is AUTH_NONE.
         out.u32(auth_flavor::AUTH_NULL as u32).u32(0);
     }
 }
@@ -95,6 +98,9 @@ mod tests {
     use super::*;
 
     proptest! {
+        //= test 5531-A-machine
+        //= test 5531-A-groups
+        //= test 5531-A-none
         #[test]
         fn what_is_sent_is_what_nfs3_types_reads(
             name in "\\PC{0,300}", stamp: u32, uid: u32, gid: u32,

@@ -37,6 +37,8 @@ static ZEROES: [u8; 3] = [0; 3];
 impl Request {
     /// All bytes, in order, as slices that share their memory.
     pub fn chunks(&self) -> impl Iterator<Item = Bytes> {
+        //= 4506-3-padding: “the n bytes are followed by enough (0 to 3) residual zero bytes, r,
+        //= to make the total byte count a multiple of 4”
         let padding = Bytes::from_static(&ZEROES[..padding(self.payload.len())]);
         [self.head.clone(), self.payload.clone(), padding]
             .into_iter()
@@ -81,6 +83,8 @@ impl Draft {
         let mut out = Encoder {
             buf: BytesMut::with_capacity(HEAD_CAPACITY),
         };
+        //= 5531-9-rpcvers: “In version 2 of the RPC protocol specification, rpcvers MUST be equal
+        //= to 2.”
         // The record mark and the xid are filled in later.
         out.u32(0).u32(0).u32(0).u32(RPC_VERSION_2);
         out.u32(program.number).u32(program.version).u32(procedure);
@@ -135,6 +139,7 @@ impl Draft {
     #[must_use]
     pub fn seal(mut self, xid: u32) -> Request {
         let length = u32::try_from(self.len() - 4).unwrap_or(fragment_header::MASK);
+        //= 5531-11-one-record: “One RPC message fits into one RM record.”
         let mark = fragment_header::new(length & fragment_header::MASK, true);
         self.head[..XID_AT].copy_from_slice(&mark.into_xdr_buf());
         self.head[XID_AT..XID_AT + 4].copy_from_slice(&xid.to_be_bytes());
@@ -205,6 +210,7 @@ pub fn reply_xid(record: &Bytes) -> Option<u32> {
     const REPLY: u32 = 1;
     let mut decoder = Decoder::new(record.clone());
     let xid = decoder.u32().ok()?;
+    //= 5531-9-reply: What is no reply is not taken for one.
     (decoder.u32() == Ok(REPLY)).then_some(xid)
 }
 
@@ -238,8 +244,11 @@ pub fn reply_results(record: Bytes) -> Result<Result<Decoder, Refusal>, DecodeEr
         }
     }
     let _flavor = decoder.u32()?;
+    //= 5531-8.2-verifier: The body of a verifier is at most 400 bytes long.
     decoder.opaque("the verifier", MAX_VERIFIER)?;
     match decoder.u32()? {
+        //= 5531-9-refused: A reply tells why a call was not carried out (rejected, or one of five
+        //= reasons); each is told apart from a result.
         0 => Ok(Ok(decoder)),
         1 => Ok(Err(Refusal::ProgramUnavailable)),
         2 => Ok(Err(Refusal::Version {
@@ -253,5 +262,43 @@ pub fn reply_results(record: Bytes) -> Result<Result<Decoder, Refusal>, DecodeEr
             what: "accept_stat",
             value,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a reply comes to whose header ends in these words.
+    fn read(words: &[u32]) -> Result<Result<usize, Refusal>, DecodeError> {
+        let header = [7, 1].iter().chain(words);
+        let bytes: Vec<u8> = header.flat_map(|word| word.to_be_bytes()).collect();
+        let results = reply_results(bytes.into())?;
+        Ok(results.map(|results| results.remaining()))
+    }
+
+    //= test 5531-9-refused
+    #[test]
+    fn each_refusal_is_told_apart() {
+        assert_eq!(read(&[0, 0, 0, 0, 9]), Ok(Ok(4)));
+        let accepted = [
+            Refusal::ProgramUnavailable,
+            Refusal::Version { low: 4, high: 5 },
+            Refusal::ProcedureUnavailable,
+            Refusal::Arguments,
+            Refusal::System,
+        ];
+        for (stat, refusal) in (1..).zip(accepted) {
+            assert_eq!(read(&[0, 0, 0, stat, 4, 5]), Ok(Err(refusal)));
+        }
+        assert_eq!(read(&[1, 0, 2, 2]), Ok(Err(Refusal::RpcVersion)));
+        assert_eq!(read(&[1, 1, 5]), Ok(Err(Refusal::Auth(5))));
+        for (words, what, value) in [
+            (&[2][..], "reply_stat", 2),
+            (&[0, 0, 0, 6], "accept_stat", 6),
+            (&[1, 2], "reject_stat", 2),
+        ] {
+            assert_eq!(read(words), Err(DecodeError::Value { what, value }));
+        }
     }
 }

@@ -150,6 +150,7 @@ impl<C: Connector, F: Fn() -> C> Mountd<F> {
                 path: path.to_owned(),
                 status,
             }),
+            //= 1813-I-flavours: The client uses a flavour that the server names.
             Ok(m) if !m.flavours.is_empty() && !m.flavours.contains(&AUTH_UNIX) => {
                 Err(MountError::Flavours {
                     path: path.to_owned(),
@@ -313,6 +314,7 @@ mod tests {
         mountd.mount(Ports::default(), "/export").await
     }
 
+    //= test 1813-I-flavours
     #[tokio::test(start_paused = true)]
     async fn an_export_is_found_through_the_port_mapper() {
         let mounted = mount(&[(111, &[700]), (700, &[0, 4, 0xabcd_ef01, 2, 1, 0])]).await;
@@ -326,6 +328,8 @@ mod tests {
         );
     }
 
+    //= test 1813-2.6-handle
+    //= test 1813-I-flavours
     #[tokio::test(start_paused = true)]
     async fn what_stands_in_the_way_is_told() {
         let cases: [(Results, i32, &str); 7] = [

@@ -135,6 +135,8 @@ impl Nfs3 {
             let mut body = reply.results;
             let status = body.u32().map_err(|e| self.malformed(e))?;
             let again = tokio::time::Instant::now() + pause;
+            //= 1813-2.6-jukebox: “The client should wait and then try the request with a new RPC
+            //= transaction ID.”
             if status == nfsstat3::NFS3ERR_JUKEBOX as u32
                 && deadline.is_none_or(|deadline| again.into_std() < deadline)
             {
@@ -517,6 +519,7 @@ impl Nfs3 {
     /// Whether a name led to this file. One file may have several handles: that of a server with
     /// `subtree_check` names the directory too.
     async fn is_same(&self, cred: &Cred, file: &FileHandle, found: &LookupOk) -> Result<bool> {
+        //= 1813-2.6-handles: Two handles that differ may be of one file.
         if found.handle == *file || mutant::is_on(Mutant::HandlesAreFiles) {
             return Ok(found.handle == *file);
         }
@@ -641,6 +644,8 @@ impl Nfs3 {
 impl Answer {
     /// Whether this status may be the consequence of the call's own first execution.
     fn doubtful(&self, consequence: Nfs3Status) -> bool {
+        //= 1813-4.5-repeat: What failed when it was repeated may have been done the first time:
+        //= REMOVE, RENAME, LINK and CREATE are not idempotent.
         self.retransmitted && self.status == consequence as u32
     }
 }

@@ -83,6 +83,7 @@ impl RecordDecoder {
                     self.joined.extend_from_slice(&fragment);
                     return Ok(Some(self.joined.split().freeze()));
                 }
+                //= 5531-11-fragments: “A record is composed of one or more record fragments.”
                 (false, _) => self.joined.extend_from_slice(&fragment),
             }
         }
@@ -118,6 +119,7 @@ mod tests {
     }
 
     proptest! {
+        //= test 5531-11-fragments
         #[test]
         fn records_survive_any_fragments_and_any_reads(
             records in proptest::collection::vec(

@@ -258,6 +258,8 @@ impl<T> CallTable<T> {
     /// The connection is lost: everything is to be sent again. Returns whether the connection
     /// had answered any call.
     pub fn disconnected(&mut self) -> bool {
+        //= 5531-5-repeat: A call that is repeated keeps its transaction ID, so that the server
+        //= can tell it from a new one.
         let mut all: Vec<(u64, u32)> = Vec::with_capacity(self.calls.len());
         for (xid, call) in &mut self.calls {
             call.resend = None;
@@ -359,6 +361,7 @@ mod tests {
             .collect()
     }
 
+    //= test 5531-5-repeat
     #[test]
     fn a_lost_connection_repeats_unanswered_calls_in_order_under_their_xids() {
         let now = Instant::now();

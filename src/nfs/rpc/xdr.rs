@@ -81,6 +81,7 @@ impl Decoder {
         match self.u32()? {
             0 => Ok(false),
             1 => Ok(true),
+            //= 4506-4.4-bool: A boolean is 0 or 1.
             value => Err(DecodeError::Value {
                 what: "boolean",
                 value,
@@ -106,6 +107,8 @@ impl Decoder {
                 self.rest.advance(self.rest.len() - left);
                 Ok(value)
             }
+            //= 4506-4.3-enum: “It is an error to encode as an enum any integer other than those
+            //= that have been given assignments in the enum declaration.”
             Err(CodecError::InvalidEnumValue(value)) => Err(DecodeError::Value {
                 what: T::NAME,
                 value,
@@ -122,6 +125,7 @@ impl Decoder {
         &mut self,
         read: impl FnOnce(&mut Self) -> Result<T, DecodeError>,
     ) -> Result<Option<T>, DecodeError> {
+        //= 4506-4.15-union: Behind a discriminant stands the arm that it selects, and only that.
         if self.bool()? {
             Ok(Some(read(self)?))
         } else {
@@ -135,6 +139,8 @@ impl Decoder {
     /// [`DecodeError::TooLong`] beyond the limit, [`DecodeError::Truncated`] beyond the record.
     pub fn opaque(&mut self, what: &'static str, limit: usize) -> Result<Bytes, DecodeError> {
         let length = self.u32()? as usize;
+        //= 4506-4.10-length: “It is an error to encode a length greater than the maximum
+        //= described in the specification.”
         if length > limit {
             return Err(DecodeError::TooLong {
                 what,
@@ -182,6 +188,8 @@ impl Encoder {
         self.buf
             .put_u32(u32::try_from(data.len()).unwrap_or(u32::MAX));
         self.buf.put_slice(data);
+        //= 4506-3-padding: “the n bytes are followed by enough (0 to 3) residual zero bytes, r,
+        //= to make the total byte count a multiple of 4”
         self.buf.put_bytes(0, padding(data.len()));
         self
     }
@@ -207,6 +215,7 @@ mod tests {
 
     use super::*;
 
+    //= test 4506-4.10-length
     #[test]
     fn opaque_data_is_bounded_by_its_limit_and_by_the_record() {
         let mut huge = Decoder::new(Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4]));
@@ -223,6 +232,22 @@ mod tests {
         );
     }
 
+    //= test 4506-4.3-enum
+    //= test 4506-4.4-bool
+    //= test 4506-4.15-union
+    #[test]
+    fn what_no_type_has_is_refused() {
+        let decoder = |word: u32| Decoder::new(Bytes::copy_from_slice(&word.to_be_bytes()));
+        let refused = |what, value| DecodeError::Value { what, value };
+        assert_eq!(decoder(2).bool(), Err(refused("boolean", 2)));
+        let arm = decoder(2).option(Decoder::u32);
+        assert_eq!(arm, Err(refused("boolean", 2)));
+        assert_eq!(decoder(0).option(Decoder::u32), Ok(None));
+        assert_eq!(decoder(1).option(Decoder::u32), Err(DecodeError::Truncated));
+        let kind = decoder(8).fixed::<fattr3>().map(drop);
+        assert_eq!(kind, Err(refused(fattr3::NAME, 8)));
+    }
+
     #[test]
     fn opaque_data_shares_the_records_memory() {
         let record = Bytes::from_static(&[0, 0, 0, 5, b'h', b'e', b'l', b'l', b'o', 0, 0, 0, 9]);
@@ -233,6 +258,7 @@ mod tests {
     }
 
     proptest! {
+        //= test 4506-3-padding
         #[test]
         fn opaque_data_comes_back(data in proptest::collection::vec(any::<u8>(), 0..70), after: u32) {
             let mut encoder = Encoder { buf: BytesMut::new() };

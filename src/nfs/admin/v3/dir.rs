@@ -62,6 +62,8 @@ impl Session<'_> {
                 page => page?,
             };
             let before = place.cookie;
+            //= 1813-3.3.16-cookie: “For subsequent READDIRs, the client must present both the
+            //= cookie and the corresponding cookie verifier.”
             place.verifier = page.verifier;
             for (cookie, name, attr) in page.entries {
                 place.cookie = cookie;
@@ -84,6 +86,7 @@ impl Session<'_> {
             if page.end {
                 return Ok(entries);
             }
+            //= 1813-3.3.16-end: Only eof says that a directory has no more entries.
             if place.cookie == before {
                 let text = "READDIR: no way forward".to_owned();
                 return Err(AdminErrorKind::Protocol(text));

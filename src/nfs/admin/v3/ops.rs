@@ -194,6 +194,8 @@ impl Session<'_> {
             let got: READ3resok<'_> = self
                 .call::<_, _, READ3resfail>(read, &args, Effect::Repeatable)
                 .await?;
+            //= 1813-3.3.6-short: “If the server returns less than the count requested and eof set
+            //= to FALSE, the client should issue another READ to get the remaining data.”
             contents.extend_from_slice(&got.data);
             if contents.len() > limit {
                 return Err(AdminErrorKind::TooLarge(limit));
@@ -369,6 +371,8 @@ impl Session<'_> {
             mtime: set_mtime::SET_TO_SERVER_TIME,
             ..sattr3::default()
         };
+        //= 1813-3.3.8-setattr: “Once the client has performed a successful exclusive create, it
+        //= must issue a SETATTR to set the correct file attributes.”
         self.setattr(file, attributes).await
     }
 
@@ -383,6 +387,8 @@ impl Session<'_> {
     async fn write_all(&mut self, file: &nfs_fh3, contents: &[u8]) -> Outcome<Nfs3Option<fattr3>> {
         let (mut written, mut after) = (0, Nfs3Option::None);
         while written < contents.len() {
+            //= 1813-3.3.7-wtmax: “The size of data must be less than or equal to the value of the
+            //= wtmax field”
             let most = (contents.len() - written).min(self.route.write as usize);
             let part = &contents[written..written + most];
             let args = WRITE3args {
@@ -402,11 +408,15 @@ impl Session<'_> {
                     done.count
                 )));
             }
+            //= 1813-3.3.7-committed: “If stable was FILE_SYNC, then committed must also be
+            //= FILE_SYNC: anything else constitutes a protocol violation.”
             if done.committed != stable_how::FILE_SYNC {
                 return Err(AdminErrorKind::Protocol(
                     "WRITE: not on stable storage".to_owned(),
                 ));
             }
+            //= 1813-3.3.7-short: “If the server writes less than count bytes, the client should
+            //= issue another WRITE to write the remaining data.”
             written += done.count as usize;
             after = done.file_wcc.after;
         }

@@ -135,6 +135,8 @@ impl<'a> Session<'a> {
             let reply = self.exchange::<_, Nfs3Result<T, E>>(number, args).await?;
             match reply {
                 Ok(Nfs3Result::Ok(value)) => return Ok(value),
+                //= 1813-2.6-jukebox: “The client should wait and then try the request with a new
+                //= RPC transaction ID.”
                 Ok(Nfs3Result::Err((nfsstat3::NFS3ERR_JUKEBOX, _))) => {
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
@@ -143,6 +145,8 @@ impl<'a> Session<'a> {
                 Err(RpcError::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {
                     // What broke this connection has broken the others: a new one tells why.
                     self.v3.close_idle();
+                    //= 1813-4.5-repeat: What failed when it was repeated may have been done the
+                    //= first time: REMOVE, RENAME, LINK and CREATE are not idempotent.
                     if !again {
                         return Err(AdminErrorKind::Unknown.into());
                     }

@@ -196,6 +196,7 @@ async fn a_share_over_nfs3_does_what_every_share_does() {
     scenarios::all(&lab.admin).await;
 }
 
+//= test 1813-4.5-repeat
 #[tokio::test]
 async fn a_change_whose_reply_is_lost_is_unknown_and_never_somebody_elses() {
     let Some(lab) = lab().await else { return };
@@ -316,6 +317,7 @@ fn cpu_time() -> Duration {
     Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
 }
 
+//= test 1813-2.6-jukebox
 #[tokio::test]
 async fn a_server_that_puts_calls_off_is_asked_again() {
     let Some(lab) = lab().await else { return };
@@ -364,6 +366,7 @@ async fn a_server_without_readdirplus_is_listed_by_readdir_from_then_on() {
     assert_eq!(lab.admin.attr(&at("d")).await.unwrap(), None);
 }
 
+//= test 1813-3.3.16-cookie
 #[tokio::test]
 async fn a_listing_whose_place_is_lost_begins_anew_and_not_for_ever() {
     let Some(lab) = lab().await else { return };
@@ -457,6 +460,7 @@ async fn what_a_call_has_found_is_left_behind_when_it_is_renamed_or_gone() {
     assert_eq!(contents.as_deref(), Some(&b"2"[..]));
 }
 
+//= test 1813-2.6-stale
 #[tokio::test]
 async fn a_kept_handle_that_went_stale_is_looked_up_anew() {
     let Some(lab) = lab().await else { return };

@@ -36,6 +36,8 @@ impl FileHandle {
     }
 
     pub(in crate::nfs::rpc) fn decode(decoder: &mut Decoder) -> Result<Self, DecodeError> {
+        //= 1813-2.6-handle: A handle is opaque, of at most 64 bytes; two that are equal, byte by
+        //= byte, are of one file.
         let bytes = decoder.opaque("a file handle", NFS3_FHSIZE)?;
         Self::new(&bytes).ok_or(DecodeError::Content("a file handle is too long"))
     }
@@ -43,6 +45,8 @@ impl FileHandle {
 
 impl PartialEq for FileHandle {
     fn eq(&self, other: &Self) -> bool {
+        //= 1813-2.6-handle: A handle is opaque, of at most 64 bytes; two that are equal, byte by
+        //= byte, are of one file.
         self.as_bytes() == other.as_bytes()
     }
 }
@@ -270,6 +274,8 @@ impl Stable {
             0 => Ok(Self::Unstable),
             1 => Ok(Self::DataSync),
             2 => Ok(Self::FileSync),
+            //= 4506-4.3-enum: “It is an error to encode as an enum any integer other than those
+            //= that have been given assignments in the enum declaration.”
             value => Err(DecodeError::Value {
                 what: "stable_how",
                 value,

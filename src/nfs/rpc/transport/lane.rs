@@ -400,6 +400,8 @@ impl<C: Connector> Driver<C> {
                 "the server sent something that is no reply",
             ));
         };
+        //= 5531-9-xid: “The xid of a REPLY message always matches that of the initiating CALL
+        //= message.”
         let waiting = self.lane.table().reply(xid);
         if let Some(call) = waiting {
             let _ = call.slot.send(Outcome::Reply {

@@ -59,11 +59,13 @@ impl Peer {
     /// The next call; `None` when the client has gone.
     async fn next(&mut self) -> Option<Seen> {
         let mark = self.0.read_u32().await.ok()?;
+        //= test 5531-11-one-record
         assert!(mark & 0x8000_0000 != 0, "calls come in one fragment");
         let mut record = vec![0; (mark & 0x7fff_ffff) as usize];
         self.0.read_exact(&mut record).await.ok()?;
         let mut d = Decoder::new(record.into());
         let xid = d.u32().unwrap();
+        //= test 5531-9-rpcvers
         let header = [(); 4].map(|()| d.u32().unwrap());
         assert_eq!(header, [0, 2, 100_003, 3]);
         let procedure = d.u32().unwrap();
@@ -150,6 +152,7 @@ fn target(number: u8) -> Vec<u8> {
     results
 }
 
+//= test 5531-9-xid
 #[tokio::test(start_paused = true)]
 async fn replies_find_their_callers_in_any_order() {
     let (nfs, mut server) = start(|_| {});
@@ -181,6 +184,7 @@ async fn dropping_a_call_forgets_that_call_only() {
     assert_eq!(next.await.unwrap().unwrap().as_ref(), [3]);
 }
 
+//= test 5531-5-repeat
 #[tokio::test(start_paused = true)]
 async fn after_a_lost_connection_calls_are_repeated_under_their_xids() {
     let (nfs, mut server) = start(|_| {});
@@ -295,6 +299,7 @@ async fn a_record_over_the_cap_fails_its_call_and_loses_the_connection_for_the_o
     assert_eq!(good.await.unwrap().unwrap().as_ref(), [9]);
 }
 
+//= test 5531-9-reply
 #[tokio::test(start_paused = true)]
 async fn what_is_no_reply_loses_the_connection() {
     let (nfs, mut server) = start(|_| {});
@@ -334,6 +339,7 @@ async fn a_malformed_reply_fails_its_call_and_keeps_the_connection() {
     assert_eq!(call.await.unwrap().unwrap_err().errno(), libc::EACCES);
 }
 
+//= test 4506-3-padding
 #[tokio::test(start_paused = true)]
 async fn data_arrives_whole_in_both_directions() {
     let (nfs, mut server) = start(|_| {});
@@ -386,6 +392,7 @@ async fn more_data_than_was_asked_for_is_refused() {
     assert_eq!(reading.await.unwrap().unwrap_err().errno(), libc::EIO);
 }
 
+//= test 1813-2.6-jukebox
 #[tokio::test(start_paused = true)]
 async fn jukebox_is_tried_again_as_a_new_call_until_the_deadline() {
     const JUKEBOX: u32 = 10_008;
@@ -606,6 +613,7 @@ fn numbered(fileid: u32) -> (u32, nfsstat3, Vec<u8>) {
     (1, nfsstat3::NFS3_OK, words(&attributes))
 }
 
+//= test 1813-4.5-repeat
 #[tokio::test(start_paused = true)]
 async fn a_repeated_removal_that_finds_nothing_has_succeeded() {
     use nfsstat3::{NFS3ERR_NOENT, NFS3ERR_NOTEMPTY};
@@ -639,6 +647,7 @@ async fn a_removal_that_finds_nothing_at_once_has_failed() {
     );
 }
 
+//= test 1813-4.5-repeat
 #[tokio::test(start_paused = true)]
 async fn a_repeated_rename_is_settled_by_what_stands_at_the_new_name() {
     use nfsstat3::{NFS3_OK, NFS3ERR_NOENT};
@@ -664,6 +673,7 @@ async fn a_repeated_rename_is_settled_by_what_stands_at_the_new_name() {
     }
 }
 
+//= test 1813-2.6-handles
 #[tokio::test(start_paused = true)]
 async fn a_file_with_two_handles_is_known_by_its_number() {
     use nfsstat3::{NFS3_OK, NFS3ERR_EXIST, NFS3ERR_NOENT};
@@ -692,6 +702,7 @@ async fn a_file_with_two_handles_is_known_by_its_number() {
     assert_eq!(outcome, Err(NfsError::Uncertain(NFS3ERR_NOENT)));
 }
 
+//= test 1813-4.5-repeat
 #[tokio::test(start_paused = true)]
 async fn a_repeated_creation_is_settled_where_that_is_possible() {
     use nfsstat3::{NFS3_OK, NFS3ERR_EXIST};
