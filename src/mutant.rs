@@ -94,6 +94,9 @@ mutants! {
     LateOpensDoNotWait,
     /// A call that came too late for what a name led to leaves no trace.
     LateLooksAreForgotten,
+    /// Names are made beside a rename into the same directory whose program was killed, and which
+    /// replaces them when the server gets to it.
+    KilledRenamesReplaceLater,
     /// When a program is killed in a rename or unlink, opens no longer wait for its outcome.
     KilledRenamesAreForgotten,
     /// What is known of a file stays good when an own call ends with an unknown outcome.

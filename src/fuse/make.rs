@@ -10,9 +10,20 @@ use super::attr::now;
 use super::error::{Errno, Result};
 use super::fs::{Changing, Entry, Fs, Opened, check_name};
 use super::inode::Inode;
-use super::open::Opening;
+use super::open::{Opening, settled};
 
 impl Fs {
+    /// A directory into which no rename of this host is under way. The kernel lets no program make a
+    /// name beside a rename, but a rename goes on when its program is killed, and would replace what
+    /// was made meanwhile.
+    async fn dir_to_make_in(&self, parent: u64) -> Result<Arc<Inode>> {
+        let dir = self.inode(parent)?;
+        if !mutant::is_on(Mutant::KilledRenamesReplaceLater) {
+            settled(&dir).await;
+        }
+        Ok(dir)
+    }
+
     /// Turns the answer of an operation that made something into an entry.
     async fn made(
         &self,
@@ -46,7 +57,7 @@ impl Fs {
         mode: u32,
     ) -> Result<Entry> {
         check_name(name)?;
-        let dir = self.inode(parent)?;
+        let dir = self.dir_to_make_in(parent).await?;
         let changing = self.change(&dir);
         let made = self
             .nfs
@@ -63,7 +74,7 @@ impl Fs {
         target: &[u8],
     ) -> Result<Entry> {
         check_name(name)?;
-        let dir = self.inode(parent)?;
+        let dir = self.dir_to_make_in(parent).await?;
         let changing = self.change(&dir);
         let set = with_mode(0o777);
         let made = self
@@ -83,7 +94,7 @@ impl Fs {
         rdev: u32,
     ) -> Result<Entry> {
         check_name(name)?;
-        let dir = self.inode(parent)?;
+        let dir = self.dir_to_make_in(parent).await?;
         let changing = self.change(&dir);
         let (major, minor) = (
             (rdev >> 8) & 0xfff,
@@ -117,7 +128,7 @@ impl Fs {
         flags: i32,
     ) -> Result<(Entry, Opened)> {
         check_name(name)?;
-        let dir = self.inode(parent)?;
+        let dir = self.dir_to_make_in(parent).await?;
         let changing = self.change(&dir);
         let mut set = with_mode(mode);
         let exclusive = flags & libc::O_EXCL != 0;
@@ -211,7 +222,7 @@ impl Fs {
         name: &[u8],
     ) -> Result<Entry> {
         check_name(name)?;
-        let (inode, dir) = (self.inode(ino)?, self.inode(parent)?);
+        let (inode, dir) = (self.inode(ino)?, self.dir_to_make_in(parent).await?);
         let changing = (self.change(&inode), self.change(&dir));
         let linked = self
             .nfs

@@ -253,6 +253,7 @@ impl Fs {
             // Nothing in NFSv3 exchanges two names in one step.
             _ => return Err(Errno(libc::EINVAL)),
         }
+        let _arrives = Going::new(&to);
         let _replaces = self.replacing.read().await;
         let source = self.inodes.named(parent, name);
         if self.is_shy() {

@@ -66,7 +66,8 @@ impl Drop for Opening {
     }
 }
 
-/// Takes a name of a file away that nobody has open; opens wait for it.
+/// Takes a name of a file away that nobody has open; opens wait for it. Or, of a directory: brings
+/// a name into it; whatever makes another one waits for it.
 #[derive(Debug)]
 pub(super) struct Going<'a>(&'a Inode);
 
@@ -85,7 +86,7 @@ impl Drop for Going<'_> {
 }
 
 /// Waits until no call of ours takes a name of the file away: the file may be gone then.
-async fn settled(inode: &Inode) {
+pub(super) async fn settled(inode: &Inode) {
     loop {
         let progress = inode.progress().notified();
         tokio::pin!(progress);

@@ -48,6 +48,11 @@ const NAMED: &[(Mutant, &str, &str)] = &[
         "put_back(Mutant::CreateTellsOldAttributes)",
     ),
     (
+        Mutant::KilledRenamesReplaceLater,
+        "src/fuse/simulation/steps.rs",
+        "put_back(Mutant::KilledRenamesReplaceLater)",
+    ),
+    (
         Mutant::DirtyByNodeId,
         "src/fuse/simulation/steps.rs",
         "put_back(Mutant::DirtyByNodeId)",

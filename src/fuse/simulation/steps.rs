@@ -272,6 +272,38 @@ async fn opens_wait_for_a_rename_whose_program_was_killed() {
     assert_eq!(killed_rename().await, [false, false]);
 }
 
+/// What the server has of a file that is made and written after the program was killed that moves
+/// another one to the same name, while the server lets that wait.
+async fn made_after_a_killed_rename() -> Option<Vec<u8>> {
+    let bench = Bench::new(Habits::default()).await;
+    let (_, _, new) = bench.create(b"new", libc::O_WRONLY).await;
+    bench.fs.release(new).await;
+    let busy = (
+        NFS_PROGRAM::NFSPROC3_RENAME,
+        Some(nfsstat3::NFS3ERR_JUKEBOX),
+    );
+    bench.server.orders.lock().unwrap().push_back(busy);
+    let (fs, cred) = (Arc::clone(&bench.fs), bench.cred.clone());
+    let (from, to) = ((1, &b"new"[..]), (1, &b"file"[..]));
+    let rename = tokio::spawn(async move { fs.rename(&cred, from, to, 0).await });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    rename.abort();
+    assert!(rename.await.is_err());
+    let (_, file, open) = bench.create(b"file", libc::O_WRONLY).await;
+    assert!(matches!(bench.write(&file, 0, b"made"), Quick::Done));
+    // The rename has been carried out by then.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let _ = bench.fs.fsync(open).await;
+    bench.content(&file)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_rename_replaces_nothing_that_is_made_after_it() {
+    assert_eq!(made_after_a_killed_rename().await, Some(b"made".to_vec()));
+    let _back = put_back(Mutant::KilledRenamesReplaceLater);
+    assert_eq!(made_after_a_killed_rename().await, None);
+}
+
 /// What becomes of the second try of an open whose file was replaced before, while the server lets
 /// the next rename to the same name wait. The first try was an open, or a look at the attributes.
 async fn open_between_renames(looks: bool) -> Result<(), Errno> {
