@@ -14,8 +14,10 @@
 //! one that restores it in the same way, with what has moved by then. So a restore that was cut off is
 //! done again under any name, and one that is still under way fails at 6, since what it has taken is gone.
 //!
-//! Known limit: without a home share the record comes back into the state directory, which no RENAME
-//! guards; two such hosts that restore one entry within a moment may both have it.
+//! Known limits: without a home share the record comes back into the state directory, which no RENAME
+//! guards; two such hosts that restore one entry within a moment may both have it. A server that restarts
+//! between 3 and 6 and has lost what it had acknowledged may leave a volume whose record is in `from`, and
+//! its data in the trash.
 
 use std::sync::Arc;
 

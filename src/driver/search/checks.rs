@@ -217,8 +217,13 @@ impl World {
         };
         for _ in 0..2 {
             for call in [create, Do::Mount("db"), Do::Unmount("db"), Do::Remove("db")] {
-                self.does(fresh, call)
-                    .map_err(|error| format!("afterwards: {call:?}: {error}"))?;
+                let mut done = self.does(fresh, call);
+                if done.is_err() && matches!(self.fault, Some(Mishap::Death { .. })) {
+                    // It has seen nothing yet of how long the dead host is silent.
+                    self.pass(60, None);
+                    done = self.does(fresh, call);
+                }
+                done.map_err(|error| format!("afterwards: {call:?}: {error}"))?;
             }
         }
         let disk = self.disk();
