@@ -12,8 +12,9 @@ use crate::{EXCLUSIVE, EXPORT, Host, fresh, nas};
 
 /// Of each race: who is faster is another one each time.
 const ROUNDS: usize = 5;
-/// How long a Mount of these hosts waits for an exclusive volume.
-const DEADLINE: Duration = Duration::from_secs(3);
+/// How long a Mount of these hosts may take, so that one waits for an exclusive volume for some seconds
+/// less; a busy machine takes one to start a worker.
+const DEADLINE: Duration = Duration::from_secs(6);
 /// Some polls of these hosts.
 const GONE: Duration = Duration::from_secs(5);
 /// The hosts, and the server that they share.
