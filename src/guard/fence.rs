@@ -32,7 +32,9 @@ use crate::mount::holders::{self, User};
 const ROUND: Duration = Duration::from_millis(20);
 /// After this the rest is left as it is, and said.
 const LIMIT: Duration = Duration::from_secs(15);
-/// How long one unmount may take: it waits for no data any more.
+/// So many rounds without a waiting process of this program, because one goes from call to call.
+const QUIET: u32 = 5;
+/// How long one unmount may take, and what has to come before it: it waits for no data any more.
 const UNMOUNT: Duration = Duration::from_secs(2);
 
 /// The file systems of the kernel's NFS client, mounted or not: version, server, port, device, …
@@ -157,6 +159,7 @@ impl Work {
         self.cut();
         self.done = Some(now());
         self.wait_for_ends();
+        self.let_our_own_go();
         // The last unmount may wait for the server, with nothing of the volume's data.
         self.root = None;
         self.unmount(&self.task.share_place.clone());
@@ -253,6 +256,21 @@ impl Work {
             !poll(&mut shown, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
         });
         self.ending.is_empty()
+    }
+
+    /// The daemon writes a volume back when its container has ended. What it is at gets its error here,
+    /// as all others did: nobody can end a call of a file system that is mounted nowhere.
+    fn let_our_own_go(&self) {
+        let deadline = Instant::now() + UNMOUNT;
+        let mut quiet = 0;
+        while quiet < QUIET && Instant::now() < deadline {
+            self.end_calls();
+            std::thread::sleep(ROUND);
+            quiet = match holders::another_of_us_waits() {
+                true => 0,
+                false => quiet + 1,
+            };
+        }
     }
 
     /// Has the kernel's client send all it has, and ends every call that would.

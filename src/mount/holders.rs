@@ -299,6 +299,39 @@ pub fn users(device: DeviceId, own: &[&Path]) -> io::Result<Vec<User>> {
     Ok(users)
 }
 
+/// Whether a thread of another process of this program waits in the kernel without being able to go
+/// on (state D of proc_pid_stat(5)), as one does whose call to a server gets no answer.
+///
+/// Never waits for a server itself.
+#[must_use]
+pub fn another_of_us_waits() -> bool {
+    let Ok(program) = std::fs::read_link("/proc/self/exe") else {
+        return false;
+    };
+    let own = std::process::id().to_string();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut of_us = processes
+        .filter(|entry| entry.file_name().to_str() != Some(&own))
+        .map(|entry| entry.path())
+        .filter(|proc| {
+            std::fs::read_link(proc.join("exe")).is_ok_and(|exe| is_same_program(&exe, &program))
+        });
+    of_us.any(|proc| {
+        let tasks = std::fs::read_dir(proc.join("task"));
+        let mut tasks = tasks.into_iter().flatten().flatten();
+        tasks.any(|task| {
+            waits(&std::fs::read_to_string(task.path().join("stat")).unwrap_or_default())
+        })
+    })
+}
+
+/// By the line of a thread in proc_pid_stat(5).
+fn waits(stat: &str) -> bool {
+    // The name before the last parenthesis may hold anything.
+    let state = stat.rsplit_once(')').map(|(_, fields)| fields.trim_start());
+    state.is_some_and(|state| state.starts_with('D'))
+}
+
 /// The programs that copy an image's data into a volume.
 const ENGINES: [&str; 2] = ["dockerd", "podman"];
 
@@ -441,6 +474,13 @@ fn container_in(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_waits_by_its_state_whatever_its_name() {
+        assert!(waits("12 (nfsvol) D 1 12 12 0"));
+        assert!(waits("12 (a) D (b) D 1 12 12 0"));
+        assert!(!waits("12 (a) D (b) S 1 12 12 0") && !waits("") && !waits("12 (D) R 1"));
+    }
 
     #[test]
     fn who_works_in_a_mount_of_the_host_uses_it() {
