@@ -140,7 +140,7 @@ fn before(lab: &'static Lab) -> Result {
         side.node.sh(&format!("mkdir {tree}"))?;
         load::command(side.node, &["tar", "-C", &tree, "-xf", tar])
     };
-    let small = [("o", "wsize=65536")];
+    let small = [("options", "wsize=65536")];
     let figures: &[Measured<'_>] = &[
         ("sequential write, fsync", "MB/s", &[], &write),
         ("sequential cold read", "MB/s", &[], &read),
