@@ -4,13 +4,13 @@
 //! |---|---|---|
 //! | [`cli`] | the command line | `config` `doctor` `driver` `embedded` `engine` `fuse` `guard` `migrate` `nfs` `plugin` `serve` `telemetry` `volume` |
 //! | `serve` | the daemon, put together | `config` `driver` `plugin` `watch` |
-//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `catalog` `chance` `cluster` `config` `embedded` `engine` `failpoint` `files` `fuse` `guard` `mount` `mutant` `nfs` `plugin` `volume` `watch` |
+//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `catalog` `chance` `cluster` `config` `embedded` `engine` `failpoint` `files` `fuse` `guard` `mount` `mutant` `nfs` `plugin` `proc` `volume` `watch` |
 //! | [`config`] | settings of the daemon | `cluster` `engine` `nfs` `plugin` `telemetry` `volume` `watch` |
-//! | `doctor` | looks at each step from a share's name to bytes, and at this host | `engine` `fuse` `mount` `nfs` `plugin` `volume` |
+//! | `doctor` | looks at each step from a share's name to bytes, and at this host | `engine` `fuse` `mount` `nfs` `plugin` `proc` `volume` |
 //! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `engine` |
 //! | [`guard`] | the fence of exclusive volumes on the kernel data path | `attendant` `engine` `files` `fuse` `mount` `telemetry` `volume` |
-//! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `failpoint` `mount` `mutant` `nfs` `telemetry` `volume` |
-//! | [`mount`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `volume` |
+//! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `failpoint` `mount` `mutant` `nfs` `proc` `telemetry` `volume` |
+//! | [`mount`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `proc` `volume` |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback | `attendant` |
 //! | [`catalog`] | all records: on the home share, and a durable local copy | `chance` `cluster` `failpoint` `files` `mutant` `nfs` `volume` |
 //! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `mutant` `nfs` `volume` |
@@ -22,6 +22,7 @@
 //! | `attendant` | processes that outlive the daemon: workers, guards, the embedded server | `mutant` |
 //! | [`telemetry`] | the log | |
 //! | `files` | files that are durable and whole | `failpoint` |
+//! | `proc` | what /proc tells of processes | |
 //! | `failpoint` | points at which a test kills the process | |
 //! | `chance` | random numbers and the time of day | |
 //! | [`mutant`] | mended faults that tests can put back | |
@@ -52,6 +53,7 @@ pub mod mount;
 pub mod mutant;
 pub mod nfs;
 pub mod plugin;
+mod proc;
 mod serve;
 pub mod telemetry;
 pub mod volume;

@@ -16,6 +16,7 @@ use crate::mount::holders::{self, Held};
 use crate::mount::mountinfo::{MountEntry, MountInfo};
 use crate::nfs::connect::detached;
 use crate::plugin::client::ClientError;
+use crate::proc;
 
 /// statfs(2) on a mount whose server is well takes microseconds.
 const STATFS: Duration = Duration::from_secs(2);
@@ -147,9 +148,9 @@ fn kerberos(gssd: bool, keytab: bool, volumes: &str) -> Finding {
 
 /// Names of the processes that run.
 fn running() -> Vec<String> {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = proc::ids().unwrap_or_default().into_iter();
     processes
-        .filter_map(|entry| std::fs::read_to_string(entry.path().join("comm")).ok())
+        .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok())
         .map(|comm| comm.trim_end().to_owned())
         .collect()
 }

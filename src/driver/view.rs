@@ -19,6 +19,7 @@ use crate::catalog;
 use crate::cluster::Hold;
 use crate::fuse::WorkerStatus;
 use crate::mount::DeviceId;
+use crate::proc;
 use crate::volume::{Access, DataPath, Record, VolumeName};
 use crate::watch::view::{
     Attached, Cluster, MAX_ATTACHED, MAX_ROWS, MAX_TRASH, Mount, Page, Process, Row, Share, Trash,
@@ -417,13 +418,9 @@ fn process(started: SystemTime) -> Process {
     }
 }
 
-/// Seconds of processor time: fields 14 and 15 of /proc/PID/stat, in ticks. The command's name
-/// before them may hold anything but ends at the last parenthesis.
+/// Seconds of processor time: fields 14 and 15 of /proc/PID/stat, in ticks.
 fn cpu(stat: &str, ticks: u64) -> f64 {
-    let Some((_, rest)) = stat.rsplit_once(')') else {
-        return 0.0;
-    };
-    let spent = rest.split_ascii_whitespace().skip(11).take(2);
+    let spent = proc::stat_fields(stat).skip(11).take(2);
     let spent: u64 = spent.filter_map(|n| n.parse::<u64>().ok()).sum();
     Duration::from_millis(spent.saturating_mul(1000) / ticks.max(1)).as_secs_f64()
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::nfs::rpc::Cred;
+use crate::proc;
 
 /// How long the groups of a process are trusted: a `setgroups` counts after this time.
 const GROUPS_TRUSTED: Duration = Duration::from_secs(2);
@@ -127,11 +128,10 @@ fn has_sigkill(status: &str) -> bool {
         .any(|mask| mask & SIGKILL_BIT != 0)
 }
 
-/// Field 9 of /proc/PID/stat; the command's name before it may hold anything but ends at the last
-/// parenthesis.
+/// Field 9 of /proc/PID/stat.
 fn dies_by_signal(stat: &str) -> bool {
-    stat.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6))
+    proc::stat_fields(stat)
+        .nth(6)
         .and_then(|flags| flags.parse::<u64>().ok())
         .is_some_and(|flags| flags & PF_SIGNALED != 0)
 }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mountinfo::{DeviceId, MountEntry, MountInfo, Place};
 use crate::mutant::{self, Mutant};
+use crate::proc;
 
 /// By what a volume is known in other namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,11 +159,7 @@ pub fn find_all(wanted: &[Wanted]) -> io::Result<Vec<Vec<Holder>>> {
 pub fn in_use(marks: &[Held]) -> io::Result<bool> {
     let needles: Vec<String> = marks.iter().map(Held::needle).collect();
     let mut shows: BTreeMap<PathBuf, (Vec<MountEntry>, Vec<u64>)> = BTreeMap::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|t| t.parse::<u32>().ok()) else {
-            continue;
-        };
+    for pid in proc::ids()? {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let Ok(namespace) = std::fs::read_link(proc.join("ns/mnt")) else {
             continue;
@@ -239,10 +236,7 @@ impl User {
 /// there is none.
 fn start_of(pid: u32) -> String {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before the last parenthesis may hold anything.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    fields
-        .split_whitespace()
+    proc::stat_fields(&stat)
         .nth(19)
         .unwrap_or_default()
         .to_owned()
@@ -267,15 +261,10 @@ pub fn users(device: DeviceId, own: &[&Path]) -> io::Result<Vec<User>> {
     let own: Vec<Place> = own.iter().filter_map(|at| here.place_of(at)).collect();
     let mut shows: BTreeMap<PathBuf, Shown> = BTreeMap::new();
     let mut users = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some((text, pid)) = name
-            .to_str()
-            .and_then(|t| Some((t, t.parse::<u32>().ok()?)))
-        else {
+    for pid in proc::ids()? {
+        let Some(its) = namespace(&pid.to_string()) else {
             continue;
         };
-        let Some(its) = namespace(text) else { continue };
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let shown = shows
             .entry(its.clone())
@@ -308,28 +297,20 @@ pub fn another_of_us_waits() -> bool {
     let Ok(program) = std::fs::read_link("/proc/self/exe") else {
         return false;
     };
-    let own = std::process::id().to_string();
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut of_us = processes
-        .filter(|entry| entry.file_name().to_str() != Some(&own))
-        .map(|entry| entry.path())
-        .filter(|proc| {
-            std::fs::read_link(proc.join("exe")).is_ok_and(|exe| is_same_program(&exe, &program))
-        });
-    of_us.any(|proc| {
-        let tasks = std::fs::read_dir(proc.join("task"));
+    let of_us = |pid: &u32| {
+        let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
+        *pid != std::process::id() && exe.is_ok_and(|exe| is_same_program(&exe, &program))
+    };
+    let waits = |pid: u32| {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
         let mut tasks = tasks.into_iter().flatten().flatten();
         tasks.any(|task| {
-            waits(&std::fs::read_to_string(task.path().join("stat")).unwrap_or_default())
+            let stat = std::fs::read_to_string(task.path().join("stat"));
+            stat.is_ok_and(|stat| proc::stat_fields(&stat).next() == Some("D"))
         })
-    })
-}
-
-/// By the line of a thread in proc_pid_stat(5).
-fn waits(stat: &str) -> bool {
-    // The name before the last parenthesis may hold anything.
-    let state = stat.rsplit_once(')').map(|(_, fields)| fields.trim_start());
-    state.is_some_and(|state| state.starts_with('D'))
+    };
+    let mut processes = proc::ids().unwrap_or_default().into_iter();
+    processes.any(|pid| of_us(&pid) && waits(pid))
 }
 
 /// The programs that copy an image's data into a volume.
@@ -396,14 +377,7 @@ impl Shown {
 /// The first process of each mount namespace, by namespace.
 fn namespaces() -> io::Result<BTreeMap<PathBuf, u32>> {
     let mut first: BTreeMap<PathBuf, u32> = BTreeMap::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
+    for pid in proc::ids()? {
         let Ok(namespace) = std::fs::read_link(format!("/proc/{pid}/ns/mnt")) else {
             continue; // it has ended, or is a zombie, which holds no mounts
         };
@@ -474,13 +448,6 @@ fn container_in(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_thread_waits_by_its_state_whatever_its_name() {
-        assert!(waits("12 (nfsvol) D 1 12 12 0"));
-        assert!(waits("12 (a) D (b) D 1 12 12 0"));
-        assert!(!waits("12 (a) D (b) S 1 12 12 0") && !waits("") && !waits("12 (D) R 1"));
-    }
 
     #[test]
     fn who_works_in_a_mount_of_the_host_uses_it() {
