@@ -247,17 +247,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             output::tree,
         ),
         Command::Completion { shell } => {
-            let all = Cli::command();
-            // What the daemon starts by itself is nothing to type.
-            let shown = all
-                .get_subcommands()
-                .filter(|command| !command.is_hide_set());
-            let mut shown = clap::Command::new("nfsvol")
-                .args(all.get_arguments().cloned())
-                .subcommands(shown.cloned());
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut shown, "nfsvol", &mut script);
-            return print(&script);
+            return print(&completion(shell));
         }
         Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir)?),
         Command::Ls(common) => (common, "/Nfsvol.Ls", json!({}), output::volumes),
@@ -310,9 +300,42 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
+/// A script that completes what people type, and not what the daemon starts by itself.
+fn completion(shell: clap_complete::Shell) -> Vec<u8> {
+    let all = Cli::command();
+    let shown = all
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set());
+    let mut shown = clap::Command::new("nfsvol")
+        .args(all.get_arguments().cloned())
+        .subcommands(shown.cloned());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut shown, "nfsvol", &mut script);
+    script
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn completion_knows_what_people_type() {
+        use clap::ValueEnum;
+        use std::collections::HashSet;
+        for shell in clap_complete::Shell::value_variants() {
+            let script = String::from_utf8(completion(*shell)).unwrap();
+            let is_of_word = |ch: char| ch.is_alphanumeric() || ch == '-';
+            let words: HashSet<_> = script.split(|ch| !is_of_word(ch)).collect();
+            for command in Cli::command().get_subcommands() {
+                let name = command.get_name();
+                assert_eq!(
+                    words.contains(name),
+                    !command.is_hide_set(),
+                    "{shell} {name}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -232,16 +232,13 @@ impl Driver {
 
     /// A volume that a call is for; where nothing is known of it, the share's own error says why.
     async fn find(&self, name: &VolumeName) -> Result<Option<Arc<Record>>, DriverError> {
-        match (
-            self.look_up(name).await,
-            mutant::is_on(Mutant::UnreadIsAbsent),
-        ) {
-            (Known::Here(record), _) => Ok(Some(record)),
-            (Known::Unknown, false) => match self.home().await? {
+        match self.look_up(name).await {
+            Known::Here(record) => Ok(Some(record)),
+            Known::Unknown if !mutant::is_on(Mutant::UnreadIsAbsent) => match self.home().await? {
                 Some(home) => Ok(self.catalog.fetch(&home, name).await?),
                 None => Ok(None),
             },
-            _ => Ok(None),
+            Known::Unknown | Known::Absent => Ok(None),
         }
     }
 

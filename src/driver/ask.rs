@@ -48,12 +48,13 @@ impl Driver {
     /// Frees everybody who waits for a volume whose server is away.
     async fn abort(&self, name: &VolumeName) -> Result<Value, DriverError> {
         let held = self.attachments.get(name);
-        let by_kernel = held.is_some_and(|held| held.how.data_path == DataPath::Kernel);
+        let by_kernel = held
+            .as_ref()
+            .is_some_and(|held| held.how.data_path == DataPath::Kernel);
         if by_kernel && !self.paths.is_own(name) {
             return Err(DriverError::AbortByKernel(name.clone()));
         }
-        let held = self.attachments.get(name).is_some();
-        if !held && !self.paths.is_own(name) && !self.paths.is_served(name) {
+        if held.is_none() && !self.paths.is_own(name) && !self.paths.is_served(name) {
             return Err(DriverError::NotMounted(name.clone()));
         }
         self.paths.abort(name).await?;

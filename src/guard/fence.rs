@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use hyper::Method;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,6 +24,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cut::{self, Barrier};
 use super::{Fenced, Task, now};
+use crate::chance;
 use crate::engine;
 use crate::mount::MountInfo;
 use crate::mount::holders::{self, User};
@@ -77,9 +78,7 @@ pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fe
     });
     let done = work.done.unwrap_or_else(now);
     let fenced = Fenced {
-        at: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()),
+        at: chance::host_time(),
         containers,
         killed: work.killed.len(),
         took_ms: u64::try_from((done.saturating_sub(began_at)).as_millis()).unwrap_or(u64::MAX),
@@ -206,6 +205,10 @@ impl Work {
     fn kill_users(&mut self) {
         loop {
             let users = self.users();
+            // Those that the engine was asked to kill may live still, or have let the volume go.
+            for process in self.ending.values() {
+                let _ = pidfd_send_signal(process, Signal::KILL);
+            }
             // An engine's copy into the volume fails, as its calls do, and it goes on without.
             for user in users.iter().filter(|user| !user.is_engine) {
                 if let Ok(process) = kill(user) {
@@ -218,9 +221,7 @@ impl Work {
             if self.is_over() || self.have_ended() && users.is_empty() || tried && !left {
                 return;
             }
-            // One that waits for the server in the kernel ends when its call does.
-            self.end_calls();
-            std::thread::sleep(ROUND);
+            self.wait_a_round();
         }
     }
 
@@ -242,15 +243,13 @@ impl Work {
                     .push(format!("processes end slowly: {pids:?}"));
                 return;
             }
-            self.end_calls();
-            std::thread::sleep(ROUND);
+            self.wait_a_round();
         }
     }
 
     /// Whether nothing is left of what is to end, by the engine or by us.
     fn have_ended(&mut self) -> bool {
         self.ending.retain(|_, process| {
-            let _ = pidfd_send_signal(&*process, Signal::KILL);
             // Readable when its last thread has ended (pidfd_open(2)).
             let mut shown = [PollFd::new(process, PollFlags::IN)];
             !poll(&mut shown, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
@@ -264,8 +263,7 @@ impl Work {
         let deadline = Instant::now() + UNMOUNT;
         let mut quiet = 0;
         while quiet < QUIET && Instant::now() < deadline {
-            self.end_calls();
-            std::thread::sleep(ROUND);
+            self.wait_a_round();
             quiet = match holders::another_of_us_waits() {
                 true => 0,
                 false => quiet + 1,
@@ -302,6 +300,12 @@ impl Work {
                 return;
             }
         }
+    }
+
+    /// Whoever waits for the server in the kernel goes on when its call ends.
+    fn wait_a_round(&self) {
+        self.end_calls();
+        std::thread::sleep(ROUND);
     }
 
     /// Ends the calls under way, as `umount -f` does. The mount stays: a directory of it is open.

@@ -450,6 +450,7 @@ mod tests {
         assert!(refusal("sahre", "x").contains("did you mean \"share\"?"));
         assert!(refusal("acess", "x").contains("did you mean \"access\"?"));
         assert!(refusal("zzz", "x").starts_with("unknown option \"zzz\"; the options are share"));
+        assert!(!refusal("zzz", "x").contains("from"), "not there yet");
         assert!(refusal("access", "exlusive").contains("did you mean \"exclusive\"?"));
         for (key, value) in [
             ("uid", "root"),

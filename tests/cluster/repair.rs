@@ -43,6 +43,11 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
     let c = Host::start(lab, &nas, "repair", "c")?;
     let refused = c.fails(Call::mount(&empty, "it"))?;
     ensure!(refused.contains("nfsvol repair"), "{refused}");
+    let aborted = c.nfsvol.command(&["abort", &empty])?;
+    ensure!(
+        aborted.code == 1 && aborted.stderr.contains("is not mounted on this host"),
+        "{aborted:?}"
+    );
     let shown = a.nfsvol.command(&["repair"])?;
     ensure!(shown.code == 1, "it asks: {shown:?}");
     for torn in ["format.json", &empty, &missing] {
