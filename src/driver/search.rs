@@ -320,16 +320,11 @@ macro_rules! cases {
             }
         )*
     };
-    (@quick $test:ident, $faults:expr, $name:ident) => {
+    (@quick $($case:tt)*) => { cases!(@test [] $($case)*); };
+    (@long $($case:tt)*) => { cases!(@test [#[ignore = "takes long"]] $($case)*); };
+    (@test [$($attribute:tt)*] $test:ident, $faults:expr, $name:ident) => {
         #[test]
-        fn $test() {
-            let name = concat!(stringify!($name), "::", stringify!($test));
-            holds(name, Case { faults: $faults, ..CASE });
-        }
-    };
-    (@long $test:ident, $faults:expr, $name:ident) => {
-        #[test]
-        #[ignore = "takes long"]
+        $($attribute)*
         fn $test() {
             let name = concat!(stringify!($name), "::", stringify!($test));
             holds(name, Case { faults: $faults, ..CASE });

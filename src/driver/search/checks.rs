@@ -55,6 +55,14 @@ fn is_known(records: &[(String, Record)], place: &str) -> bool {
     records.any(|(_, record)| record.data_dir.as_str().trim_matches('/') == place)
 }
 
+/// The directory that has what a user wrote.
+fn place_of_data(disk: &Disk) -> Option<String> {
+    let end = format!("/{OF_A_USER}");
+    let paths = disk.paths().into_iter();
+    let mut places = paths.filter_map(|path| path.strip_suffix(&end).map(str::to_owned));
+    Some(places.next()?.trim_start_matches('/').to_owned())
+}
+
 fn is_there(disk: &Disk, path: &str) -> bool {
     disk.at(path).is_some()
 }
@@ -186,14 +194,9 @@ impl World {
                 return Err(format!("the record {at} points at nothing"));
             }
         }
-        let end = format!("/{OF_A_USER}");
-        let Some(data) = disk.paths().into_iter().find(|path| path.ends_with(&end)) else {
-            if self.start == Start::Nothing {
-                return Ok(());
-            }
-            return Err("the user's data is gone".to_owned());
+        let Some(data) = place_of_data(disk) else {
+            return self.without_data("");
         };
-        let data = data.trim_end_matches(&end).trim_start_matches('/');
         let entry = data
             .strip_suffix("/data")
             .filter(|data| data.starts_with(TRASH));
@@ -201,9 +204,17 @@ impl World {
             let of = |record: &Record| entry.ends_with(&record.id[..8]);
             trashed.iter().any(|(at, _)| at == entry) || here.iter().any(|(_, record)| of(record))
         });
-        match is_known(&here, data) || is_known(&trashed, data) || in_trash {
+        match is_known(&here, &data) || is_known(&trashed, &data) || in_trash {
             true => Ok(()),
             false => Err(format!("the user's data in {data} has no record")),
+        }
+    }
+
+    /// What it means that a user's data is nowhere.
+    fn without_data(&self, when: &str) -> Check {
+        match self.start {
+            Start::Nothing => Ok(()),
+            _ => Err(format!("{when}the user's data is gone")),
         }
     }
 
@@ -227,28 +238,23 @@ impl World {
             }
         }
         let disk = self.disk();
-        let end = format!("/{OF_A_USER}");
-        let Some(data) = disk.paths().into_iter().find(|path| path.ends_with(&end)) else {
-            if self.start == Start::Nothing {
-                return Ok(());
-            }
-            return Err("afterwards the user's data is gone".to_owned());
+        let Some(place) = place_of_data(&disk) else {
+            return self.without_data("afterwards ");
         };
-        let place = data.trim_end_matches(&end).trim_start_matches('/');
         let in_trash = place.strip_suffix("/data");
         let begun = trashed(&disk).into_iter().find(|(at, record)| {
             in_trash == Some(at) || record.data_dir.as_str().trim_matches('/') == place
         });
         // Otherwise it is where a volume has it, or was found.
-        let Some((entry, _)) = begun.filter(|_| !is_known(&volumes(&disk), place)) else {
+        let Some((entry, _)) = begun.filter(|_| !is_known(&volumes(&disk), &place)) else {
             return Ok(());
         };
         let entry = entry.rsplit('/').next().unwrap_or_default().to_owned();
         self.alone(fresh, |parts| async move { parts.bring_back(&entry).await });
-        match self.disk().at(&format!("back{end}")) {
+        match self.disk().at(&format!("back/{OF_A_USER}")) {
             Some(_) => Ok(()),
             None => Err(format!(
-                "afterwards the user's data in {data} cannot be restored"
+                "afterwards the user's data in {place} cannot be restored"
             )),
         }
     }
