@@ -8,7 +8,7 @@
 //! | [`config`] | settings of the daemon | `cluster` `engine` `nfs` `plugin` `telemetry` `volume` `watch` |
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host | `engine` `fuse` `mount` `nfs` `plugin` `proc` `volume` |
 //! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `engine` |
-//! | [`guard`] | the fence of exclusive volumes on the kernel data path | `attendant` `chance` `engine` `files` `fuse` `mount` `telemetry` `volume` |
+//! | [`guard`] | the fence of exclusive volumes on the kernel data path | `attendant` `chance` `engine` `files` `fuse` `mount` `mutant` `proc` `telemetry` `volume` |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `failpoint` `mount` `mutant` `nfs` `proc` `telemetry` `volume` |
 //! | [`mount`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `proc` `volume` |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback | `attendant` |

@@ -166,6 +166,12 @@ mutants! {
     WhoeverIsFirst,
     /// A process whose program's file has been replaced is one of another program.
     OldProgramIsAnother,
+    /// A fence kills an engine that copies into the volume, where the engine runs in a container.
+    NestedEngineIsKilled,
+    /// A container that nfsvol runs in itself is killed as one that has the volume.
+    OwnContainerIsKilled,
+    /// A fence is done while the kernel still works for what it killed.
+    KilledCallsAreOver,
     /// A volume that is listed, and whose record cannot be read, is none where there is no copy.
     UnreadIsAbsent,
     /// A volume that was made anew meanwhile is forgotten with the one that is gone.

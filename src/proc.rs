@@ -21,6 +21,21 @@ pub(crate) fn stat_fields(stat: &str) -> impl Iterator<Item = &str> {
     fields.split_ascii_whitespace()
 }
 
+/// Whether all threads of a process have begun to exit, or have ended: none of them is within a system
+/// call, nor comes back to its program.
+pub(crate) fn is_exiting(pid: u32) -> bool {
+    /// Of a thread's flags (linux/sched.h, field 9 of proc_pid_stat(5)).
+    const PF_EXITING: u32 = 0x4;
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let flags = stat_fields(&stat).nth(6).map(str::parse::<u32>);
+        flags.is_none_or(|flags| flags.is_ok_and(|flags| flags & PF_EXITING != 0))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,6 +46,19 @@ mod tests {
         assert_eq!(third("12 (nfsvol) D 1 12 12 0"), Some("D"));
         assert_eq!(third("12 (a) D (b) S 1 12 12 0"), Some("S"));
         assert_eq!(third(""), None);
+    }
+
+    #[test]
+    fn who_runs_does_not_exit_and_who_has_ended_does() {
+        assert!(!is_exiting(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        // Ended, and not waited for: a zombie.
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        while stat_fields(&stat()).next() != Some("Z") {
+            std::thread::yield_now();
+        }
+        assert!(is_exiting(child.id()));
+        child.wait().unwrap();
     }
 
     #[test]

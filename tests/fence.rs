@@ -29,33 +29,107 @@ fn main() -> ExitCode {
         let parts = &[Part::Docker, Part::Ganesha, Part::Guest];
         vec![
             trial("a_guard_ends_who_has_the_volume", &[Part::Root], guard),
+            trial(
+                "a_guard_spares_the_engine_and_itself",
+                &[Part::Root],
+                engine,
+            ),
+            trial(
+                "a_fence_waits_for_the_calls_of_what_it_killed",
+                &[Part::Root],
+                call,
+            ),
             trial("a_host_that_is_cut_off_writes_nothing", parts, cut_off),
         ]
     })
 }
 
-/// A file system in memory stands for the volume; its guard's right ends after two seconds.
-const GUARD: &str = r#"
+/// A file system in memory stands for the volume.
+const VOLUME: &str = r#"
 ip link set lo up
 d=/run/guard; mkdir -p $d/share $d/place $d/run
 mount -t tmpfs tmpfs $d/share; mkdir $d/share/db; mount --bind $d/share/db $d/place
 device=$(awk -v at=$d/share '$5 == at { sub(":", ",\"minor\":", $3); print $3 }' /proc/self/mountinfo)
+# Its right ends after two seconds; a fence has so many milliseconds.
+guard() {
+    until=$(awk '{ printf "%d", ($1 + 2) * 1e9 }' /proc/uptime)
+    $NFSVOL kernel-guard <<TASK
+{"volume":"db","place":"$d/place","share_place":"$d/share","device":{"major":$device},"server":"127.0.0.1:2049","docker":"/nowhere","run_dir":"$d/run","fence":{"until":$until,"under_way":$1}}
+TASK
+    cat $d/run/fenced.json | tr -d ' \n'; echo
+}
+"#;
+
+/// Whoever has the volume.
+const GUARD: &str = r#"
 unshare -m --propagation private sh -c "mount --bind $d/place /mnt; umount $d/place $d/share
     while :; do echo x >>/mnt/log; sleep 0.01; done" & container=$!
 sh -c "exec sleep 1000 3>$d/place/open" & host=$!
 (cd $d/place; exec sleep 1000) & inside=$!
 unshare -m --propagation slave sleep 1000 & service=$!
 until [ -s $d/place/log ] && [ -e $d/place/open ]; do sleep 0.05; done
-until=$(awk '{ printf "%d", ($1 + 2) * 1e9 }' /proc/uptime)
-$NFSVOL kernel-guard <<TASK
-{"volume":"db","place":"$d/place","share_place":"$d/share","device":{"major":$device},"server":"127.0.0.1:2049","docker":"/nowhere","run_dir":"$d/run","fence":{"until":$until,"under_way":60000}}
-TASK
-cat $d/run/fenced.json | tr -d ' \n'; echo
+guard 60000
 for pid in $container $host $inside $service; do
     kill -0 $pid 2>/dev/null && echo lives || echo ended
 done
 grep -c $d/ /proc/self/mountinfo || true
 kill $service
+"#;
+
+/// nfsvol runs in a container, and the engine in another one, which copies into the volume until a
+/// second after the right's end. Somebody on the host has bound the volume to another place too.
+const ENGINE: &str = r#"
+nest='mkdir $d/$id; touch $d/$id/hostname; mount --bind $d/$id/hostname /etc/hostname'
+export d id=$(printf %064d 1); eval "$nest"
+cp "$(command -v sleep)" $d/dockerd; mkdir $d/look; mount --bind $d/place $d/look
+unshare -m --propagation slave sleep 1000 & service=$!
+sh -c "exec sleep 1000 3>$d/place/open" & host=$!
+export id=$(printf %064d 2)
+unshare -m --propagation slave sh -c "$nest; exec $d/dockerd 3.5 3>$d/place/copy" & engine=$!
+until [ -e $d/place/copy ] && [ -e $d/place/open ]; do sleep 0.05; done
+guard 60000
+wait $engine && echo copied || echo killed
+for pid in $host $service; do
+    kill -0 $pid 2>/dev/null && echo lives || echo ended
+done
+kill $service 2>/dev/null || true
+"#;
+
+/// A process that has the volume is within a read of a FUSE file whose server takes its time: such a
+/// call goes on until it is answered, whether its process is killed or not.
+const CALL: &str = r#"
+touch $d/silent
+cat >$d/fuse.pl <<'PERL'
+use strict;
+my ($at, $begun) = @ARGV;
+sysopen(my $fuse, "/dev/fuse", 2) or die "/dev/fuse: $!";
+my $options = sprintf("fd=%d,rootmode=100644,user_id=0,group_id=0", fileno($fuse));
+my ($mount, $fs) = (`uname -m` =~ /x86_64/ ? 165 : 40, "fuse");
+syscall($mount, my $source = "silent", $at, $fs, 0, $options) == 0 or die "mount: $!";
+# struct fuse_in_header, fuse_out_header, and the bodies of linux/fuse.h
+while (sysread($fuse, my $in, 1 << 17)) {
+    my ($length, $call, $id) = unpack("L L Q", $in);
+    next if $call == 2 || $call == 36;                                      # FORGET, INTERRUPT
+    my ($error, $body) = (-38, "");
+    ($error, $body) = (0, pack("L4 S2 L2 S2 L8", 7, 31, 0, 0, 1, 1, 4096, 1, 1, 0, (0) x 8)) if $call == 26;
+    ($error, $body) = (0, pack("Q L2 Q6 L10", 3600, 0, 0, 1, 4096, 8, 0, 0, 0, 0, 0, 0, 0100644, 1, 0, 0, 0, 4096, 0))
+        if $call == 3;
+    ($error, $body) = (0, pack("Q L2", 0, 1, 0)) if $call == 14;           # OPEN: FOPEN_DIRECT_IO
+    if ($call == 15) {
+        open(my $file, ">", $begun) or die; close $file;
+        sleep 6;
+        ($error, $body) = (0, "x");
+    }
+    syswrite($fuse, pack("L l Q", 16 + length $body, $error, $id) . $body);
+}
+PERL
+perl $d/fuse.pl $d/silent $d/begun & server=$!
+until grep -q $d/silent /proc/self/mountinfo; do sleep 0.05; done
+sh -c "exec head -c 1 $d/silent 3>$d/place/open" >/dev/null & caller=$!
+until [ -e $d/begun ] && [ -e $d/place/open ]; do sleep 0.05; done
+guard 2000
+kill -0 $caller 2>/dev/null && echo lives || echo ended
+umount -l $d/silent; kill $server 2>/dev/null || true
 "#;
 
 /// Appends to every file, until a write fails.
@@ -107,10 +181,17 @@ impl World {
     }
 }
 
+/// What a script says of the volume's end with a fault put back, or none.
+fn fenced(lab: &'static Lab, name: &str, script: &str, fault: &str) -> Result<String> {
+    let node = Node::machine(lab, name)?;
+    let binary = lab::Nfsvol::BINARY;
+    node.sh(&format!(
+        "NFSVOL={binary}; export NFSVOL_MUTANT={fault}\n{VOLUME}{script}"
+    ))
+}
+
 fn guard(lab: &'static Lab) -> Result {
-    let node = Node::machine(lab, "guard")?;
-    let script = format!("NFSVOL={}\n{GUARD}", lab::Nfsvol::BINARY);
-    let said = node.sh(&script)?;
+    let said = fenced(lab, "guard", GUARD, "")?;
     let lines: Vec<&str> = said.lines().collect();
     // The answer at the start, the report, who lives, and the mounts that are left.
     let [started, report, rest @ ..] = lines.as_slice() else {
@@ -121,6 +202,43 @@ fn guard(lab: &'static Lab) -> Result {
         ensure!(report.contains(part), "{part}: {said}");
     }
     ensure!(*rest == ["ended", "ended", "ended", "lives", "0"], "{said}");
+    Ok(())
+}
+
+fn engine(lab: &'static Lab) -> Result {
+    let run = |name, fault| move || fenced(lab, name, ENGINE, fault);
+    let [said, nested, own] = thread::scope(|scope| {
+        let faults = [
+            ("engine", ""),
+            ("engine-nested", "NestedEngineIsKilled"),
+            ("engine-own", "OwnContainerIsKilled"),
+        ];
+        faults
+            .map(|(name, fault)| scope.spawn(run(name, fault)))
+            .map(|thread| thread.join().map_err(|_| anyhow!("a fence panicked")))
+    });
+    let (said, nested, own) = (said??, nested??, own??);
+    let of_nobody = r#""containers":[]"#;
+    ensure!(said.contains(of_nobody), "{said}");
+    ensure!(said.ends_with("copied\nended\nlives"), "{said}");
+    ensure!(nested.contains("killed"), "{nested}");
+    ensure!(!own.contains(of_nobody), "{own}");
+    Ok(())
+}
+
+fn call(lab: &'static Lab) -> Result {
+    let (said, before) = thread::scope(|scope| {
+        let before = scope.spawn(|| fenced(lab, "call-before", CALL, "KilledCallsAreOver"));
+        (fenced(lab, "call", CALL, ""), before.join())
+    });
+    let said = said?;
+    ensure!(said.ends_with("ended"), "{said}");
+    // It says that it was too late, which it was.
+    for part in [r#""in_time":false"#, r#""troubles":[]"#] {
+        ensure!(said.contains(part), "{part}: {said}");
+    }
+    let before = before.map_err(|_| anyhow!("a fence panicked"))??;
+    ensure!(before.contains(r#""in_time":true"#), "{before}");
     Ok(())
 }
 

@@ -8,6 +8,11 @@
 //! 3. The connections to the server are cut, with what TCP has not delivered yet ([`super::cut`]).
 //! 4. The mount goes, and with it the superblock.
 //!
+//! Who is killed while the kernel works for it (a `splice`, a rename behind a lock) goes on to the end
+//! of that call, and may send something by it. So steps 2 and 3 come again until nobody was within a
+//! call when they began; what is left then only exits. A container engine is not killed: its end
+//! would be that of all containers. Its copy into the volume fails.
+//!
 //! Limit: with pNFS, calls to data servers are not ended by `umount -f`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +33,8 @@ use crate::chance;
 use crate::engine;
 use crate::mount::MountInfo;
 use crate::mount::holders::{self, User};
+use crate::mutant::{self, Mutant};
+use crate::proc;
 
 /// Between two rounds of killing, and of ending calls.
 const ROUND: Duration = Duration::from_millis(20);
@@ -76,14 +83,15 @@ pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fe
         troubles: vec![format!("a step of the fence failed: {error}")],
         done: None,
     });
-    let done = work.done.unwrap_or_else(now);
+    let took = work.done.unwrap_or_else(now).saturating_sub(began_at);
+    let by = Duration::from_nanos(until) + under_way;
     let fenced = Fenced {
         at: chance::host_time(),
         containers,
         killed: work.killed.len(),
-        took_ms: u64::try_from((done.saturating_sub(began_at)).as_millis()).unwrap_or(u64::MAX),
+        took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         settled: false,
-        in_time: done <= Duration::from_nanos(until) + under_way,
+        in_time: work.done.is_some_and(|done| done <= by),
         troubles: work.troubles,
     };
     tracing::warn!(volume = %task.volume, ?fenced, "taken away from this host");
@@ -93,7 +101,9 @@ pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fe
 /// Asks the engine to kill the containers that hold the volume, for so long; their ids, and their
 /// processes.
 async fn kill_containers(task: &Task, patience: Duration) -> (Vec<String>, Ending) {
-    let users = users(task).unwrap_or_default();
+    let mut users = users(task).unwrap_or_default();
+    // Where an engine runs in a container itself, that is not one of its own.
+    users.retain(|user| !user.is_engine || mutant::is_on(Mutant::NestedEngineIsKilled));
     let of_containers = users.iter().filter(|user| user.container_id.is_some());
     let ending = of_containers.filter_map(|user| Some((user.pid, process(user).ok()?)));
     let ending = ending.collect();
@@ -133,31 +143,20 @@ struct Work {
     ending: Ending,
     barrier: Barrier,
     troubles: Vec<String>,
-    /// When nothing could be sent for the volume any more, by [`now`].
+    /// When nothing could be sent for the volume any more, by [`now`]; none if that is not known.
     done: Option<Duration>,
 }
 
 impl Work {
     fn take_away(mut self) -> Self {
-        loop {
-            self.kill_users();
-            tracing::info!(killed = ?self.killed, after = ?self.began.elapsed(), "no process goes on with it");
-            self.throw_away();
-            tracing::info!(after = ?self.began.elapsed(), "what was written is thrown away");
-            // A container that was being started may have got it meanwhile: now nobody can.
-            self.unmount(&self.task.place.clone());
-            match self.users() {
-                users if users.iter().all(|user| self.is_ending(user)) => break,
-                users if self.is_over() => {
-                    self.troubles.push(format!("processes live on: {users:?}"));
-                    break;
-                }
-                _ => std::thread::sleep(ROUND),
-            }
+        if self.throw_away_for_good() {
+            self.done = Some(now());
         }
-        self.cut();
-        self.done = Some(now());
-        self.wait_for_ends();
+        if !self.have_ended() {
+            self.wait_for_ends();
+            // An end may write a word: that the owner of a robust futex is dead (futex(2)).
+            self.throw_away();
+        }
         self.let_our_own_go();
         // The last unmount may wait for the server, with nothing of the volume's data.
         self.root = None;
@@ -170,6 +169,53 @@ impl Work {
             );
         }
         self
+    }
+
+    /// Whether nobody could write any more when what was written was thrown away.
+    fn throw_away_for_good(&mut self) -> bool {
+        loop {
+            self.kill_users();
+            tracing::info!(killed = ?self.killed, after = ?self.began.elapsed(), "no process goes on with it");
+            let within_calls = self.within_calls();
+            self.throw_away();
+            tracing::info!(after = ?self.began.elapsed(), ?within_calls, "what was written is thrown away");
+            // A container that was being started may have got it meanwhile: now nobody can.
+            self.unmount(&self.task.place.clone());
+            let mut users = self.users();
+            users.retain(|user| !self.is_ending(user));
+            if users.is_empty() && within_calls.is_empty() {
+                // What TCP was given since.
+                self.cut();
+                return true;
+            }
+            if self.is_over() {
+                self.cut();
+                self.troubles.push(format!(
+                    "processes live on: {users:?}, or are killed and within a call: {within_calls:?}"
+                ));
+                return false;
+            }
+            self.wait_for_calls();
+        }
+    }
+
+    /// Those of the killed for which the kernel still does what they asked of it.
+    fn within_calls(&mut self) -> Vec<u32> {
+        if self.have_ended() || mutant::is_on(Mutant::KilledCallsAreOver) {
+            return Vec::new();
+        }
+        let killed = self.ending.keys().copied();
+        killed.filter(|pid| !proc::is_exiting(*pid)).collect()
+    }
+
+    /// Waits a round at least.
+    fn wait_for_calls(&mut self) {
+        loop {
+            self.wait_a_round();
+            if self.is_over() || self.within_calls().is_empty() {
+                return;
+            }
+        }
     }
 
     /// Whether the kernel's client still has the file system: a lazy unmount leaves it to whoever
@@ -201,7 +247,7 @@ impl Work {
     }
 
     /// Kills whoever has the volume, and waits for the ends of all; after [`Self::patience`] no longer
-    /// for those that wait for another volume's server: being killed, they do nothing more here.
+    /// for those that wait for another volume's server: what others wrote is not to wait for that.
     fn kill_users(&mut self) {
         loop {
             let users = self.users();

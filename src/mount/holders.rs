@@ -216,6 +216,7 @@ fn maps(proc: &Path, device: DeviceId) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     pub pid: u32,
+    /// Never the one that this program runs in itself, whose end would be its own.
     pub container_id: Option<String>,
     /// A container engine, which copies an image's data into the volume: its end would be that of
     /// all containers.
@@ -242,6 +243,16 @@ fn start_of(pid: u32) -> String {
         .to_owned()
 }
 
+/// The container that this program runs in.
+fn own_container() -> Option<String> {
+    if mutant::is_on(Mutant::OwnContainerIsKilled) {
+        return None;
+    }
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}"));
+    let of_cgroup = container_of_cgroup(&read("cgroup").unwrap_or_default());
+    of_cgroup.or_else(|| container_of_mounts(&read("mountinfo").unwrap_or_default()))
+}
+
 /// Finds every process that can use a file system: those whose mount namespace shows it elsewhere
 /// than on `own`, the host's mount points of it, and those that have a file of it open or work in
 /// it. A namespace that only began as a copy of the host's, as a service's does, or that follows
@@ -258,7 +269,11 @@ pub fn users(device: DeviceId, own: &[&Path]) -> io::Result<Vec<User>> {
     let hosts = [namespace("self"), namespace("1")];
     let here = std::fs::read("/proc/self/mountinfo")?;
     let here = MountInfo::parse(&String::from_utf8_lossy(&here));
-    let own: Vec<Place> = own.iter().filter_map(|at| here.place_of(at)).collect();
+    let mut own: Vec<Place> = own.iter().filter_map(|at| here.place_of(at)).collect();
+    // And where else the host shows it, as a bind that somebody made: services get copies of that.
+    let ours = here.entries.iter().filter(|entry| entry.device == device);
+    own.extend(ours.filter_map(|entry| here.covered(entry)));
+    let inside = own_container();
     let mut shows: BTreeMap<PathBuf, Shown> = BTreeMap::new();
     let mut users = Vec::new();
     for pid in proc::ids()? {
@@ -278,10 +293,11 @@ pub fn users(device: DeviceId, own: &[&Path]) -> io::Result<Vec<User>> {
             continue;
         }
         let cgroup = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+        let container = container_of_cgroup(&cgroup).or_else(|| shown.container_id.clone());
         users.push(User {
             pid,
             started: start_of(pid),
-            container_id: container_of_cgroup(&cgroup).or_else(|| shown.container_id.clone()),
+            container_id: container.filter(|id| inside.as_ref() != Some(id)),
             is_engine: is_copy && ENGINES.iter().any(|name| program_name(&exe) == *name),
         });
     }
