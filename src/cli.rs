@@ -31,6 +31,7 @@ use crate::plugin::client::Client;
     version,
     after_help = "Examples:
   nfsvol serve --share nas:/export    run the daemon
+  nfsvol status                       how it and its shares are
   nfsvol ls                           volumes of all hosts
   nfsvol inspect db                   one volume in full
   nfsvol trash ls                     removed volumes
@@ -47,7 +48,7 @@ struct Cli {
 enum Command {
     /// Run the daemon that Docker talks to
     Serve(Box<ServeArgs>),
-    /// List volumes
+    /// List the volumes of all hosts
     #[command(
         after_help = "Examples:\n  nfsvol ls\n  nfsvol ls --json | jq -r '.[].name'\n  nfsvol ls --share nas:/export"
     )]
@@ -64,15 +65,19 @@ enum Command {
     },
     /// Show this host's daemon: shares, their health, attachments
     #[command(after_help = "Examples:\n  nfsvol status\n  nfsvol status --json | jq .shares")]
-    Status(Common),
-    /// Look at each step from a share's name to bytes, and at this host; says what to do
+    Status(OfDaemon),
+    /// Find out what is wrong, from a share's name to its bytes and on this host; says what to do
     #[command(
         after_help = "Exit code: 0 when nothing failed, 1 otherwise.\n\nExamples:\n  nfsvol doctor\n  \
 nfsvol doctor nas:/export\n  nfsvol doctor --json | jq '.findings[] | select(.outcome == \"failed\")'"
     )]
     Doctor(doctor::DoctorArgs),
-    /// Removed volumes
+    /// List removed volumes, or delete them for good
     #[command(subcommand)]
+    #[command(
+        after_help = "Examples:\n  nfsvol trash ls\n  nfsvol trash purge db\n\n\
+`nfsvol restore` brings one back."
+    )]
     Trash(Trash),
     /// Bring a removed volume back
     #[command(after_help = "Examples:
@@ -83,7 +88,7 @@ nfsvol doctor nas:/export\n  nfsvol doctor --json | jq '.findings[] | select(.ou
     Restore {
         /// Name of the volume, or one entry of `nfsvol trash ls`
         name: String,
-        /// Name to restore it under
+        /// Name to restore it under [default: the one that it had]
         #[arg(long = "as", value_name = "NAME")]
         rename: Option<String>,
         #[command(flatten)]
@@ -91,19 +96,21 @@ nfsvol doctor nas:/export\n  nfsvol doctor --json | jq '.findings[] | select(.ou
     },
     /// Show the main job without Docker: two hosts, one volume
     Demo(demo::DemoArgs),
-    /// Serve a local directory over NFS for one machine; `serve --share embedded:DIR` does it
+    /// Serve a local directory over NFS for one machine; `serve --share embedded:/DIR` does it
     #[command(hide = true)]
     EmbeddedServer(embedded::EmbeddedArgs),
-    /// Free every process that waits for a volume whose server is away (FUSE data path)
+    /// Free every process that waits for a volume whose server is away
     #[command(
         after_help = "The volume fails for all who use it, and data that was not synced may be \
-lost;\na container that is started afterwards gets a new mount.\n\nExample:\n  nfsvol abort db"
+lost;\na container that is started afterwards gets a new mount. On the kernel data path only an\n\
+exclusive volume can be aborted, and its containers are killed; the others have a mount in\n\
+common. `nfsvol inspect` shows the data path.\n\nExample:\n  nfsvol abort db"
     )]
     Abort {
-        /// Name of the volume
+        /// Name of the volume, which is mounted on this host
         name: String,
         #[command(flatten)]
-        common: Common,
+        common: OfDaemon,
     },
     /// Make volumes of directories that are on the home share already
     #[command(
@@ -148,7 +155,7 @@ nfsvol migrate --yes shop_db --as db\n  nfsvol migrate --copy uploads -o mode=07
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  nfsvol completion bash > /etc/bash_completion.d/nfsvol")]
     Completion {
-        /// bash, zsh, fish, elvish or powershell
+        /// The shell that is to complete
         shell: clap_complete::Shell,
     },
     /// Write the manual pages into a directory; `make install` does it
@@ -159,46 +166,83 @@ nfsvol migrate --yes shop_db --as db\n  nfsvol migrate --copy uploads -o mode=07
 #[derive(Debug, Subcommand)]
 enum Trash {
     /// List removed volumes, oldest first
-    #[command(after_help = "Examples:\n  nfsvol trash ls\n  nfsvol trash ls --json")]
+    #[command(after_help = "Examples:\n  nfsvol trash ls\n  \
+nfsvol trash ls --json | jq -r '.[].entry'")]
     Ls(Common),
     /// Delete removed volumes for good
     #[command(after_help = "Examples:\n  nfsvol trash purge db\n  nfsvol trash purge --all")]
     Purge {
-        /// Name of a volume (all its entries), or one entry of `nfsvol trash ls`; or --all
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        name: Option<String>,
-        /// Everything in the trash
-        #[arg(long)]
-        all: bool,
+        #[command(flatten)]
+        what: Purged,
         #[command(flatten)]
         common: Common,
     },
 }
 
-/// Flags of the commands that ask the daemon.
+/// What `nfsvol trash purge` deletes.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Purged {
+    /// Name of a volume (all its entries), or one entry of `nfsvol trash ls`
+    name: Option<String>,
+    /// Everything in the trash
+    #[arg(long)]
+    all: bool,
+}
+
+/// Flags of the commands that only the daemon can answer.
+#[derive(Debug, clap::Args)]
+struct OfDaemon {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Socket of the daemon
+    #[arg(long, env = SOCKET_NAME, default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+}
+
+/// What names the daemon's socket where no flag does.
+const SOCKET_NAME: &str = "NFSVOL_SOCKET";
+
+/// Flags of the commands that ask the daemon, or a share itself.
 #[derive(Debug, clap::Args)]
 struct Common {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Socket of the daemon
-    #[arg(long, env = "NFSVOL_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
-    socket: PathBuf,
+    // The environment is looked at below: a name in it does not speak against --share.
+    #[arg(long, value_name = "PATH", help = socket_help())]
+    socket: Option<PathBuf>,
     /// Ask this share itself, as where no daemon runs
     #[arg(long, value_name = "SHARE", conflicts_with = "socket")]
     share: Option<Share>,
 }
 
+/// As clap says it of the others.
+fn socket_help() -> String {
+    format!("Socket of the daemon [env: {SOCKET_NAME}] [default: {DEFAULT_SOCKET}]")
+}
+
+impl From<OfDaemon> for Common {
+    fn from(flags: OfDaemon) -> Self {
+        Self {
+            json: flags.json,
+            socket: Some(flags.socket),
+            share: None,
+        }
+    }
+}
+
 impl Common {
     /// Asks the daemon, or the share itself.
     async fn ask(&self, route: &str, body: &Value) -> anyhow::Result<Value> {
-        match &self.share {
-            Some(share) => direct::ask(share, route, body).await,
-            None => Ok(Client::connect(&self.socket)
-                .await?
-                .call(route, body)
-                .await?),
+        if let Some(share) = &self.share {
+            return direct::ask(share, route, body).await;
         }
+        let named = || std::env::var_os(SOCKET_NAME).map(PathBuf::from);
+        let socket = self.socket.clone().or_else(named);
+        let socket = socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
+        Ok(Client::connect(&socket).await?.call(route, body).await?)
     }
 }
 
@@ -241,7 +285,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::FuseWorker => return Ok(crate::fuse::worker::run()?),
         Command::KernelGuard => return Ok(crate::guard::process::run()?),
         Command::Abort { name, common } => (
-            common,
+            common.into(),
             "/Nfsvol.Abort",
             json!({ "Name": name }),
             output::tree,
@@ -257,13 +301,12 @@ fn run(command: Command) -> anyhow::Result<()> {
             json!({ "Name": name }),
             output::tree,
         ),
-        Command::Status(common) => (common, "/Nfsvol.Status", json!({}), output::tree),
+        Command::Status(common) => (common.into(), "/Nfsvol.Status", json!({}), output::tree),
         Command::Trash(Trash::Ls(common)) => (common, "/Nfsvol.TrashLs", json!({}), output::trash),
-        Command::Trash(Trash::Purge { name, all, common }) => {
-            let body = if all {
-                json!({ "All": true })
-            } else {
-                json!({ "Name": name })
+        Command::Trash(Trash::Purge { what, common }) => {
+            let body = match what.name {
+                Some(name) => json!({ "Name": name }),
+                None => json!({ "All": what.all }),
             };
             (common, "/Nfsvol.TrashPurge", body, output::purged)
         }

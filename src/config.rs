@@ -34,7 +34,8 @@ Then:
   docker volume create -d nfsvol db
   docker run -v db:/data --volume-driver nfsvol IMAGE")]
 pub struct ServeArgs {
-    /// Home share, SERVER:/EXPORT: holds the catalog and, by default, the volumes
+    /// Home share, SERVER:/EXPORT (or embedded:/DIR, a directory of this host, to try it): holds the
+    /// catalog and, by default, the volumes
     #[arg(long, env = "NFSVOL_SHARE", value_name = "SHARE")]
     share: Option<Share>,
     /// Unix socket to listen on (unless systemd hands one over)
@@ -94,7 +95,7 @@ pub struct ServeArgs {
     /// How often the home share is asked for volumes that other hosts made or removed
     #[arg(long, env = "NFSVOL_POLL", default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME")]
     poll: Duration,
-    /// How long a host that is dead or cut off keeps its volumes from the others
+    /// How long a host that is dead or cut off keeps its volumes from the others: 3 s to 1 hour
     #[arg(long, env = "NFSVOL_SESSION", default_value = "30s", value_parser = session_time, value_name = "TIME")]
     session: Duration,
     /// Socket of Docker's engine: an exclusive volume's containers are stopped through it when this
@@ -129,7 +130,8 @@ pub struct ServeArgs {
         value_name = "NAME"
     )]
     pub metrics_name: Vec<String>,
-    /// Log level, or levels by module: error, warn, info, debug, nfsvol::plugin=debug
+    /// Log level: off, error, warn, info, debug or trace; modules may have their own, as in
+    /// info,nfsvol::plugin=debug
     #[arg(
         long,
         env = "NFSVOL_LOG",

@@ -31,13 +31,14 @@ pub enum TelemetryError {
     #[error("the log format is text, json or journald, not {0:?}")]
     Format(String),
     #[error(
-        "{filter:?} is not a log filter: write a level (error, warn, info, debug, trace), or \
-         levels by module such as \"info,nfsvol::plugin=debug\""
+        "{0:?} is not a log filter: write a level (off, error, warn, info, debug, trace), or levels by \
+         module such as \"info,nfsvol::plugin=debug\""
     )]
-    Filter {
-        filter: String,
-        source: tracing_subscriber::filter::ParseError,
-    },
+    Filter(String),
+    #[error(
+        "the log has no module {0:?}: write \"nfsvol\", or \"nfsvol::\" and one of {rooms}", rooms = ROOMS.join(", ")
+    )]
+    Module(String),
     #[error("systemd's journal cannot be reached: use the log format text or json")]
     Journald(#[source] io::Error),
     #[error("the log has been set up before")]
@@ -89,22 +90,62 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
     Ok(())
 }
 
-/// A misspelt level alone would be taken for a module's name, and silence all others.
+/// What the names of this program's modules go on with behind `nfsvol::`.
+const ROOMS: [&str; 23] = [
+    "attendant",
+    "catalog",
+    "chance",
+    "cli",
+    "cluster",
+    "config",
+    "doctor",
+    "driver",
+    "embedded",
+    "engine",
+    "files",
+    "fuse",
+    "guard",
+    "migrate",
+    "mount",
+    "mutant",
+    "nfs",
+    "plugin",
+    "proc",
+    "serve",
+    "telemetry",
+    "volume",
+    "watch",
+];
+
+/// Refuses what would silence the log by a slip of the pen: nothing at all, a misspelt level, which is
+/// taken for a module's name, and a module that is none. Other crates log nothing here, and there are
+/// no spans. Limit: of a module's name only the part behind `nfsvol::` is looked at.
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
-    let wrong = |source| TelemetryError::Filter {
-        filter: filter.to_owned(),
-        source,
-    };
-    for part in filter.split(',').map(str::trim) {
-        let is_module = part.contains(['=', ':', '[']) || part == env!("CARGO_PKG_NAME");
-        if !part.is_empty() && !is_module {
+    let wrong = |_| TelemetryError::Filter(filter.to_owned());
+    let parts = filter.split(',').map(str::trim);
+    let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() || filter.contains('[') {
+        return Err(TelemetryError::Filter(filter.to_owned()));
+    }
+    for part in parts {
+        let target = part.split('=').next().unwrap_or(part);
+        if part.contains(['=', ':']) || part == NAME {
+            let room = target.strip_prefix(NAME).and_then(|room| match room {
+                "" => Some(None),
+                room => Some(room.strip_prefix("::")?.split("::").next()),
+            });
+            if !room.is_some_and(|room| room.is_none_or(|room| ROOMS.contains(&room))) {
+                return Err(TelemetryError::Module(target.to_owned()));
+            }
+        } else {
             // As the level that it has to be.
-            let level = format!("{}={part}", env!("CARGO_PKG_NAME"));
-            let _: Directive = level.parse().map_err(wrong)?;
+            let _: Directive = format!("{NAME}={part}").parse().map_err(wrong)?;
         }
     }
     EnvFilter::builder().parse(filter).map_err(wrong)
 }
+
+const NAME: &str = env!("CARGO_PKG_NAME");
 
 /// Starts the log of a process that outlives the daemon: text on standard error, which is a file that
 /// nobody rotates. Only its newest lines are kept.
@@ -168,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_misspelt_level_is_refused() {
+    fn what_would_silence_the_log_by_mistake_is_refused() {
         for good in [
             "info",
             "WARN",
@@ -177,13 +218,39 @@ mod tests {
             "warn,nfsvol::plugin=debug",
             "nfsvol",
             "info,",
-            "",
+            "nfsvol::fuse::worker=trace,nfsvol::guard=off",
         ] {
             assert!(parse(good).is_ok(), "{good}");
         }
-        for bad in ["loud", "info,debgu", "nfsvol=loud"] {
-            assert!(parse(bad).is_err(), "{bad}");
+        for bad in ["loud", "info,debgu", "nfsvol=loud", "", ",", "[span]=debug"] {
+            let error = parse(bad).unwrap_err();
+            assert!(matches!(error, TelemetryError::Filter(_)), "{bad}");
         }
+        for bad in [
+            "nfsvol::plugni=debug",
+            "info,nfsvl=debug",
+            "hyper=warn",
+            "nfsvol:fuse",
+        ] {
+            let error = parse(bad).unwrap_err();
+            assert!(matches!(error, TelemetryError::Module(_)), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_modules_of_the_log_are_those_of_the_program() {
+        let lib = include_str!("lib.rs").lines();
+        let names = lines_of_modules(lib);
+        assert_eq!(names, ROOMS);
+    }
+
+    /// Without what a release has not.
+    fn lines_of_modules<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+        let modules = lines.filter_map(|line| {
+            let line = line.strip_prefix("pub ").unwrap_or(line);
+            line.strip_prefix("mod ")?.strip_suffix(';')
+        });
+        modules.filter(|name| *name != "failpoint").collect()
     }
 
     #[test]

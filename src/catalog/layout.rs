@@ -39,12 +39,15 @@ This directory belongs to nfsvol, a Docker volume driver.
   volumes/NAME/record.json   what nfsvol knows of the volume NAME (JSON)
   trash/NAME.TIME.RANDOM/    a removed volume: volume/record.json and, if it was moved, data/
   hosts/                     which hosts live, and what they hold
-  tmp/                       things being made; safe to delete when older than a day
+  tmp/                       things being made; safe to delete when older than an hour
 
 The data of a volume is in the directory that its record names, beside this one.
 `nfsvol trash ls` lists what can be restored, `nfsvol restore NAME` brings it back.
 By hand: move trash/ENTRY/data to the data directory that trash/ENTRY/volume/record.json names,
 delete trash/ENTRY/volume/removing, then move trash/ENTRY/volume to volumes/NAME.
+Where a restore was broken off there is no trash/ENTRY/volume but trash/ENTRY/restoring.RANDOM.
+With a record.json in that: move data, if it is there still, to the directory that this names, delete
+from/ in it, then move it to volumes/NAME. Without one: from/ in it is what volume was.
 ";
 
 /// `format.json`: tells one share from another, also when its address changes.

@@ -11,8 +11,8 @@ use crate::volume::VolumeName;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct AdoptArgs {
-    /// Directories below the home share's export, each with the volume's name before it if that
-    /// shall not be its last part
+    /// Directories, as seen from the home share's export (not from this host); each with the volume's
+    /// name before it if that is not to be the last part of the directory
     #[arg(required = true, value_name = "[NAME=]DIR")]
     directories: Vec<Directory>,
     /// Only look what would be done

@@ -20,7 +20,7 @@ pub(super) struct DoctorArgs {
     #[arg(long, env = "NFSVOL_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
     socket: PathBuf,
     /// Socket of Docker's engine
-    #[arg(long, default_value = crate::engine::DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, env = "NFSVOL_DOCKER_SOCKET", default_value = crate::engine::DEFAULT_SOCKET, value_name = "PATH")]
     docker_socket: PathBuf,
 }
 

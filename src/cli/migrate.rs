@@ -19,7 +19,7 @@ pub(super) struct MigrateArgs {
     /// Names of the volumes [default: all with type=nfs]
     #[arg(value_name = "VOLUME")]
     volumes: Vec<String>,
-    /// Do it
+    /// Do it; without, only say what would be done
     #[arg(long)]
     yes: bool,
     /// Copy the files of these volumes, which are directories of this host, into new volumes
@@ -46,7 +46,7 @@ pub(super) struct MigrateArgs {
     #[arg(long, env = "NFSVOL_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
     socket: PathBuf,
     /// Socket of Docker's engine
-    #[arg(long, default_value = crate::engine::DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, env = "NFSVOL_DOCKER_SOCKET", default_value = crate::engine::DEFAULT_SOCKET, value_name = "PATH")]
     docker_socket: PathBuf,
 }
 

@@ -52,6 +52,9 @@ pub(super) fn purged(answer: &Value) -> String {
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default();
+    if entries.is_empty() {
+        return "the trash is empty\n".to_owned();
+    }
     entries.iter().fold(String::new(), |mut all, entry| {
         let _ = writeln!(all, "purged {}", text(entry));
         all
@@ -123,6 +126,13 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);
         assert!(lines[1].contains("db") && lines[1].contains("nas:/e"));
+    }
+
+    #[test]
+    fn a_purge_says_what_it_deleted_or_that_there_was_nothing() {
+        let said = |entries: Value| purged(&json!({ "purged": entries }));
+        assert_eq!(said(json!(["db.1", "db.2"])), "purged db.1\npurged db.2\n");
+        assert_eq!(said(json!([])), "the trash is empty\n");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::plugin::client::Client;
 pub(super) struct RepairArgs {
     /// Name of the volume (and `format.json` if that is torn); without it, whatever is torn
     name: Option<String>,
-    /// Do not ask
+    /// Do it without asking
     #[arg(long)]
     yes: bool,
     /// Only show what would be done
@@ -47,8 +47,8 @@ impl RepairArgs {
 pub(super) async fn repair(args: RepairArgs) -> anyhow::Result<()> {
     let mut lines = args.ask(true).await?;
     if count(&lines, "possible") > 0 && !args.dry_run {
-        // One document for whoever reads JSON: what was done.
-        if !args.json {
+        // Who is not asked gets one table, and who reads JSON one document: what was done.
+        if !args.json && !args.yes {
             args.show(&lines)?;
         }
         if !args.yes && !agreed()? {

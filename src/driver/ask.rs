@@ -55,7 +55,11 @@ impl Driver {
             return Err(DriverError::AbortByKernel(name.clone()));
         }
         if held.is_none() && !self.paths.is_own(name) && !self.paths.is_served(name) {
-            return Err(DriverError::NotMounted(name.clone()));
+            // A home share that is away does not say whether there is one.
+            return Err(match self.find(name).await {
+                Ok(None) => CatalogError::Absent(name.clone()).into(),
+                Ok(Some(_)) | Err(_) => DriverError::NotMounted(name.clone()),
+            });
         }
         self.paths.abort(name).await?;
         Ok(json!({ "aborted": name }))

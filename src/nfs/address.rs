@@ -85,6 +85,12 @@ impl Share {
             .split('/')
             .filter(|p| !p.is_empty() && *p != ".")
             .collect();
+        if server == Server::Embedded && parts.is_empty() {
+            return Err(refuse(
+                "the embedded server serves a directory of this host, not all of it: name one, as in \
+                 embedded:/srv/volumes",
+            ));
+        }
         Ok(Self {
             server,
             export: format!("/{}", parts.join("/")),
@@ -323,6 +329,8 @@ mod tests {
             "a b:/x",
             "-o:/x",
             ":/x",
+            "embedded:/",
+            "embedded:///.",
         ] {
             assert!(text.parse::<Share>().is_err(), "{text}");
         }

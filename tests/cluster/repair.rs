@@ -58,6 +58,8 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
     ensure!(fs::read(record(&empty))?.is_empty(), "nothing was changed");
     let done = a.nfsvol.command(&["repair", "--yes"])?;
     ensure!(done.code == 0, "{done:?}");
+    let tables = done.stdout.lines().filter(|line| line.contains("RESULT"));
+    ensure!(tables.count() == 1, "{done:?}");
     ensure!(fs::read(record(&empty))? == before, "another record");
     wait_for(
         "the other host to find nothing torn",
@@ -81,6 +83,11 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
     ensure!(
         gone.code == 1 && gone.stderr.contains("no such volume"),
         "{gone:?}"
+    );
+    let aborted = a.nfsvol.command(&["abort", &fresh("nobody")])?;
+    ensure!(
+        aborted.code == 1 && aborted.stderr.contains("no such volume"),
+        "{aborted:?}"
     );
     Ok(())
 }
