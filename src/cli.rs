@@ -385,6 +385,54 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Without its prompt, what stands behind it, and what its output goes to.
+    fn command_in(line: &str) -> Option<Vec<&str>> {
+        let line = line.trim_start();
+        let line =
+            line.split_once("# ")
+                .map_or(line, |(prompt, line)| match prompt.contains(' ') {
+                    true => prompt,
+                    false => line,
+                });
+        let line = line.strip_prefix("nfsvol ")?;
+        let end = ["  ", " |", " >", " &"]
+            .iter()
+            .filter_map(|end| line.find(end))
+            .min();
+        let words = line[..end.unwrap_or(line.len())].split_whitespace();
+        Some(words.map(|word| word.trim_matches('\'')).collect())
+    }
+
+    #[test]
+    fn whatever_command_is_shown_is_one() {
+        fn examples(command: &clap::Command, all: &mut String) {
+            if let Some(help) = command.get_after_help() {
+                all.push_str(&format!("{help}\n"));
+            }
+            command
+                .get_subcommands()
+                .for_each(|command| examples(command, all));
+        }
+        let mut shown = String::new();
+        examples(&Cli::command(), &mut shown);
+        let documents = [
+            include_str!("../README.md"),
+            include_str!("../docs/OPERATIONS.md"),
+        ];
+        for block in documents
+            .iter()
+            .flat_map(|text| text.split("```console\n").skip(1))
+        {
+            shown.push_str(block.split("```").next().unwrap_or_default());
+        }
+        let commands: Vec<_> = shown.lines().filter_map(command_in).collect();
+        assert!(commands.len() > 40, "{commands:?}");
+        for words in commands {
+            let parsed = Cli::try_parse_from([&["nfsvol"], words.as_slice()].concat());
+            assert!(parsed.is_ok(), "{words:?}: {}", parsed.unwrap_err());
+        }
+    }
+
     #[test]
     fn every_command_has_an_example() {
         fn check(command: &clap::Command) {
