@@ -1,7 +1,9 @@
 //! Mended faults that a test can put back ("mutants").
 //!
 //! A simulation or a judge that has never failed proves nothing. So whoever mends a fault leaves a
-//! switch beside the mend, and a test shows that the fault, put back, is found again.
+//! switch beside the mend, and a test shows that the fault, put back, is found again. Of a few faults of
+//! the FUSE data path, somebody has to run a trial with the fault to see that (`NAMED` in
+//! src/fuse/simulation/mutants.rs), and one (`WhoeverIsFirst`) nothing finds.
 //!
 //! A mutant is put back for one thread (`put_back`: simulations run on one), or for a whole
 //! process by `NFSVOL_MUTANT=Name` in its environment (workers and daemons of the lab). Without the

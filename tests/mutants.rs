@@ -1,5 +1,7 @@
-//! Each mended fault of the catalog, the cluster and the driver that can be put back is put back by a
-//! test, which finds it.
+//! Each mended fault of the catalog, the cluster, the driver, the guard and the mounts that can be put back
+//! is named by a test as one to be put back: `Mutant::Name`, or "Name" for a process's NFSVOL_MUTANT.
+//!
+//! Known limit: that the test then finds the fault is the test's to say.
 
 use std::fs;
 use std::path::Path;
@@ -21,46 +23,60 @@ fn mutants() -> Vec<String> {
         .collect()
 }
 
-/// All sources but the list itself, without the switches.
-fn uses(dir: &Path, found: &mut String) {
+/// All sources but the list itself, without comments and spaces.
+fn sources(dir: &Path, found: &mut String) {
     for entry in fs::read_dir(dir).expect("a directory of sources") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
-            uses(&path, found);
+            sources(&path, found);
         } else if !path.ends_with("src/mutant.rs") && !path.ends_with("tests/mutants.rs") {
             let text = fs::read_to_string(&path).unwrap_or_default();
-            found.push_str(&text.replace(char::is_whitespace, ""));
+            let code = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"));
+            found.extend(code.flat_map(|line| line.split_whitespace()));
         }
     }
 }
 
+fn sources_of(dirs: &[&str]) -> String {
+    let mut found = String::new();
+    for dir in dirs {
+        sources(&Path::new(ROOT).join(dir), &mut found);
+    }
+    found
+}
+
+/// Whether a text has this, and not as the beginning of a longer name.
+fn names(text: &str, name: &str) -> bool {
+    let mut ends = text
+        .match_indices(name)
+        .map(|(at, _)| text[at + name.len()..].chars().next());
+    ends.any(|next| next.is_none_or(|next| !next.is_alphanumeric()))
+}
+
 #[test]
 fn each_mended_fault_is_put_back_by_a_test() {
-    let mut switches = String::new();
-    for dir in ["src/catalog", "src/cluster", "src/driver"] {
-        uses(&Path::new(ROOT).join(dir), &mut switches);
-    }
-    let mut sources = String::new();
-    for dir in ["src", "tests"] {
-        uses(&Path::new(ROOT).join(dir), &mut sources);
-    }
-    let sources = sources.replace("is_on(Mutant::", "");
-    let is_found = |name: &str| {
-        let named = [format!("Mutant::{name}"), format!("NFSVOL_MUTANT={name}")];
-        let named = named.iter().flat_map(|named| {
-            sources
-                .match_indices(named)
-                .map(|(at, named)| at + named.len())
-        });
-        // Not the beginning of a longer name.
-        let mut ends = named.map(|at| sources[at..].chars().next());
-        ends.any(|next| next.is_none_or(|next| !next.is_alphanumeric()))
-    };
+    let rooms = ["catalog", "cluster", "driver", "guard", "mount"];
+    let switches = sources_of(
+        &rooms
+            .map(|room| format!("src/{room}"))
+            .each_ref()
+            .map(String::as_str),
+    );
+    // The program itself names a fault in its switch only.
+    let tests = sources_of(&["src", "tests"]).replace("is_on(Mutant::", "");
+    let for_processes = sources_of(&["tests"]);
     let mut mutants = mutants();
     mutants.retain(|name| switches.contains(&format!("is_on(Mutant::{name})")));
     assert!(mutants.len() > 10, "{mutants:?}");
     for name in mutants {
+        let is_found = names(&tests, &format!("Mutant::{name}"))
+            || for_processes.contains(&format!("\"{name}\""));
         let excused = BY_NOBODY.contains(&name.as_str());
-        assert!(excused || is_found(&name), "no test puts {name} back");
+        assert!(
+            excused != is_found,
+            "put back by a test: {is_found}, {name}"
+        );
     }
 }

@@ -24,8 +24,9 @@ const FOUND: &[(Mutant, u64)] = &[
     (Mutant::OpenInFlightIsNone, 18),
 ];
 
-/// The others: in which file the test is that finds it, and what that file says of it. Trials of
-/// the lab are listed by their name; a process of theirs gets `NFSVOL_MUTANT=Name`.
+/// The others: in which file the test is that finds it, and what that file says of it. A trial of the
+/// lab is listed by its name, and does not put the fault back: it fails when it is run with
+/// `NFSVOL_MUTANT=Name` in its environment, which nobody does but who doubts it.
 const NAMED: &[(Mutant, &str, &str)] = &[
     (
         Mutant::LostCallsChangeNothing,
@@ -251,5 +252,8 @@ fn whatever_fault_the_data_path_can_have_back_is_found_somewhere() {
     for (mutant, file, test) in NAMED {
         let text = fs::read_to_string(root.join(file)).unwrap();
         assert!(text.contains(test), "{mutant:?}: {file} has no {test}");
+        let is_trial = file.starts_with("tests/");
+        let is_named = test.contains(&format!("Mutant::{mutant:?}"));
+        assert!(is_trial || is_named, "{test} does not put {mutant:?} back");
     }
 }
