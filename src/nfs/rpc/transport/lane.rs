@@ -309,10 +309,13 @@ impl<C: Connector> Driver<C> {
         self.lane.probe.store(false, Ordering::Relaxed);
         self.lane.table().connected(now());
         let _open = Open::new(&self.lane, writer);
+        // In this order, so that simulations repeat themselves, and with writing first: a task may do so
+        // much I/O before it has to give way, and replies without end would use that up each time.
+        // Calls do not, since their callers wait for the replies.
         let end = tokio::select! {
             biased;
-            end = self.read(reader) => end,
             end = self.write() => end,
+            end = self.read(reader) => end,
             () = self.idle() => {
                 Err(io::Error::new(io::ErrorKind::ConnectionAborted, "nothing to do"))
             }

@@ -742,3 +742,50 @@ async fn a_repeated_creation_is_settled_where_that_is_possible() {
         "the server knows our verifier, so the file is another's"
     );
 }
+
+/// Replies to calls that nobody made, as fast as they are read.
+struct Flood(usize);
+
+impl AsyncRead for Flood {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let turn = std::task::ready!(tokio::task::coop::poll_proceed(cx));
+        let record = words(&[0x8000_0018, u32::MAX, 1, 0, 0, 0, 0]);
+        let part = &record[self.0 % record.len()..];
+        let length = part.len().min(buf.remaining());
+        buf.put_slice(&part[..length]);
+        self.0 += length;
+        turn.made_progress();
+        Poll::Ready(Ok(()))
+    }
+}
+
+struct Flooded(mpsc::UnboundedSender<DuplexStream>);
+
+impl Connector for Flooded {
+    type Reader = Flood;
+    type Writer = DuplexStream;
+
+    async fn connect(&self, _: SocketAddr, _: usize) -> io::Result<(Flood, DuplexStream)> {
+        let (client, server) = duplex(64 * 1024);
+        self.0.send(server).map_err(io::Error::other)?;
+        Ok((Flood(0), client))
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_replies_lets_calls_out() {
+    let settings = Settings::new(([192, 0, 2, 1], 2049).into());
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let nfs = Nfs3::over(&settings, Flooded(sender)).unwrap();
+    let _call = readlink(&nfs);
+    let mut peer = Peer(receiver.recv().await.unwrap());
+    let seen = tokio::spawn(async move { peer.call().await });
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(seen.is_finished(), "the call waits behind the replies");
+}
