@@ -148,6 +148,7 @@ const NAMED: &[(Mutant, &str, &str)] = &[
         "src/fuse/inode.rs",
         "put_back(Mutant::HighFileIdsAreOwn)",
     ),
+    // In the guest with Linux 6.1: newer kernels do without the mend.
     (
         Mutant::UncachedIsUnmapped,
         "tests/fuse/consistency.rs",
