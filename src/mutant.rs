@@ -123,6 +123,10 @@ mutants! {
     TrashKnowsOneName,
     /// Two hosts that restore one entry write its new name into the same record.
     RestoresShareADirectory,
+    /// A restored exclusive volume comes back without its claims, so that epochs begin anew.
+    RestoredClaimsBeginAnew,
+    /// A claim counts wherever it was made, also in a directory that a restore has deleted.
+    ClaimsAreNotLookedFor,
     /// What cannot be deleted keeps all that comes after it.
     SweepEndsAtTheFirstError,
     /// A connection that gets no answer from its source port is tried from that port for ever.

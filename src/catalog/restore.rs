@@ -6,17 +6,21 @@
 //! 2. RENAME `trash/<entry>/volume` to `restoring.<nonce>/from`: the entry is taken;
 //! 3. write `restoring.<nonce>/record.json`, which says under which name and where it comes back;
 //! 4. RENAME `trash/<entry>/data` to its place;
-//! 5. delete `from`;
-//! 6. RENAME `restoring.<nonce>` to `volumes/<name>`.
+//! 5. of an exclusive volume: RENAME its claims out of `from` to `restoring.<nonce>/claims.<id>`;
+//! 6. delete `from`;
+//! 7. RENAME `restoring.<nonce>` to `volumes/<name>`.
 //!
 //! Invariants: whoever restores writes only into a directory of its own, so nobody else's name gets
-//! into the record that comes back; what was taken stays in the entry until 6, and is taken by the next
+//! into the record that comes back; what was taken stays in the entry until 7, and is taken by the next
 //! one that restores it in the same way, with what has moved by then. So a restore that was cut off is
-//! done again under any name, and one that is still under way fails at 6, since what it has taken is gone.
+//! done again under any name, and one that is still under way fails at 7, since what it has taken is gone.
+//! A volume that comes back keeps its id, so it keeps its claims as well: where epochs began anew, a host
+//! that is in the middle of claiming it would not meet the next one's claim. Intents and marks of
+//! removals do not come back.
 //!
 //! Known limits: without a home share the record comes back into the state directory, which no RENAME
 //! guards; two such hosts that restore one entry within a moment may both have it. A server that restarts
-//! between 3 and 6 and has lost what it had acknowledged may leave a volume whose record is in `from`, and
+//! between 3 and 7 and has lost what it had acknowledged may leave a volume whose record is in `from`, and
 //! its data in the trash.
 
 use std::sync::Arc;
@@ -25,10 +29,11 @@ use super::error::CatalogError;
 use super::layout::{self, RESTORED_FROM, TRASH_DATA, TrashName};
 use super::trash::{self, TrashEntry};
 use super::{Catalog, Copy, data, share};
+use crate::cluster::layout as cluster;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminError, AdminErrorKind};
-use crate::volume::{Record, VolumeName};
+use crate::volume::{Access, Record, VolumeName};
 
 /// How often data is looked for that another restore of the entry may be moving.
 const LOOKS: usize = 3;
@@ -167,12 +172,21 @@ async fn records(
     taken: &SharePath,
     name: &VolumeName,
 ) -> Result<Vec<Record>, CatalogError> {
-    let (mut found, mut at) = (Vec::new(), taken.clone());
-    while home.attr(&at).await?.is_some() {
+    let mut found = Vec::new();
+    for at in layers(home, taken).await? {
         found.extend(trash::record_in(home, &at, name).await?);
-        at = at.join(RESTORED_FROM);
     }
     Ok(found)
+}
+
+/// The directory of a restore, and in turn what it has taken.
+async fn layers(home: &Admin, taken: &SharePath) -> Result<Vec<SharePath>, AdminError> {
+    let (mut layers, mut at) = (Vec::new(), taken.clone());
+    while home.attr(&at).await?.is_some() {
+        let from = at.join(RESTORED_FROM);
+        layers.push(std::mem::replace(&mut at, from));
+    }
+    Ok(layers)
 }
 
 /// Removes what restores that took nothing have left in an entry.
@@ -318,9 +332,33 @@ impl<'a> Restoring<'a> {
             .filter(|_| record.made.is_some()))
     }
 
+    /// Brings the claims to an exclusive volume out of what was taken.
+    pub(super) async fn bring_claims(&self) -> Result<(), CatalogError> {
+        if self.record.options.access != Access::Exclusive
+            || mutant::is_on(Mutant::RestoredClaimsBeginAnew)
+        {
+            return Ok(());
+        }
+        let claims = cluster::claims(&self.record.name, &self.record.id);
+        let claims = claims.name();
+        // The innermost first: a restore that has lost the entry may be at this, and moves them outwards.
+        for layer in layers(self.home, &self.dir).await?.iter().skip(1).rev() {
+            let (from, to) = (layer.join(claims), self.dir.join(claims));
+            match self.home.rename(&from, &to).await {
+                Err(error) if !matches!(error.kind, AdminErrorKind::NotFound) => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Brings the record back; its data is in place.
     pub(super) async fn publish(&self) -> Result<(), CatalogError> {
         let (home, record) = (self.home, &self.record);
+        self.bring_claims().await?;
+        fail::fail_point!("restore.claims", |_| crate::failpoint::die());
         match share::delete_tree(home, &self.dir.join(RESTORED_FROM)).await {
             // Taken by another host: the RENAME tells.
             Err(error) if !matches!(error.kind, AdminErrorKind::NotFound) => {

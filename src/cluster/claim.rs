@@ -5,7 +5,8 @@
 //! is published before the claim is made, so a claim that is void stays void; one that arrives
 //! late, after its host gave up, is void from the start. The highest epoch stays until there is a
 //! higher one, and lower ones are removed; so whoever has made one looks whether it is the highest
-//! now. A volume that is made anew has other claims.
+//! now. A volume that is made anew has other claims; one that is restored has those that it had, so a
+//! host that was on its way to a claim meanwhile looks whether that is still where the volume is.
 
 use std::time::Duration;
 
@@ -89,6 +90,34 @@ impl<E: Env> Member<E> {
             }
         }
         Err(MemberError::Unclear(self.host.name.clone()))
+    }
+
+    /// Makes sure that this host's claim to a volume lies where the volume is now: that may have been
+    /// removed and restored since its directory was looked up, and the claim lie beside the new ones.
+    ///
+    /// # Errors
+    /// [`MemberError::Unclear`] when it does not, and what the share answered.
+    pub async fn check_claim(
+        &self,
+        store: &impl Store,
+        volume: &VolumeName,
+    ) -> Result<(), MemberError> {
+        let state = self.lock().await;
+        let (own, hold) = (state.claims.get(volume), state.holds.get(volume));
+        let (Some(own), Some(hold)) = (own, hold) else {
+            return Err(MemberError::Ended);
+        };
+        let claims = layout::claims(volume, &own.id);
+        // Not put there again, as of one that the server has lost: another host's may be coming.
+        match self.written(store, &claims, own.epoch).await? {
+            Written::Claim(there)
+                if (&there.host, &there.nonce) == (&self.host.name, &hold.nonce) =>
+            {
+                Ok(())
+            }
+            _ if mutant::is_on(Mutant::ClaimsAreNotLookedFor) => Ok(()),
+            _ => Err(MemberError::Unclear(self.host.name.clone())),
+        }
     }
 
     fn mine(&self, state: &State, session: Option<&str>) -> Result<Claimed, MemberError> {

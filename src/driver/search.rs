@@ -365,6 +365,10 @@ cases! {
         VOLUME, [CreateIn("web", "db")], [Remove("db")];
     claim_remove(long long long long long long):
         CLAIMS, [Mount("db")], [Remove("db")];
+    claim_first_restore(long long long long long long):
+        CLAIMS, [Mount("db")], [Remove("db"), Restore("db"), Mount("db")];
+    claim_restore(long long long long long long):
+        CLAIM_CYCLE, [Mount("db")], [Remove("db"), Restore("db"), Mount("db")];
 }
 
 #[test]
@@ -375,4 +379,11 @@ fn claims_find_what_is_put_back() {
 #[test]
 fn restores_find_what_is_put_back() {
     finds(Mutant::RestoresShareADirectory, restore_as::CASE);
+}
+
+#[test]
+#[ignore = "takes long"]
+fn restored_claims_find_what_is_put_back() {
+    finds(Mutant::RestoredClaimsBeginAnew, claim_restore::CASE);
+    finds(Mutant::ClaimsAreNotLookedFor, claim_first_restore::CASE);
 }

@@ -113,7 +113,8 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
         self.forestall(home, name).await
     }
 
-    /// Whether a volume that was claimed is there, with the record that the claim was made to.
+    /// Whether a volume that was claimed is there, with the record that the claim was made to
+    /// and with that claim. `home` has looked nothing up before.
     pub(super) async fn is_still_there(
         &self,
         home: &Admin,
@@ -123,7 +124,11 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
             return Ok(false);
         }
         let now = self.catalog.revalidate(home, &record.name).await?;
-        Ok(now.is_some_and(|now| now.id == record.id))
+        if now.is_none_or(|now| now.id != record.id) {
+            return Ok(false);
+        }
+        self.member.check_claim(home, &record.name).await?;
+        Ok(true)
     }
 
     async fn forestall(&self, home: &Admin, name: &VolumeName) -> Result<bool, MemberError> {

@@ -94,6 +94,7 @@ const TABLE: &[(&str, Op, Path, By)] = &[
     ("restore.taken", Restore, Fuse, SameHost),
     ("restore.renamed", Restore, Fuse, SameHost),
     ("restore.data", Restore, Fuse, SameHost),
+    ("restore.claims", Restore, Fuse, SameHost),
     ("restore.cleared", Restore, Fuse, SameHost),
     ("restore.record", Restore, Fuse, SameHost),
 ];

@@ -141,6 +141,52 @@ async fn of_two_restores_one_has_the_volume_and_the_other_is_told() {
     }
 }
 
+/// The claims that an exclusive volume has after a restore, which came after so many that were cut off
+/// when the last of them had brought the claims.
+fn restored_claims(cuts: usize) -> Vec<String> {
+    // On this thread, for what is put back.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let lab = Lab::new();
+        let host = lab.host("a").await;
+        let record = host.made("x", &[("access", "exclusive")]).await;
+        let claims = format!("claims.{}", record.id);
+        let claims = |at: &str| lab.path(at).join(&claims);
+        fs::create_dir_all(claims(".nfsvol/volumes/x").join("7")).unwrap();
+        host.remove("x").await;
+        for cut in 0..cuts {
+            let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
+            let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+            let restoring = taken.await.unwrap();
+            restoring.note().await.unwrap();
+            if cut > 0 {
+                restoring.bring_claims().await.unwrap();
+            }
+        }
+        host.restore("x", Some("y")).await.unwrap();
+        assert_eq!(lab.entries(), Vec::<String>::new());
+        let epochs = fs::read_dir(claims(".nfsvol/volumes/y"));
+        let epochs = epochs.map(|epochs| epochs.map(|epoch| epoch.unwrap().file_name()));
+        let epochs = epochs.map(|names| names.map(|name| name.into_string().unwrap()));
+        epochs.map(Iterator::collect).unwrap_or_default()
+    })
+}
+
+#[test]
+fn a_restored_volume_keeps_its_claims() {
+    for cuts in 0..=3 {
+        assert_eq!(restored_claims(cuts), ["7"], "{cuts}");
+    }
+    let _back = put_back(Mutant::RestoredClaimsBeginAnew);
+    assert!(
+        restored_claims(0).is_empty(),
+        "not found when it is put back"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_restore_left_empty_is_removed_with_its_entry() {
     let lab = Lab::new();

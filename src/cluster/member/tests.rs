@@ -768,3 +768,22 @@ async fn a_document_speaks_for_the_host_of_its_name_only() {
     assert_eq!(held.len(), 1, "{held:?}");
     assert_eq!(held[0].host, "other");
 }
+
+/// Whether a host has a volume whose claims a restore has put elsewhere while it made its own.
+async fn has_what_it_claimed_elsewhere() -> bool {
+    let home = Home::new();
+    let member = begun(&home, "a").await;
+    assert!(mine(&home, &member).await);
+    member.check_claim(&home.admin, &db()).await.unwrap();
+    let claims = home.path("volumes/db/claims.1");
+    fs::rename(&claims, home.path("tmp/from")).unwrap();
+    fs::create_dir(&claims).unwrap();
+    member.check_claim(&home.admin, &db()).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_claim_counts_where_the_volume_is() {
+    assert!(!has_what_it_claimed_elsewhere().await);
+    let _back = mutant::put_back(Mutant::ClaimsAreNotLookedFor);
+    assert!(has_what_it_claimed_elsewhere().await);
+}
