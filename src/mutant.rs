@@ -125,6 +125,8 @@ mutants! {
     RestoresShareADirectory,
     /// A restored exclusive volume comes back without its claims, so that epochs begin anew.
     RestoredClaimsBeginAnew,
+    /// A restore that has lost its entry keeps what it has taken from the volume of whoever has it.
+    DataIsFetchedFromVolumes,
     /// A claim counts wherever it was made, also in a directory that a restore has deleted.
     ClaimsAreNotLookedFor,
     /// What cannot be deleted keeps all that comes after it.

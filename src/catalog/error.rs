@@ -105,8 +105,8 @@ pub enum CatalogError {
         nearest: Option<String>,
     },
     #[error(
-        "{0} is being restored by another host, or is no longer in the trash; see docker volume ls, \
-         and restore it again if it is not there"
+        "{0} is being restored by another call, here or on another host, or is no longer in the \
+         trash; see docker volume ls, and restore it again if it is not there"
     )]
     RestoredElsewhere(String),
     #[error(

@@ -18,7 +18,13 @@
 //! that is in the middle of claiming it would not meet the next one's claim. Intents and marks of
 //! removals do not come back.
 //!
-//! Known limits: without a home share the record comes back into the state directory, which no RENAME
+//! Data that a restore which was cut off has moved elsewhere is moved back into the entry by the next one,
+//! which looks afterwards whether it still has the entry, and otherwise puts the data back: whoever has it
+//! then may have published a volume with it. Data that goes from the entry to a place (4) needs no such look:
+//! who has the entry by then finds it by the record of that place.
+//!
+//! Known limits: a host that stops for ever between that move and the look, after it has lost the entry, leaves
+//! the data of a volume in the trash; Mount refuses it. Without a home share the record comes back into the state directory, which no RENAME
 //! guards; two such hosts that restore one entry within a moment may both have it. A server that restarts
 //! between 3 and 7 and has lost what it had acknowledged may leave a volume whose record is in `from`, and
 //! its data in the trash.
@@ -284,9 +290,19 @@ impl<'a> Restoring<'a> {
 
     /// Moves data that another restore of the entry has moved to another place back into the entry.
     async fn gather(&self, catalog: &Catalog) -> Result<(), CatalogError> {
-        let trashed = data_of(self.entry);
-        if !self.record.moves_data() || self.on.attr(&trashed).await?.is_some() {
-            return Ok(());
+        match self.elsewhere(catalog).await? {
+            Some(place) => self.fetch(&place).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Where another restore of the entry has moved the data.
+    pub(super) async fn elsewhere(
+        &self,
+        catalog: &Catalog,
+    ) -> Result<Option<SharePath>, CatalogError> {
+        if !self.record.moves_data() || self.on.attr(&data_of(self.entry)).await?.is_some() {
+            return Ok(None);
         }
         for before in records(self.home, &self.dir, &self.entry.name).await? {
             let moved = &before.data_dir;
@@ -304,10 +320,28 @@ impl<'a> Restoring<'a> {
             if !catalog.overlapping(&used).await.is_empty() {
                 return Err(in_the_way(self.on, moved));
             }
-            self.on.rename(moved, &trashed).await?;
-            break;
+            self.check_taken().await?;
+            return Ok(Some(before.data_dir));
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Moves data back into the entry, if that is still this restore's.
+    pub(super) async fn fetch(&self, place: &SharePath) -> Result<(), CatalogError> {
+        let trashed = data_of(self.entry);
+        let moved = self.on.rename(place, &trashed).await;
+        if mutant::is_on(Mutant::DataIsFetchedFromVolumes) {
+            return Ok(moved?);
+        }
+        // Who has taken the entry since may have made a volume of the data where it was.
+        let Err(lost) = self.check_taken().await else {
+            return Ok(moved?);
+        };
+        match self.on.rename(&trashed, place).await {
+            Err(error) if !matches!(error.kind, AdminErrorKind::NotFound) => Err(error.into()),
+            // Not there: that one has moved it.
+            _ => Err(lost),
+        }
     }
 
     /// Returns the number of the directory, if the driver made it.

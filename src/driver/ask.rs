@@ -79,7 +79,9 @@ impl Driver {
         let home = self.trash_share().await?;
         let entry = self.catalog.find_in_trash(&home, wanted).await?;
         let name = rename.as_ref().unwrap_or(&entry.name);
-        let _lock = self.locks.lock(name).await;
+        // The entry's as well: it may be restored under other names by calls of this daemon.
+        let _locks = self.locks.lock_both(name, &entry.name).await;
+        let entry = self.catalog.find_in_trash(&home, &entry.entry).await?;
         let on = self.data_admin(&entry.record.options).await?;
         let record = self
             .catalog

@@ -20,6 +20,19 @@ impl Locks {
         self.entry(name).lock_owned().await
     }
 
+    /// The same of two volumes; calls that lock the same ones never wait for each other for ever.
+    pub(super) async fn lock_both(
+        &self,
+        one: &VolumeName,
+        other: &VolumeName,
+    ) -> (OwnedMutexGuard<()>, Option<OwnedMutexGuard<()>>) {
+        let first = self.lock(one.min(other)).await;
+        if one == other {
+            return (first, None);
+        }
+        (first, Some(self.lock(one.max(other)).await))
+    }
+
     /// The lock, unless a call holds it.
     pub(super) fn try_lock(&self, name: &VolumeName) -> Option<OwnedMutexGuard<()>> {
         self.entry(name).try_lock_owned().ok()
@@ -51,5 +64,25 @@ mod tests {
         assert!(locks.try_lock(&a).is_none() && locks.try_lock(&b).is_some());
         drop(held);
         assert!(locks.try_lock(&a).is_some());
+    }
+
+    #[tokio::test]
+    async fn two_locks_are_taken_in_one_order() {
+        let locks = Locks::default();
+        let (a, b): (VolumeName, VolumeName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        drop(locks.lock_both(&a, &a).await);
+        let held = locks.lock(&a).await;
+        let mut there = Box::pin(locks.lock_both(&a, &b));
+        let mut back = Box::pin(locks.lock_both(&b, &a));
+        tokio::select! {
+            biased;
+            _ = &mut there => panic!("the first is held"),
+            _ = &mut back => panic!("the first is held"),
+            () = std::future::ready(()) => {}
+        }
+        assert!(locks.try_lock(&b).is_some(), "neither has the second first");
+        drop(held);
+        drop(there.await);
+        drop(back.await);
     }
 }

@@ -141,6 +141,41 @@ async fn of_two_restores_one_has_the_volume_and_the_other_is_told() {
     }
 }
 
+/// One restore has found where another one has put the data, and moves it only when a third one has the
+/// entry and has made a volume of it. Whether that volume keeps its data.
+async fn data_stays_with_the_volume() -> bool {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a").await, lab.host("b").await);
+    a.made("x", &[]).await;
+    fs::write(lab.path("x/file"), "data").unwrap();
+    a.remove("x").await;
+    let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
+    cut_off(&b, &entry, 3).await;
+    let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
+    let record = restore::renamed(&entry.record, &name("z")).unwrap();
+    let taken = Restoring::take(&a.admin, &a.admin, &entry, record).await;
+    let slow = taken.unwrap();
+    slow.note().await.unwrap();
+    let place = slow.elsewhere(&a.catalog).await.unwrap().unwrap();
+    let entry = b.catalog.find_in_trash(&b.admin, "x").await.unwrap();
+    let record = restore::renamed(&entry.record, &name("y")).unwrap();
+    let taken = Restoring::take(&b.admin, &b.admin, &entry, record).await;
+    let mut third = taken.unwrap();
+    third.note().await.unwrap();
+    third.bring_data(&b.catalog).await.unwrap();
+    third.publish().await.unwrap();
+    let late = slow.fetch(&place).await;
+    let told = matches!(late, Err(CatalogError::RestoredElsewhere(_)));
+    told && lab.path("y/file").exists()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_late_restore_takes_a_volumes_data_away() {
+    assert!(data_stays_with_the_volume().await);
+    let _back = put_back(Mutant::DataIsFetchedFromVolumes);
+    assert!(!data_stays_with_the_volume().await);
+}
+
 /// The claims that an exclusive volume has after a restore, which came after so many that were cut off
 /// when the last of them had brought the claims.
 fn restored_claims(cuts: usize) -> Vec<String> {
