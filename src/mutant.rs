@@ -127,6 +127,8 @@ mutants! {
     RestoredClaimsBeginAnew,
     /// A restore that has lost its entry keeps what it has taken from the volume of whoever has it.
     DataIsFetchedFromVolumes,
+    /// A retained directory is looked for under the name that its volume is restored to.
+    RetainedMovesByName,
     /// A claim counts wherever it was made, also in a directory that a restore has deleted.
     ClaimsAreNotLookedFor,
     /// What cannot be deleted keeps all that comes after it.

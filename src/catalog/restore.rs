@@ -111,8 +111,12 @@ pub(super) fn renamed(record: &Record, name: &VolumeName) -> Result<Record, Cata
     let mut record = record.clone();
     if record.name != *name {
         record.name = name.clone();
-        // A directory that was found, not made, never moved.
-        if record.made.is_some() {
+        // A directory that was found, or is retained, never moved.
+        let moved = match mutant::is_on(Mutant::RetainedMovesByName) {
+            true => record.made.is_some(),
+            false => record.moves_data(),
+        };
+        if moved {
             record.data_dir = record.options.data_dir(name)?;
         } else {
             record.options.subdir = Some(record.data_dir.as_str().to_owned());

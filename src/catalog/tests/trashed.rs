@@ -141,6 +141,27 @@ async fn of_two_restores_one_has_the_volume_and_the_other_is_told() {
     }
 }
 
+/// Where a retained volume has its data after a restore under another name.
+async fn retained_under_another_name() -> Result<String, CatalogError> {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    host.made("x", &[("on_remove", "retain")]).await;
+    host.remove("x").await;
+    let restored = host.restore("x", Some("y")).await?;
+    let known = lab.host("b").await.look_up("y").await;
+    assert_eq!(known, Known::Here(restored.clone()));
+    assert!(lab.path("x").exists() && !lab.path("y").exists());
+    Ok(restored.data_dir.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_retained_is_found_where_it_is() {
+    assert_eq!(retained_under_another_name().await.unwrap(), "x");
+    let _back = put_back(Mutant::RetainedMovesByName);
+    let lost = retained_under_another_name().await.unwrap_err();
+    assert!(matches!(lost, CatalogError::DataGone { .. }), "{lost}");
+}
+
 /// One restore has found where another one has put the data, and moves it only when a third one has the
 /// entry and has made a volume of it. Whether that volume keeps its data.
 async fn data_stays_with_the_volume() -> bool {

@@ -28,6 +28,20 @@ pub(super) enum Do {
     RestoreAs(&'static str, &'static str),
 }
 
+impl Do {
+    /// The volume that is there when this has succeeded, of what makes one or brings it back.
+    pub(super) fn makes(self) -> Option<&'static str> {
+        match self {
+            Self::Create(name)
+            | Self::CreateExclusive(name)
+            | Self::CreateIn(name, _)
+            | Self::Restore(name)
+            | Self::RestoreAs(_, name) => Some(name),
+            Self::Mount(_) | Self::Unmount(_) | Self::Remove(_) => None,
+        }
+    }
+}
+
 /// A volume that a host has mounted.
 #[derive(Debug, Clone)]
 pub(super) struct Held {

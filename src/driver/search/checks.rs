@@ -143,7 +143,8 @@ impl World {
         self.check_a_fresh_host()
     }
 
-    /// A volume that a Create told of is there, or was removed.
+    /// A volume that a Create or a Restore told of is there, or was removed; so of two Restores under two
+    /// names one was told that it has nothing.
     fn check_answers(&self) -> Check {
         if matches!(self.fault, Some(Mishap::Forgets { .. })) {
             return Ok(());
@@ -157,12 +158,11 @@ impl World {
             .any(|(_, what, _)| matches!(what, Do::Remove(_)))
             || self.hosts.iter().any(|host| host.dead);
         for (host, what, answer) in &facts.results {
-            let (Do::Create(_) | Do::CreateExclusive(_) | Do::CreateIn(..), Ok(id)) =
-                (what, answer)
-            else {
+            let (Some(name), Ok(id)) = (what.makes(), answer) else {
                 continue;
             };
-            let is_here = here.iter().any(|(_, record)| record.id == *id);
+            let at = format!("{VOLUMES}/{name}");
+            let is_here = here.iter().any(|(place, r)| *place == at && r.id == *id);
             let is_removed = removed.iter().any(|(_, record)| record.id == *id);
             if !(is_here || (is_removed && removes)) {
                 return Err(format!(
