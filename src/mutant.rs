@@ -84,6 +84,9 @@ mutants! {
     AppendsWaitForTheirPage,
     /// An open counts only when the server has granted it.
     OpenInFlightIsNone,
+    /// An open beside an own call on the file leaves the kernel the size that it knows, although the
+    /// server has told another one.
+    DoubtsKeepSizes,
     /// A rename that fails leaves its open target under a hidden name.
     FailedRenameDeletes,
     /// The target of a rename that has failed, and could not be looked up after that, is deleted.

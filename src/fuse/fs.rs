@@ -470,15 +470,6 @@ impl Fs {
         }
     }
 
-    pub(super) async fn rmdir(&self, cred: &Cred, parent: u64, name: &[u8]) -> Result<()> {
-        let dir = self.inode(parent)?;
-        let changing = self.change(&dir);
-        let wcc = self.nfs.rmdir(cred, &dir.handle, name).await?;
-        changing.done(wcc);
-        self.inodes.drop_name(parent, name);
-        Ok(())
-    }
-
     /// The last mount is gone: nothing more will come, also not for files that were open.
     pub(super) async fn finish(self: &Arc<Self>) {
         self.sync_everything().await;

@@ -121,6 +121,20 @@ impl Glue {
             .cloned()
     }
 
+    /// Runs an operation on what a name has led to, not a descriptor: where that is gone the kernel
+    /// looks the name up again, once.
+    fn run_by_name<T, R, F>(&self, req: &Request, reply: R, operation: impl FnOnce(Arc<Fs>) -> F)
+    where
+        T: Send,
+        R: Answer<T>,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.run(req, reply, |fs| {
+            let operation = operation(Arc::clone(&fs));
+            async move { fs.too_late(operation.await).await }
+        });
+    }
+
     /// Runs an operation and answers with what it comes to.
     fn run<T, R, F>(&self, req: &Request, reply: R, operation: impl FnOnce(Arc<Fs>) -> F)
     where
@@ -129,10 +143,9 @@ impl Glue {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let operation = operation(Arc::clone(&self.fs));
-        let (fs, load) = (Arc::clone(&self.fs), Arc::clone(&self.load));
+        let load = Arc::clone(&self.load);
         let pid = req.pid();
         task::begin(&self.fs.runtime, &self.fs.nfs, async move {
-            let operation = async { fs.too_late(operation.await).await };
             match until_killed(pid, operation, &load).await {
                 Ok(value) => reply.done(value),
                 Err(errno) => reply.failed(fuser::Errno::from_i32(errno.0)),
@@ -255,7 +268,7 @@ impl Filesystem for Glue {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (cred, name) = (self.cred(req), name.to_owned());
-        self.run::<Found, _, _>(req, reply, |fs| async move {
+        self.run_by_name::<Found, _, _>(req, reply, |fs| async move {
             fs.lookup(&cred, parent.0, name.as_bytes()).await
         });
     }
@@ -264,12 +277,16 @@ impl Filesystem for Glue {
         self.fs.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let cred = self.cred(req);
-        self.run(req, reply, |fs| async move {
+        let operation = |fs: Arc<Fs>| async move {
             let (attr, trusted) = fs.getattr(&cred, ino.0).await?;
             Ok((ino.0, attr, trusted))
-        });
+        };
+        match fh {
+            Some(_) => self.run(req, reply, operation),
+            None => self.run_by_name(req, reply, operation),
+        }
     }
 
     fn setattr(
@@ -300,15 +317,19 @@ impl Filesystem for Glue {
             mtime: set_time(mtime),
         };
         let fh = fh.map(|fh| fh.0);
-        self.run(req, reply, |fs| async move {
+        let operation = move |fs: Arc<Fs>| async move {
             let (attr, trusted) = fs.setattr(&cred, ino.0, Change { set, fh }).await?;
             Ok((ino.0, attr, trusted))
-        });
+        };
+        match fh {
+            Some(_) => self.run(req, reply, operation),
+            None => self.run_by_name(req, reply, operation),
+        }
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         let cred = self.cred(req);
-        self.run(
+        self.run_by_name(
             req,
             reply,
             |fs| async move { fs.readlink(&cred, ino.0).await },
@@ -410,7 +431,7 @@ impl Filesystem for Glue {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let cred = self.cred(req);
-        self.run(req, reply, |fs| async move {
+        self.run_by_name(req, reply, |fs| async move {
             fs.open(&cred, ino.0, flags.0).await
         });
     }
@@ -595,7 +616,7 @@ impl Filesystem for Glue {
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let cred = self.cred(req);
         let mask = u32::try_from(mask.bits()).unwrap_or(0);
-        self.run(req, reply, |fs| async move {
+        self.run_by_name(req, reply, |fs| async move {
             fs.access(&cred, ino.0, mask).await
         });
     }

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
@@ -61,12 +61,15 @@ pub(super) struct Inode {
     waits: OnceLock<Box<Waits>>,
 }
 
-/// What is waited for with a file that is written.
+/// What is waited for with a file that is written, or a directory.
 #[derive(Debug, Default)]
 struct Waits {
     progress: Notify,
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
+
+/// The turn to change the names of a directory: one at a time, in the order of their requests.
+pub(super) type NamesTurn = OwnedMutexGuard<()>;
 
 /// What changes about an inode.
 #[derive(Debug)]
@@ -180,6 +183,12 @@ impl Inode {
     /// Whose turn it is to wait for room. Requests of one append wait in their order.
     pub(super) fn turn(&self) -> &tokio::sync::Mutex<()> {
         &self.waits().turn
+    }
+
+    /// Waits for the turn to change the directory's names.
+    pub(super) async fn names_turn(&self) -> NamesTurn {
+        debug_assert!(self.is_directory(), "files have no names in them");
+        Arc::clone(&self.waits().turn).lock_owned().await
     }
 
     pub(super) fn is_file(&self) -> bool {

@@ -9,19 +9,19 @@ use crate::nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime, Wcc};
 use super::attr::now;
 use super::error::{Errno, Result};
 use super::fs::{Changing, Entry, Fs, Opened, check_name};
-use super::inode::Inode;
-use super::open::{Opening, settled};
+use super::inode::{Inode, NamesTurn};
+use super::open::Opening;
 
 impl Fs {
-    /// A directory into which no rename of this host is under way. The kernel lets no program make a
-    /// name beside a rename, but a rename goes on when its program is killed, and would replace what
-    /// was made meanwhile.
-    async fn dir_to_make_in(&self, parent: u64) -> Result<Arc<Inode>> {
+    /// A directory whose names nothing of this host changes. The kernel sees to that, but a rename or
+    /// unlink goes on when its program is killed, and would take away what was made meanwhile.
+    async fn dir_to_make_in(&self, parent: u64) -> Result<(Arc<Inode>, Option<NamesTurn>)> {
         let dir = self.inode(parent)?;
-        if !mutant::is_on(Mutant::KilledRenamesReplaceLater) {
-            settled(&dir).await;
-        }
-        Ok(dir)
+        let turn = match mutant::is_on(Mutant::KilledRenamesReplaceLater) {
+            true => None,
+            false => Some(dir.names_turn().await),
+        };
+        Ok((dir, turn))
     }
 
     /// Turns the answer of an operation that made something into an entry.
@@ -57,7 +57,7 @@ impl Fs {
         mode: u32,
     ) -> Result<Entry> {
         check_name(name)?;
-        let dir = self.dir_to_make_in(parent).await?;
+        let (dir, _turn) = self.dir_to_make_in(parent).await?;
         let changing = self.change(&dir);
         let made = self
             .nfs
@@ -74,7 +74,7 @@ impl Fs {
         target: &[u8],
     ) -> Result<Entry> {
         check_name(name)?;
-        let dir = self.dir_to_make_in(parent).await?;
+        let (dir, _turn) = self.dir_to_make_in(parent).await?;
         let changing = self.change(&dir);
         let set = with_mode(0o777);
         let made = self
@@ -94,7 +94,7 @@ impl Fs {
         rdev: u32,
     ) -> Result<Entry> {
         check_name(name)?;
-        let dir = self.dir_to_make_in(parent).await?;
+        let (dir, _turn) = self.dir_to_make_in(parent).await?;
         let changing = self.change(&dir);
         let (major, minor) = (
             (rdev >> 8) & 0xfff,
@@ -128,7 +128,7 @@ impl Fs {
         flags: i32,
     ) -> Result<(Entry, Opened)> {
         check_name(name)?;
-        let dir = self.dir_to_make_in(parent).await?;
+        let (dir, _turn) = self.dir_to_make_in(parent).await?;
         let changing = self.change(&dir);
         let mut set = with_mode(mode);
         let exclusive = flags & libc::O_EXCL != 0;
@@ -222,7 +222,8 @@ impl Fs {
         name: &[u8],
     ) -> Result<Entry> {
         check_name(name)?;
-        let (inode, dir) = (self.inode(ino)?, self.dir_to_make_in(parent).await?);
+        let inode = self.inode(ino)?;
+        let (dir, _turn) = self.dir_to_make_in(parent).await?;
         let changing = (self.change(&inode), self.change(&dir));
         let linked = self
             .nfs

@@ -10,8 +10,8 @@ use crate::nfs::rpc::{Cred, NfsError};
 
 use super::error::{Errno, Result};
 use super::fs::{Fs, check_name};
-use super::inode::{Inode, Silly};
-use super::open::{Going, Opening};
+use super::inode::{Inode, NamesTurn, Silly};
+use super::open::Target;
 use super::task;
 
 /// How often a new `.nfs…` name is tried: each has 32 random bits.
@@ -21,16 +21,6 @@ const SILLY_ATTEMPTS: usize = 3;
 type Place<'a> = (&'a FileHandle, &'a [u8]);
 
 impl Fs {
-    /// The open file behind a name, if this host has it open; counted as opened once more.
-    fn open_target(self: &Arc<Self>, cred: &Cred, parent: u64, name: &[u8]) -> Option<Opening> {
-        let inode = self.inodes.named(parent, name)?;
-        let open = inode.state().opens > 0;
-        if inode.is_directory() || !open {
-            return None;
-        }
-        Some(Opening::new(self, &inode, cred))
-    }
-
     /// A name for a file that is deleted but open, of the form that the kernel's client uses.
     fn silly_name(inode: &Inode) -> Result<Vec<u8>> {
         let mut random = [0u8; 4];
@@ -39,20 +29,38 @@ impl Fs {
         Ok(format!(".nfs{fileid:016x}{:08x}", u32::from_be_bytes(random)).into_bytes())
     }
 
-    /// Runs to its end what takes a name away, also when its caller is killed: until then opens of
-    /// the file wait, and nothing is left half done.
+    /// Runs to its end what takes names of directories away, also when its caller is killed: until
+    /// then opens of the file and other changes of the directories wait, and nothing is left half
+    /// done. A caller that is killed before it has its turn has changed nothing.
     async fn to_its_end(
         &self,
+        dirs: [&Arc<Inode>; 2],
         operation: impl Future<Output = Result<()>> + Send + 'static,
     ) -> Result<()> {
         if mutant::is_on(Mutant::KilledRenamesAreForgotten) {
             return operation.await;
         }
+        let turns = self.turns_in(dirs).await;
         let (done, is_done) = oneshot::channel();
         task::begin(&self.runtime, &self.nfs, async move {
+            let _turns = turns;
             let _ = done.send(operation.await); // unless its caller was killed
         });
         is_done.await.unwrap_or(Err(Errno(libc::EIO)))
+    }
+
+    /// The turns to change the names of two directories, in an order that all keep.
+    async fn turns_in(&self, [a, b]: [&Arc<Inode>; 2]) -> [Option<NamesTurn>; 2] {
+        if mutant::is_on(Mutant::KilledRenamesReplaceLater) {
+            return [None, None];
+        }
+        let (first, second) = if a.ino <= b.ino { (a, b) } else { (b, a) };
+        let first_turn = first.names_turn().await;
+        let second_turn = match first.ino == second.ino {
+            true => None,
+            false => Some(second.names_turn().await),
+        };
+        [Some(first_turn), second_turn]
     }
 
     pub(super) async fn unlink(
@@ -61,29 +69,51 @@ impl Fs {
         parent: u64,
         name: &[u8],
     ) -> Result<()> {
+        let dir = self.inode(parent)?;
         let (fs, cred, name) = (Arc::clone(self), cred.clone(), name.to_owned());
-        let unlink = async move { fs.unlink_now(&cred, parent, &name).await };
-        self.to_its_end(unlink).await
+        let of = Arc::clone(&dir);
+        let unlink = async move { fs.unlink_now(&cred, &of, &name).await };
+        self.to_its_end([&dir, &dir], unlink).await
     }
 
-    async fn unlink_now(self: &Arc<Self>, cred: &Cred, parent: u64, name: &[u8]) -> Result<()> {
-        let dir = self.inode(parent)?;
+    async fn unlink_now(self: &Arc<Self>, cred: &Cred, dir: &Inode, name: &[u8]) -> Result<()> {
         let _replaces = self.replacing.read().await;
-        if let Some(target) = self.open_target(cred, parent, name) {
-            //= 1813-3.3.12-open: “the client should take steps to make sure that the file will
-            //= still be accessible”
-            self.hide(cred, &dir, name, &target.inode).await?;
-            return Ok(());
-        }
-        let changing = self.change(&dir);
-        let target = self.inodes.named(parent, name);
+        let target = self.inodes.named(dir.ino, name);
+        let _going = match target.clone().map(|inode| Target::of(self, inode, cred)) {
+            Some(Target::Open(target)) => {
+                //= 1813-3.3.12-open: “the client should take steps to make sure that the file will
+                //= still be accessible”
+                self.hide(cred, dir, name, &target.inode).await?;
+                return Ok(());
+            }
+            going => going,
+        };
+        let changing = self.change(dir);
         // One link less, and a new ctime, which REMOVE does not tell.
         let _target = target.as_deref().map(|inode| self.change(inode));
-        let _going = target.as_deref().map(Going::new);
         let wcc = self.nfs.remove(cred, &dir.handle, name).await?;
         changing.done(wcc);
-        self.inodes.drop_name(parent, name);
+        self.inodes.drop_name(dir.ino, name);
         Ok(())
+    }
+
+    pub(super) async fn rmdir(
+        self: &Arc<Self>,
+        cred: &Cred,
+        parent: u64,
+        name: &[u8],
+    ) -> Result<()> {
+        let dir = self.inode(parent)?;
+        let (fs, cred, name) = (Arc::clone(self), cred.clone(), name.to_owned());
+        let of = Arc::clone(&dir);
+        self.to_its_end([&dir, &dir], async move {
+            let changing = fs.change(&of);
+            let wcc = fs.nfs.rmdir(&cred, &of.handle, &name).await?;
+            changing.done(wcc);
+            fs.inodes.drop_name(of.ino, &name);
+            Ok(())
+        })
+        .await
     }
 
     /// Renames an open file out of the way, until it is closed, and tells its hidden name.
@@ -224,48 +254,43 @@ impl Fs {
         (new_parent, new_name): (u64, &[u8]),
         flags: u32,
     ) -> Result<()> {
+        check_name(new_name)?;
+        // Nothing in NFSv3 exchanges two names in one step.
+        if !matches!(flags, 0 | libc::RENAME_NOREPLACE) {
+            return Err(Errno(libc::EINVAL));
+        }
+        let dirs = (self.inode(parent)?, self.inode(new_parent)?);
         let (fs, cred) = (Arc::clone(self), cred.clone());
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
-        self.to_its_end(async move {
-            let (from, to) = ((parent, &*name), (new_parent, &*new_name));
-            fs.rename_by_flags(&cred, from, to, flags).await
+        let (from, to) = (Arc::clone(&dirs.0), Arc::clone(&dirs.1));
+        self.to_its_end([&dirs.0, &dirs.1], async move {
+            let (from, to) = ((&*from, &*name), (&*to, &*new_name));
+            match flags {
+                0 => fs.rename_replacing(&cred, from, to).await,
+                _ => fs.rename_no_replace(&cred, from, to).await,
+            }
         })
         .await
     }
 
-    async fn rename_by_flags(
+    async fn rename_replacing(
         self: &Arc<Self>,
         cred: &Cred,
-        (parent, name): (u64, &[u8]),
-        (new_parent, new_name): (u64, &[u8]),
-        flags: u32,
+        from: (&Inode, &[u8]),
+        to: (&Inode, &[u8]),
     ) -> Result<()> {
-        check_name(new_name)?;
-        let from = self.inode(parent)?;
-        let to = self.inode(new_parent)?;
-        match flags {
-            0 => {}
-            libc::RENAME_NOREPLACE => {
-                return self
-                    .rename_no_replace(cred, (&from, name), (&to, new_name))
-                    .await;
-            }
-            // Nothing in NFSv3 exchanges two names in one step.
-            _ => return Err(Errno(libc::EINVAL)),
-        }
-        let _arrives = Going::new(&to);
         let _replaces = self.replacing.read().await;
-        let source = self.inodes.named(parent, name);
         if self.is_shy() {
-            self.open_shyly(cred, new_parent, new_name);
+            self.open_shyly(cred, to.0.ino, to.1);
         }
+        let source = self.inodes.named(from.0.ino, from.1);
         let target = self
-            .open_target(cred, new_parent, new_name)
-            .filter(|target| source.as_ref().is_none_or(|s| s.ino != target.inode.ino));
-        let (from, to) = ((&*from, name), (&*to, new_name));
-        match target {
-            Some(target) => self.rename_over(cred, from, to, &target.inode).await,
-            None => Ok(self.rename_now(cred, from, to).await?),
+            .inodes
+            .named(to.0.ino, to.1)
+            .filter(|target| source.is_none_or(|source| source.ino != target.ino));
+        match target.map(|target| Target::of(self, target, cred)) {
+            Some(Target::Open(target)) => self.rename_over(cred, from, to, &target.inode).await,
+            _going => Ok(self.rename_now(cred, from, to).await?),
         }
     }
 
@@ -281,7 +306,6 @@ impl Fs {
         // New ctimes and one link less, which RENAME does not tell.
         let _source = source.as_deref().map(|inode| self.change(inode));
         let _target = target.as_deref().map(|inode| self.change(inode));
-        let _going = target.as_deref().map(Going::new);
         let handle = source.as_ref().map(|inode| &inode.handle);
         let done = self
             .nfs

@@ -4,13 +4,14 @@
 //! - an open counts from its first call to the server on, so that no unlink or rename of this host
 //!   takes the file away in between; whoever deletes counts as an opener while at it, so that a
 //!   close in between finds the hidden name;
-//! - an open that comes while a name of the file is being taken away waits for the outcome;
+//! - an open that comes while a name of the file is being taken away waits for the outcome; which of
+//!   the two came first is decided in one step ([`Target::of`]);
 //! - what was counted is taken back by [`Opening`], also when the caller is killed; the last one
 //!   removes the hidden name.
 //!
 //! An open, or a look at attributes before it, can still come too late: the kernel sends it to the
 //! file that a name led to before this host's rename. It gets ESTALE and looks the name up again,
-//! once. It is told so ([`Fs::too_late`]) when no rename or unlink of this host is under way any more,
+//! once; a call by a descriptor it does not repeat. It is told so ([`Fs::too_late`]) when no rename or unlink of this host is under way any more,
 //! and for [`SHY`] after that a file that a rename replaces is kept as if it were open, so that the
 //! second try finds it.
 
@@ -66,22 +67,41 @@ impl Drop for Opening {
     }
 }
 
-/// Takes a name of a file away that nobody has open; opens wait for it. Or, of a directory: brings
-/// a name into it; whatever makes another one waits for it.
+/// Takes a name of a file away that nobody has open; opens wait for it.
 #[derive(Debug)]
-pub(super) struct Going<'a>(&'a Inode);
+pub(super) struct Going(Arc<Inode>);
 
-impl<'a> Going<'a> {
-    pub(super) fn new(inode: &'a Inode) -> Self {
-        inode.state().going += 1;
-        Self(inode)
-    }
-}
-
-impl Drop for Going<'_> {
+impl Drop for Going {
     fn drop(&mut self) {
         self.0.state().going -= 1;
         self.0.progress().notify_waiters();
+    }
+}
+
+/// What a name leads to that is being taken away.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// It is open, and stays so until this is dropped.
+    Open(Opening),
+    /// Nobody has it open, and opens wait until this is dropped.
+    Closed(#[expect(dead_code, reason = "what counts is when it is dropped")] Going),
+}
+
+impl Target {
+    pub(super) fn of(fs: &Arc<Fs>, inode: Arc<Inode>, cred: &Cred) -> Self {
+        let mut state = inode.state();
+        if state.opens > 0 && !inode.is_directory() {
+            state.opens += 1;
+            drop(state);
+            return Self::Open(Opening {
+                fs: Arc::clone(fs),
+                inode,
+                cred: cred.clone(),
+            });
+        }
+        state.going += 1;
+        drop(state);
+        Self::Closed(Going(inode))
     }
 }
 
@@ -153,7 +173,9 @@ impl Fs {
         self.check_access(cred, &inode, flags).await?;
         let changed = {
             let state = inode.state();
-            state.version != known || state.cached.attr.size != size
+            // What was told beside an own call is not judged yet, and the kernel not told of it.
+            let doubtful = state.cached.is_in_doubt() && !mutant::is_on(Mutant::DoubtsKeepSizes);
+            state.version != known || state.cached.attr.size != size || doubtful
         };
         if changed {
             self.kernel.drop_attributes(ino);

@@ -243,65 +243,142 @@ async fn what_a_rename_may_have_replaced_stays_until_it_is_closed() {
     assert_eq!(unanswered_rename().await.0, Err(Errno(libc::ESTALE)));
 }
 
-/// Whether opens of a file wait when the program that replaces it has been killed, until the server
-/// has answered and after that.
-async fn killed_rename() -> [bool; 2] {
+/// Lets a server ask for patience once, in answer to a procedure.
+fn busy_once(bench: &Bench, procedure: NFS_PROGRAM) {
+    let busy = (procedure, Some(nfsstat3::NFS3ERR_JUKEBOX));
+    bench.server.orders.lock().unwrap().push_back(busy);
+}
+
+/// Begins an operation whose program is killed while the server lets it wait.
+async fn kill(operation: impl Future<Output = Result<(), Errno>> + Send + 'static) {
+    let operation = tokio::spawn(operation);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    operation.abort();
+    assert!(operation.await.is_err());
+}
+
+/// Whether an open of a file ends while the server lets the rename of a killed program wait that
+/// replaces it, and what it comes to.
+async fn open_beside_a_killed_rename() -> (bool, Result<(), Errno>) {
     let bench = Bench::new(Habits::default()).await;
-    let (_, file, open) = bench.create(b"file", libc::O_WRONLY).await;
-    bench.fs.release(open).await;
-    let (_, _, new) = bench.create(b"new", libc::O_WRONLY).await;
-    bench.fs.release(new).await;
-    bench.link.hold(true);
+    let mut first = None;
+    for name in [b"file", b"new1"] {
+        let (entry, _, open) = bench.create(name, libc::O_WRONLY).await;
+        bench.fs.release(open).await;
+        first.get_or_insert(entry.ino);
+    }
+    busy_once(&bench, NFS_PROGRAM::NFSPROC3_RENAME);
     let (fs, cred) = (Arc::clone(&bench.fs), bench.cred.clone());
-    let (from, to) = ((1, &b"new"[..]), (1, &b"file"[..]));
-    let rename = tokio::spawn(async move { fs.rename(&cred, from, to, 0).await });
-    tokio::time::sleep(Duration::from_millis(1)).await;
-    rename.abort();
-    assert!(rename.await.is_err());
-    let waits = || file.inode.state().going > 0;
-    let before = waits();
-    bench.link.hold(false);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    [before, waits()]
+    kill(async move { fs.rename(&cred, (1, b"new1"), (1, b"file"), 0).await }).await;
+    let (fs, cred) = (Arc::clone(&bench.fs), bench.cred.clone());
+    let open = tokio::spawn(async move { fs.open(&cred, first.unwrap(), libc::O_RDONLY).await });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    (open.is_finished(), open.await.unwrap().map(|_| ()))
 }
 
 #[tokio::test(start_paused = true)]
 async fn opens_wait_for_a_rename_whose_program_was_killed() {
-    assert_eq!(killed_rename().await, [true, false]);
+    let stale = Err(Errno(libc::ESTALE));
+    assert_eq!(open_beside_a_killed_rename().await, (false, stale));
     let _back = put_back(Mutant::KilledRenamesAreForgotten);
-    assert_eq!(killed_rename().await, [false, false]);
+    assert_eq!(open_beside_a_killed_rename().await, (true, Ok(())));
 }
 
-/// What the server has of a file that is made and written after the program was killed that moves
-/// another one to the same name, while the server lets that wait.
-async fn made_after_a_killed_rename() -> Option<Vec<u8>> {
+/// What takes the name `file` (or `dir`) away, its program being killed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Killed {
+    Rename,
+    Unlink,
+    Rmdir,
+}
+
+/// What brings the name next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Next {
+    Create,
+    Rename,
+    RenameNoReplace,
+    Mkdir,
+}
+
+/// The file ids that `file` leads to on the server, at once after the second change and a minute later,
+/// when the first one has been carried out.
+async fn changed_twice(killed: Killed, next: Next) -> [Option<u64>; 2] {
     let bench = Bench::new(Habits::default()).await;
-    let (_, _, new) = bench.create(b"new", libc::O_WRONLY).await;
-    bench.fs.release(new).await;
-    let busy = (
-        NFS_PROGRAM::NFSPROC3_RENAME,
-        Some(nfsstat3::NFS3ERR_JUKEBOX),
+    for name in [&b"new1"[..], b"new2"] {
+        let (_, _, open) = bench.create(name, libc::O_WRONLY).await;
+        bench.fs.release(open).await;
+    }
+    if killed == Killed::Unlink {
+        let (_, _, open) = bench.create(b"file", libc::O_WRONLY).await;
+        bench.fs.release(open).await;
+    }
+    if killed == Killed::Rmdir {
+        bench
+            .fs
+            .mkdir(&bench.cred, 1, b"file", 0o755)
+            .await
+            .unwrap();
+    }
+    busy_once(
+        &bench,
+        match killed {
+            Killed::Rename => NFS_PROGRAM::NFSPROC3_RENAME,
+            Killed::Unlink => NFS_PROGRAM::NFSPROC3_REMOVE,
+            Killed::Rmdir => NFS_PROGRAM::NFSPROC3_RMDIR,
+        },
     );
-    bench.server.orders.lock().unwrap().push_back(busy);
     let (fs, cred) = (Arc::clone(&bench.fs), bench.cred.clone());
-    let (from, to) = ((1, &b"new"[..]), (1, &b"file"[..]));
-    let rename = tokio::spawn(async move { fs.rename(&cred, from, to, 0).await });
-    tokio::time::sleep(Duration::from_millis(10)).await;
-    rename.abort();
-    assert!(rename.await.is_err());
-    let (_, file, open) = bench.create(b"file", libc::O_WRONLY).await;
-    assert!(matches!(bench.write(&file, 0, b"made"), Quick::Done));
-    // The rename has been carried out by then.
+    kill(async move {
+        match killed {
+            Killed::Rename => fs.rename(&cred, (1, b"new1"), (1, b"file"), 0).await,
+            Killed::Unlink => fs.unlink(&cred, 1, b"file").await,
+            Killed::Rmdir => fs.rmdir(&cred, 1, b"file").await,
+        }
+    })
+    .await;
+    let (fs, cred) = (&bench.fs, &bench.cred);
+    let (from, to) = ((1, &b"new2"[..]), (1, &b"file"[..]));
+    // Refused is as good: the first one came before it.
+    let _ = match next {
+        Next::Create => {
+            let flags = libc::O_WRONLY | libc::O_EXCL;
+            fs.create(cred, 1, b"file", 0o644, flags).await.map(|_| ())
+        }
+        Next::Rename => fs.rename(cred, from, to, 0).await,
+        Next::RenameNoReplace => fs.rename(cred, from, to, libc::RENAME_NOREPLACE).await,
+        Next::Mkdir => fs.mkdir(cred, 1, b"file", 0o755).await.map(|_| ()),
+    };
+    let there = || {
+        let disk = bench.server.disk.lock().unwrap();
+        let names = disk.names(disk::ROOT).unwrap();
+        let file = names.iter().find(|(name, ..)| name == b"file");
+        file.map(|(_, id, _)| *id)
+    };
+    let then = there();
     tokio::time::sleep(Duration::from_secs(60)).await;
-    let _ = bench.fs.fsync(open).await;
-    bench.content(&file)
+    [then, there()]
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_killed_rename_replaces_nothing_that_is_made_after_it() {
-    assert_eq!(made_after_a_killed_rename().await, Some(b"made".to_vec()));
-    let _back = put_back(Mutant::KilledRenamesReplaceLater);
-    assert_eq!(made_after_a_killed_rename().await, None);
+async fn a_killed_change_of_a_name_undoes_no_later_one() {
+    for (killed, next) in [
+        (Killed::Rename, Next::Create),
+        (Killed::Rename, Next::Rename),
+        (Killed::Unlink, Next::Create),
+        (Killed::Unlink, Next::Rename),
+        (Killed::Unlink, Next::RenameNoReplace),
+        (Killed::Rmdir, Next::Mkdir),
+    ] {
+        let [then, later] = changed_twice(killed, next).await;
+        assert_eq!(then, later, "{killed:?} {next:?}");
+        assert!(then.is_some(), "{killed:?} {next:?}");
+        let _back = put_back(Mutant::KilledRenamesReplaceLater);
+        let [then, later] = changed_twice(killed, next).await;
+        // What is there already cannot be made once more.
+        let refused = killed != Killed::Rename && next != Next::Rename;
+        assert!(then != later || refused, "{killed:?} {next:?}, put back");
+    }
 }
 
 /// What becomes of the second try of an open whose file was replaced before, while the server lets
@@ -317,11 +394,7 @@ async fn open_between_renames(looks: bool) -> Result<(), Errno> {
     }
     let to = (1, &b"file"[..]);
     fs.rename(cred, (1, b"new1"), to, 0).await.unwrap();
-    let busy = (
-        NFS_PROGRAM::NFSPROC3_RENAME,
-        Some(nfsstat3::NFS3ERR_JUKEBOX),
-    );
-    bench.server.orders.lock().unwrap().push_back(busy);
+    busy_once(&bench, NFS_PROGRAM::NFSPROC3_RENAME);
     let rename = {
         let (fs, cred) = (Arc::clone(fs), cred.clone());
         tokio::spawn(async move { fs.rename(&cred, (1, b"new2"), to, 0).await })
