@@ -82,6 +82,8 @@ mutants! {
     /// An append through the page cache waits until the kernel has dropped the page that it locks
     /// until the append is answered.
     AppendsWaitForTheirPage,
+    /// What a name led to before a rename of this host is believed when it is heard after that.
+    OldAnswersName,
     /// An open counts only when the server has granted it.
     OpenInFlightIsNone,
     /// An open beside an own call on the file leaves the kernel the size that it knows, although the

@@ -325,7 +325,7 @@ impl Fs {
         } else if let Some(done) = self.known.added(self.inodes.len(), self.bounds.known) {
             self.kernel.forget_unused(done);
         }
-        self.inodes.add_name(dir.ino, name, inode.ino);
+        self.inodes.add_name(dir.ino, name, inode.ino, asked);
         self.entry_of(dir, &inode)
     }
 
@@ -358,7 +358,7 @@ impl Fs {
         let found = match self.nfs.lookup(cred, &dir.handle, name).await {
             Ok(found) => found,
             Err(error) if error.errno() == libc::ENOENT => {
-                self.inodes.drop_name(parent, name);
+                self.inodes.drop_name(parent, name, asked);
                 let trusted = self.names_trusted(&dir).min(ABSENCE_TRUSTED);
                 return Ok(Found::Absent(trusted));
             }

@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - one file handle is one inode, whatever names lead to it;
+//! - answers overtake each other: what a name leads to is what the last one says that was asked for,
+//!   and a change of this host's counts as asked for at its end;
 //! - an inode lives as long as the kernel may name it (its lookup count) or a file of it is open;
 //! - the node id is the server's file id without its highest bit, so that `st_ino` is the same
 //!   after a new mount and in a listing; where two handles share one (several file systems below
@@ -267,12 +269,20 @@ impl PartialEq for ByHandle {
 
 impl Eq for ByHandle {}
 
+/// Where a name leads.
+#[derive(Debug, Clone, Copy)]
+struct Led {
+    ino: u64,
+    /// The number of the call that told so.
+    asked: u64,
+}
+
 #[derive(Debug, Default)]
 struct Maps {
     by_ino: HashMap<u64, Arc<Inode>>,
     by_handle: HashSet<ByHandle>,
     /// Names that lead to known files, so that the deletion of an open one is noticed.
-    by_name: HashMap<NameKey, u64>,
+    by_name: HashMap<NameKey, Led>,
     next_own: u64,
     secret: RandomState,
 }
@@ -309,32 +319,35 @@ impl Inodes {
     /// The file that a name led to when it was last seen.
     pub(super) fn named(&self, parent: u64, name: &[u8]) -> Option<Arc<Inode>> {
         let maps = self.maps();
-        let ino = maps.by_name.get(&maps.key(parent, name))?;
-        maps.by_ino.get(ino).cloned()
+        let led = maps.by_name.get(&maps.key(parent, name))?;
+        maps.by_ino.get(&led.ino).cloned()
     }
 
-    /// A name was seen to lead to a node.
-    pub(super) fn add_name(&self, parent: u64, name: &[u8], ino: u64) {
+    /// A name leads to a node, or did when that was asked for as number `asked`.
+    pub(super) fn add_name(&self, parent: u64, name: &[u8], ino: u64, asked: u64) {
         let mut maps = self.maps();
         let name = maps.key(parent, name);
-        maps.add_name(name, ino);
+        maps.add_name(name, ino, asked);
     }
 
-    /// A name leads nowhere any more.
-    pub(super) fn drop_name(&self, parent: u64, name: &[u8]) {
+    /// A name leads nowhere any more, or did not when that was asked for.
+    pub(super) fn drop_name(&self, parent: u64, name: &[u8], asked: u64) {
         let mut maps = self.maps();
         let name = maps.key(parent, name);
-        maps.drop_name(name);
+        if !maps.is_overtaken(name, asked) {
+            maps.drop_name(name);
+        }
     }
 
-    pub(super) fn rename(&self, from: (u64, &[u8]), to: (u64, &[u8])) {
+    /// A name has become another one, as is known at the moment `at`.
+    pub(super) fn rename(&self, from: (u64, &[u8]), to: (u64, &[u8]), at: u64) {
         let mut maps = self.maps();
         let (from, to) = (maps.key(from.0, from.1), maps.key(to.0, to.1));
-        let moved = maps.by_name.get(&from).copied();
+        let moved = maps.by_name.get(&from).map(|led| led.ino);
         maps.drop_name(from);
         maps.drop_name(to);
         if let Some(ino) = moved {
-            maps.add_name(to, ino);
+            maps.add_name(to, ino, at);
         }
     }
 
@@ -435,21 +448,26 @@ impl Maps {
         }
     }
 
-    fn add_name(&mut self, name: NameKey, ino: u64) {
-        match self.by_name.get(&name) {
-            Some(known) if *known == ino => return,
-            Some(_) => self.drop_name(name),
-            None => {}
+    /// Whether something later is known of a name than what was asked for as number `asked`.
+    fn is_overtaken(&self, name: NameKey, asked: u64) -> bool {
+        let later = self.by_name.get(&name).is_some_and(|led| led.asked > asked);
+        later && !mutant::is_on(Mutant::OldAnswersName)
+    }
+
+    fn add_name(&mut self, name: NameKey, ino: u64, asked: u64) {
+        if self.is_overtaken(name, asked) {
+            return;
         }
+        self.drop_name(name);
         if let Some(inode) = self.by_ino.get(&ino) {
             inode.state().names.add(name);
-            self.by_name.insert(name, ino);
+            self.by_name.insert(name, Led { ino, asked });
         }
     }
 
     fn drop_name(&mut self, name: NameKey) {
-        if let Some(ino) = self.by_name.remove(&name)
-            && let Some(inode) = self.by_ino.get(&ino)
+        if let Some(led) = self.by_name.remove(&name)
+            && let Some(inode) = self.by_ino.get(&led.ino)
         {
             inode.state().names.drop(name);
         }

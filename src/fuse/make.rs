@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime, Wcc};
+use crate::nfs::rpc::nfs3::{Attr, CreateOk, FileHandle, How, Node, SetAttr, SetTime, Wcc};
 
 use super::attr::now;
 use super::error::{Errno, Result};
@@ -22,6 +22,22 @@ impl Fs {
             false => Some(dir.names_turn().await),
         };
         Ok((dir, turn))
+    }
+
+    /// The entry of a name that was made by the call numbered `asked`.
+    fn new_entry(
+        &self,
+        dir: &Inode,
+        name: &[u8],
+        handle: FileHandle,
+        attr: Attr,
+        asked: u64,
+    ) -> Entry {
+        let entry = self.entry(dir, name, handle, attr, asked);
+        // A look that was asked for beside the call may not have seen it yet.
+        let at = self.tick();
+        self.inodes.add_name(dir.ino, name, entry.ino, at);
+        entry
     }
 
     /// Turns the answer of an operation that made something into an entry.
@@ -46,7 +62,7 @@ impl Fs {
                 (found.handle, attr)
             }
         };
-        Ok(self.entry(dir, name, handle, attr, asked))
+        Ok(self.new_entry(dir, name, handle, attr, asked))
     }
 
     pub(super) async fn mkdir(
@@ -240,7 +256,7 @@ impl Fs {
             after: Some(attr),
         });
         // One more lookup of the same node.
-        Ok(self.entry(&dir, name, inode.handle, attr, asked))
+        Ok(self.new_entry(&dir, name, inode.handle, attr, asked))
     }
 }
 

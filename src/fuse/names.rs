@@ -93,7 +93,7 @@ impl Fs {
         let _target = target.as_deref().map(|inode| self.change(inode));
         let wcc = self.nfs.remove(cred, &dir.handle, name).await?;
         changing.done(wcc);
-        self.inodes.drop_name(dir.ino, name);
+        self.inodes.drop_name(dir.ino, name, self.tick());
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl Fs {
             let changing = fs.change(&of);
             let wcc = fs.nfs.rmdir(&cred, &of.handle, &name).await?;
             changing.done(wcc);
-            fs.inodes.drop_name(of.ino, &name);
+            fs.inodes.drop_name(of.ino, &name, fs.tick());
             Ok(())
         })
         .await
@@ -135,7 +135,8 @@ impl Fs {
             }
         };
         changing.done(done.to);
-        self.inodes.rename((dir.ino, name), (dir.ino, &hidden));
+        let names = ((dir.ino, name), (dir.ino, &*hidden));
+        self.inodes.rename(names.0, names.1, self.tick());
         self.hid(cred, dir, inode, hidden.clone()).await;
         Ok(hidden)
     }
@@ -160,7 +161,8 @@ impl Fs {
                 match self.nfs.rename(cred, from, to, Some(&inode.handle)).await {
                     Ok(done) => {
                         changing.0.done(done.to);
-                        self.inodes.rename((dir.ino, hidden), (dir.ino, name));
+                        let names = ((dir.ino, hidden), (dir.ino, name));
+                        self.inodes.rename(names.0, names.1, self.tick());
                         self.unhidden(dir, inode, hidden);
                         return;
                     }
@@ -244,7 +246,8 @@ impl Fs {
                 "a deleted file could not be removed after its last close: {error}"
             ),
         }
-        self.inodes.drop_name(silly.parent, &silly.name);
+        self.inodes
+            .drop_name(silly.parent, &silly.name, self.tick());
     }
 
     pub(super) async fn rename(
@@ -313,7 +316,8 @@ impl Fs {
             .await?;
         changing.0.done(done.from);
         changing.1.done(done.to);
-        self.inodes.rename((from.ino, name), (to.ino, new_name));
+        let names = ((from.ino, name), (to.ino, new_name));
+        self.inodes.rename(names.0, names.1, self.tick());
         Ok(())
     }
 
@@ -347,7 +351,8 @@ impl Fs {
             }
             // It has lost its name, or may have: the hidden one goes with the last close.
             (_, true) => {
-                self.inodes.add_name(dir.ino, &hidden, target.ino);
+                self.inodes
+                    .add_name(dir.ino, &hidden, target.ino, self.tick());
                 self.hid(cred, dir, target, hidden).await;
             }
             (Err(_), false) if !mutant::is_on(Mutant::FailedRenameDeletes) => {
@@ -381,7 +386,8 @@ impl Fs {
         } else {
             self.take_free_name(cred, &found.handle, way).await?;
         }
-        self.inodes.rename((from.ino, name), (to.ino, new_name));
+        let names = ((from.ino, name), (to.ino, new_name));
+        self.inodes.rename(names.0, names.1, self.tick());
         Ok(())
     }
 

@@ -61,6 +61,8 @@ pub(super) struct Server {
     pub(super) orders: Mutex<VecDeque<(NFS_PROGRAM, Option<nfsstat3>)>>,
     /// Calls of these procedures are carried out, and not answered.
     pub(super) unanswered: Mutex<Vec<NFS_PROGRAM>>,
+    /// The next answers to these procedures are late.
+    pub(super) late: Mutex<VecDeque<(NFS_PROGRAM, Duration)>>,
     /// Which host last took a name from a file.
     takers: Mutex<HashMap<u64, usize>>,
     wires: Mutex<Vec<Weak<Wire>>>,
@@ -81,6 +83,7 @@ impl Server {
             answered: Mutex::default(),
             orders: Mutex::default(),
             unanswered: Mutex::default(),
+            late: Mutex::default(),
             takers: Mutex::default(),
             wires: Mutex::default(),
             life: Mutex::new((1, false)),
@@ -176,6 +179,14 @@ impl Server {
         }
         if self.habits.remembers {
             self.memory.lock().unwrap().insert(key, Some(reply.clone()));
+        }
+        let late = self
+            .late
+            .lock()
+            .unwrap()
+            .pop_front_if(|(name, _)| *name as u32 == procedure);
+        if let Some((_, late)) = late {
+            tokio::time::sleep(late).await;
         }
         if self.chance(self.habits.break_after) {
             return wire.reset();

@@ -284,7 +284,75 @@ async fn opens_wait_for_a_rename_whose_program_was_killed() {
     assert_eq!(open_beside_a_killed_rename().await, (true, Ok(())));
 }
 
-/// What takes the name `file` (or `dir`) away, its program being killed.
+/// What is read of an open file that a rename replaces, after an answer to a look at its name that an
+/// earlier rename has overtaken: the name led to another file, or to none.
+async fn read_beside_an_old_answer(led_somewhere: bool) -> Result<Vec<u8>, Errno> {
+    let bench = Bench::new(Habits::default()).await;
+    let (fs, cred) = (&bench.fs, &bench.cred);
+    let names = [&b"file"[..], b"new1", b"new2"];
+    for name in &names[usize::from(!led_somewhere)..] {
+        let (_, file, open) = bench.create(name, libc::O_WRONLY).await;
+        assert!(matches!(bench.write(&file, 0, name), Quick::Done));
+        fs.release(open).await;
+    }
+    let late = (NFS_PROGRAM::NFSPROC3_LOOKUP, Duration::from_secs(1));
+    bench.server.late.lock().unwrap().push_back(late);
+    let look = {
+        let (fs, cred) = (Arc::clone(fs), cred.clone());
+        tokio::spawn(async move { fs.lookup(&cred, 1, b"file").await.map(|_| ()) })
+    };
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let to = (1, &b"file"[..]);
+    fs.rename(cred, (1, b"new1"), to, 0).await?;
+    let Found::Entry(entry) = fs.lookup(cred, 1, b"file").await? else {
+        panic!("it was renamed to that name");
+    };
+    look.await.unwrap()?;
+    let opened = fs.open(cred, entry.ino, libc::O_RDONLY).await?;
+    fs.rename(cred, (1, b"new2"), to, 0).await?;
+    fs.read(&fs.file(opened.fh)?, 0, 16)
+        .await
+        .map(|read| read.to_vec())
+}
+
+/// The same of a new file that is unlinked, after an answer that there was none.
+async fn read_of_a_new_file_beside_an_old_answer() -> Result<Vec<u8>, Errno> {
+    let bench = Bench::new(Habits::default()).await;
+    let (fs, cred) = (&bench.fs, &bench.cred);
+    busy_once(&bench, NFS_PROGRAM::NFSPROC3_CREATE);
+    let late = (NFS_PROGRAM::NFSPROC3_LOOKUP, Duration::from_secs(1));
+    bench.server.late.lock().unwrap().push_back(late);
+    let look = async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        fs.lookup(cred, 1, b"file").await
+    };
+    let ((_, file, open), absent) = tokio::join!(bench.create(b"file", libc::O_RDWR), look);
+    assert!(matches!(absent, Ok(Found::Absent(_))));
+    assert!(matches!(bench.write(&file, 0, b"new"), Quick::Done));
+    fs.fsync(open).await?;
+    fs.unlink(cred, 1, b"file").await?;
+    fs.read(&file, 0, 16).await.map(|read| read.to_vec())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_answer_takes_no_open_file_away() {
+    let stale = Err(Errno(libc::ESTALE));
+    assert_eq!(
+        read_of_a_new_file_beside_an_old_answer().await,
+        Ok(b"new".to_vec())
+    );
+    for led_somewhere in [true, false] {
+        let read = read_beside_an_old_answer(led_somewhere).await;
+        assert_eq!(read, Ok(b"new1".to_vec()));
+        let _back = put_back(Mutant::OldAnswersName);
+        let read = read_beside_an_old_answer(led_somewhere).await;
+        assert_eq!(read, stale);
+    }
+    let _back = put_back(Mutant::OldAnswersName);
+    assert_eq!(read_of_a_new_file_beside_an_old_answer().await, stale);
+}
+
+/// What takes the name `file` away, its program being killed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Killed {
     Rename,
