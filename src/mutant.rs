@@ -84,6 +84,8 @@ mutants! {
     AppendsWaitForTheirPage,
     /// What a name led to before a rename of this host is believed when it is heard after that.
     OldAnswersName,
+    /// An open beside the removal of a file's hidden name, after its last close, does not wait for it.
+    HiddenGoesUnseen,
     /// An open counts only when the server has granted it.
     OpenInFlightIsNone,
     /// An open beside an own call on the file leaves the kernel the size that it knows, although the

@@ -26,7 +26,7 @@ use crate::nfs::rpc::nfs3::access;
 use super::attr::now;
 use super::error::{Errno, Result};
 use super::fs::{Fs, OpenFile, Opened};
-use super::inode::{Inode, Silly};
+use super::inode::{Inode, Silly, State};
 
 /// How long replaced files are kept after a call came too late: a second try of the kernel's
 /// takes two or three calls.
@@ -56,20 +56,27 @@ impl Opening {
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        let Some(silly) = self.fs.closed(&self.inode) else {
+        let Some(last) = self.fs.closed(&self.inode) else {
             return;
         };
-        let fs = Arc::clone(&self.fs);
-        let (inode, cred) = (Arc::clone(&self.inode), self.cred.clone());
-        self.fs.runtime.spawn(async move {
-            fs.remove_hidden(&cred, &inode, silly).await;
-        });
+        let (fs, cred) = (Arc::clone(&self.fs), self.cred.clone());
+        self.fs
+            .runtime
+            .spawn(async move { fs.remove_hidden(&cred, last).await });
     }
 }
 
-/// Takes a name of a file away that nobody has open; opens wait for it.
+/// Takes a name of a file away, the hidden one too, that nobody has open; opens wait for it.
 #[derive(Debug)]
 pub(super) struct Going(Arc<Inode>);
+
+impl Going {
+    /// Begins within the change that finds that nobody has it open.
+    fn new(inode: &Arc<Inode>, state: &mut State) -> Self {
+        state.going += 1;
+        Self(Arc::clone(inode))
+    }
+}
 
 impl Drop for Going {
     fn drop(&mut self) {
@@ -99,9 +106,7 @@ impl Target {
                 cred: cred.clone(),
             });
         }
-        state.going += 1;
-        drop(state);
-        Self::Closed(Going(inode))
+        Self::Closed(Going::new(&inode, &mut state))
     }
 }
 
@@ -281,29 +286,31 @@ impl Fs {
             // What fails is noted, and what does not end is tried again as long as it is held.
             let _ = self.sync(&file.inode).await;
         }
-        if let Some(silly) = self.closed(&file.inode) {
-            self.remove_hidden(&file.cred, &file.inode, silly).await;
+        if let Some(last) = self.closed(&file.inode) {
+            self.remove_hidden(&file.cred, last).await;
         }
     }
 
     /// One opener less. The last one has to remove the hidden name.
-    fn closed(&self, inode: &Inode) -> Option<Silly> {
-        let silly = {
+    fn closed(&self, inode: &Arc<Inode>) -> Option<(Silly, Going)> {
+        let last = {
             let mut state = inode.state();
             state.opens = state.opens.saturating_sub(1);
-            if state.opens == 0 {
-                state.silly.take().map(|silly| *silly)
-            } else {
-                None
-            }
+            let silly = match state.opens {
+                0 => state.silly.take(),
+                _ => None,
+            };
+            silly.map(|silly| (*silly, Going::new(inode, &mut state)))
         };
         self.inodes.release(inode.ino);
-        silly
+        last
     }
 
-    async fn remove_hidden(&self, cred: &Cred, inode: &Inode, silly: Silly) {
+    async fn remove_hidden(&self, cred: &Cred, (silly, going): (Silly, Going)) {
+        let inode = Arc::clone(&going.0);
+        let _going = (!mutant::is_on(Mutant::HiddenGoesUnseen)).then_some(going);
         // It may have another name, and has one link less now.
-        let changing = self.change(inode);
+        let changing = self.change(&inode);
         self.remove_silly(cred, silly).await;
         drop(changing);
         self.kernel.drop_attributes(inode.ino);

@@ -55,6 +55,11 @@ const NAMED: &[(Mutant, &str, &str)] = &[
         "put_back(Mutant::KilledRenamesReplaceLater)",
     ),
     (
+        Mutant::HiddenGoesUnseen,
+        "src/fuse/simulation/steps.rs",
+        "put_back(Mutant::HiddenGoesUnseen)",
+    ),
+    (
         Mutant::OldAnswersName,
         "src/fuse/simulation/steps.rs",
         "put_back(Mutant::OldAnswersName)",

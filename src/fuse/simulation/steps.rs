@@ -284,6 +284,35 @@ async fn opens_wait_for_a_rename_whose_program_was_killed() {
     assert_eq!(open_beside_a_killed_rename().await, (true, Ok(())));
 }
 
+/// What an open of a replaced file comes to, sent by the kernel before that, while the hidden name is
+/// removed because it was closed; and what is read then.
+async fn open_beside_the_last_close() -> Result<Result<(), Errno>, Errno> {
+    let bench = Bench::new(Habits::default()).await;
+    let (fs, cred) = (&bench.fs, &bench.cred);
+    let (entry, _, first) = bench.create(b"file", libc::O_RDWR).await;
+    let (_, _, new) = bench.create(b"new", libc::O_WRONLY).await;
+    fs.release(new).await;
+    fs.rename(cred, (1, b"new"), (1, b"file"), 0).await.unwrap();
+    busy_once(&bench, NFS_PROGRAM::NFSPROC3_REMOVE);
+    let open = async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        fs.open(cred, entry.ino, libc::O_RDONLY).await
+    };
+    let ((), opened) = tokio::join!(fs.release(first), open);
+    let file = fs.file(opened?.fh).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Ok(fs.read(&file, 0, 16).await.map(drop))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_open_is_not_removed_by_an_earlier_close() {
+    let stale = Errno(libc::ESTALE);
+    // Where an open fails so the kernel looks the name up again.
+    assert_eq!(open_beside_the_last_close().await, Err(stale));
+    let _back = put_back(Mutant::HiddenGoesUnseen);
+    assert_eq!(open_beside_the_last_close().await, Ok(Err(stale)));
+}
+
 /// What is read of an open file that a rename replaces, after an answer to a look at its name that an
 /// earlier rename has overtaken: the name led to another file, or to none.
 async fn read_beside_an_old_answer(led_somewhere: bool) -> Result<Vec<u8>, Errno> {
