@@ -136,6 +136,8 @@ mutants! {
     DataIsFetchedFromVolumes,
     /// A retained directory is looked for under the name that its volume is restored to.
     RetainedMovesByName,
+    /// A restore does not look whether what it has published is whole.
+    RestoredUnseen,
     /// A claim counts wherever it was made, also in a directory that a restore has deleted.
     ClaimsAreNotLookedFor,
     /// What cannot be deleted keeps all that comes after it.

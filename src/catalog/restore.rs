@@ -24,10 +24,10 @@
 //! who has the entry by then finds it by the record of that place.
 //!
 //! Known limits: a host that stops for ever between that move and the look, after it has lost the entry, leaves
-//! the data of a volume in the trash; Mount refuses it. Without a home share the record comes back into the state directory, which no RENAME
-//! guards; two such hosts that restore one entry within a moment may both have it. A server that restarts
-//! between 3 and 7 and has lost what it had acknowledged may leave a volume whose record is in `from`, and
-//! its data in the trash.
+//! the data of a volume in the trash; Mount refuses it. Without a home share the record comes back into the
+//! state directory, which no RENAME guards; two such hosts that restore one entry within a moment may both
+//! have it. A server that restarts right before 6 and has lost 3, which it had acknowledged, may leave data
+//! without a record.
 
 use std::sync::Arc;
 
@@ -364,10 +364,10 @@ impl<'a> Restoring<'a> {
         }
         data::make_parents(on, &record.data_dir).await?;
         on.rename(&from, &record.data_dir).await?;
-        let there = on.attr(&record.data_dir).await?;
-        Ok(there
-            .map(|attr| attr.fileid)
-            .filter(|_| record.made.is_some()))
+        match on.attr(&record.data_dir).await? {
+            Some(attr) => Ok(record.made.map(|_| attr.fileid)),
+            None => Err(data::gone(on, record)),
+        }
     }
 
     /// Brings the claims to an exclusive volume out of what was taken.
@@ -406,13 +406,28 @@ impl<'a> Restoring<'a> {
         }
         fail::fail_point!("restore.cleared", |_| crate::failpoint::die());
         let Err(error) = home.rename(&self.dir, &layout::volume(&record.name)).await else {
-            return Ok(());
+            return self.look_at_published().await;
         };
         match share::read(home, &record.name).await? {
-            Some(there) if there.id == record.id => Ok(()),
+            Some(there) if there.id == record.id => self.look_at_published().await,
             Some(_) => Err(CatalogError::NameTaken(record.name.clone())),
             None => Err(self.lost(error)),
         }
+    }
+
+    /// Looks at what was published. Where a server has forgotten a part of it on the way, what was taken is
+    /// in it still, or the data in the trash: it goes back into the entry, where it is found again.
+    async fn look_at_published(&self) -> Result<(), CatalogError> {
+        let (home, volume) = (self.home, layout::volume(&self.record.name));
+        let whole = home.attr(&volume.join(RESTORED_FROM)).await?.is_none()
+            && (!self.record.moves_data() || self.on.attr(&data_of(self.entry)).await?.is_none());
+        if whole || mutant::is_on(Mutant::RestoredUnseen) {
+            return Ok(());
+        }
+        tracing::warn!(volume = %self.record.name, "the server forgot a part of its restore: put back");
+        home.mkdir(&self.dir.parent(), 0o755).await?;
+        home.rename(&volume, &self.dir).await?;
+        Err(CatalogError::RestoredElsewhere(self.entry.entry.clone()))
     }
 }
 

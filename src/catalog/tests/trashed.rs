@@ -197,6 +197,29 @@ async fn no_late_restore_takes_a_volumes_data_away() {
     assert!(!data_stays_with_the_volume().await);
 }
 
+/// A restore goes on although the server has forgotten that the data was moved; whether it tells so, and
+/// the next one brings all of it.
+async fn forgotten_data_comes_back() -> bool {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    host.made("x", &[]).await;
+    fs::write(lab.path("x/file"), "data").unwrap();
+    host.remove("x").await;
+    let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
+    let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+    let restoring = taken.await.unwrap();
+    restoring.note().await.unwrap();
+    let told = restoring.publish().await.is_err();
+    told && host.restore("x", None).await.is_ok() && lab.path("x/file").exists()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_forgot_of_a_restore_is_seen() {
+    assert!(forgotten_data_comes_back().await);
+    let _back = put_back(Mutant::RestoredUnseen);
+    assert!(!forgotten_data_comes_back().await);
+}
+
 /// The claims that an exclusive volume has after a restore, which came after so many that were cut off
 /// when the last of them had brought the claims.
 fn restored_claims(cuts: usize) -> Vec<String> {

@@ -115,7 +115,9 @@ impl World {
         self.close();
         let patience = match self.fault {
             Some(Mishap::Death { .. } | Mishap::Pause { .. } | Mishap::Forgets { .. }) => 60,
-            _ => 0,
+            // What could not be told is told with the next renewals.
+            Some(_) => 10,
+            None => 0,
         };
         self.pass(patience, None);
         if matches!(self.fault, Some(Mishap::Forgets { .. })) {
