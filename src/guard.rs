@@ -19,11 +19,13 @@
 //! |---|---|
 //! | `process` | the guard |
 //! | `fence` | what it does when the right has ended |
+//! | `root` | the directory of the volume that it keeps open |
 //! | `cut` | ending this host's connections to a server |
 
 mod cut;
 mod fence;
 pub mod process;
+mod root;
 
 use std::io;
 use std::net::SocketAddr;

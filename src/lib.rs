@@ -22,7 +22,7 @@
 //! | `attendant` | processes that outlive the daemon: workers, guards, the embedded server | `mutant` |
 //! | [`telemetry`] | the log | |
 //! | `files` | files that are durable and whole | `failpoint` |
-//! | `proc` | what /proc tells of processes | |
+//! | `proc` | what /proc tells of processes | `mutant` |
 //! | `failpoint` | points at which a test kills the process | |
 //! | `chance` | random numbers and the time of day | |
 //! | [`mutant`] | mended faults that tests can put back | |

@@ -191,6 +191,15 @@ mutants! {
     OwnContainerIsKilled,
     /// A fence is done while the kernel still works for what it killed.
     KilledCallsAreOver,
+    /// A process whose main thread has ended while others go on is seen by nobody.
+    MainThreadIsAll,
+    /// A fence is done although what was written could not be thrown away.
+    NothingThrownAwayIsDone,
+    /// A container that has a bind of the volume by which the host shows it too is taken for a service
+    /// with a copy of the host's mounts.
+    BindsAreTheHosts,
+    /// Of several killed processes that are within calls, the last one is waited for.
+    LastCallIsWaitedFor,
     /// A volume that is listed, and whose record cannot be read, is none where there is no copy.
     UnreadIsAbsent,
     /// A volume that was made anew meanwhile is forgotten with the one that is gone.

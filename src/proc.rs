@@ -1,17 +1,46 @@
 //! What /proc tells of processes (proc(5)). Nothing here waits for a server.
 
 use std::io;
+use std::path::PathBuf;
+
+use crate::mutant::{self, Mutant};
 
 /// The ids of all processes that are seen here.
 ///
 /// # Errors
 /// When /proc cannot be listed.
 pub(crate) fn ids() -> io::Result<Vec<u32>> {
+    ids_in("/proc")
+}
+
+fn ids_in(dir: &str) -> io::Result<Vec<u32>> {
     let id = |entry: io::Result<std::fs::DirEntry>| {
         let name = entry.map(|entry| entry.file_name());
         name.map(|name| name.to_str()?.parse().ok()).transpose()
     };
-    std::fs::read_dir("/proc")?.filter_map(id).collect()
+    std::fs::read_dir(dir)?.filter_map(id).collect()
+}
+
+/// Whether an error of a look at a process says that it has ended, and not that it could not be looked
+/// at.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    matches!(errno, Some(libc::ENOENT | libc::ESRCH))
+}
+
+/// Where /proc tells of a process's files, memory and namespaces: in the directory of a thread that lives,
+/// if the main one has ended by itself (pthread_exit(3)), which has none of these any more.
+pub(crate) fn directory(pid: u32) -> PathBuf {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let tells = |dir: &PathBuf| std::fs::read_link(dir.join("ns/mnt")).is_ok();
+    if tells(&process) || mutant::is_on(Mutant::MainThreadIsAll) {
+        return process;
+    }
+    let threads = ids_in(&format!("/proc/{pid}/task")).unwrap_or_default();
+    let mut threads = threads
+        .into_iter()
+        .map(|thread| process.join(format!("task/{thread}")));
+    threads.find(tells).unwrap_or(process)
 }
 
 /// The fields of a line of proc_pid_stat(5) from the third on, the state: the name before it may hold
@@ -21,19 +50,27 @@ pub(crate) fn stat_fields(stat: &str) -> impl Iterator<Item = &str> {
     fields.split_ascii_whitespace()
 }
 
-/// Whether all threads of a process have begun to exit, or have ended: none of them is within a system
-/// call, nor comes back to its program.
-pub(crate) fn is_exiting(pid: u32) -> bool {
+/// The threads of a process that have not begun to exit: each is within a system call, or comes back to
+/// its program. What cannot be looked at is one.
+pub(crate) fn threads_that_go_on(pid: u32) -> Vec<u32> {
     /// Of a thread's flags (linux/sched.h, field 9 of proc_pid_stat(5)).
     const PF_EXITING: u32 = 0x4;
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        return true;
+    let mut threads = match ids_in(&format!("/proc/{pid}/task")) {
+        Ok(threads) => threads,
+        Err(error) if is_gone(&error) => return Vec::new(),
+        Err(_) => return vec![pid],
     };
-    threads.flatten().all(|thread| {
-        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        let flags = stat_fields(&stat).nth(6).map(str::parse::<u32>);
-        flags.is_none_or(|flags| flags.is_ok_and(|flags| flags & PF_EXITING != 0))
-    })
+    threads.retain(|thread| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat"));
+        stat.map_or_else(
+            |error| !is_gone(&error),
+            |stat| {
+                let flags = stat_fields(&stat).nth(6).map(str::parse::<u32>);
+                !matches!(flags, Some(Ok(flags)) if flags & PF_EXITING != 0)
+            },
+        )
+    });
+    threads
 }
 
 #[cfg(test)]
@@ -50,15 +87,48 @@ mod tests {
 
     #[test]
     fn who_runs_does_not_exit_and_who_has_ended_does() {
-        assert!(!is_exiting(std::process::id()));
+        assert!(!threads_that_go_on(std::process::id()).is_empty());
         let mut child = std::process::Command::new("true").spawn().unwrap();
-        // Ended, and not waited for: a zombie.
+        until_main_thread_has_ended(&child);
+        assert!(threads_that_go_on(child.id()).is_empty());
+        child.wait().unwrap();
+        assert!(threads_that_go_on(child.id()).is_empty());
+    }
+
+    #[test]
+    fn who_cannot_be_looked_at_has_not_ended() {
+        let is_gone = |errno| is_gone(&io::Error::from_raw_os_error(errno));
+        assert!(is_gone(libc::ENOENT) && is_gone(libc::ESRCH));
+        assert!(!is_gone(libc::EMFILE) && !is_gone(libc::ENOMEM) && !is_gone(libc::EACCES));
+    }
+
+    /// Until it is a zombie, if nothing else is left.
+    fn until_main_thread_has_ended(child: &std::process::Child) {
         let stat = || std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
         while stat_fields(&stat()).next() != Some("Z") {
             std::thread::yield_now();
         }
-        assert!(is_exiting(child.id()));
+    }
+
+    #[test]
+    fn a_process_whose_main_thread_has_ended_is_seen_by_another() {
+        // exit(2), which ends one thread, by its number on this machine.
+        let exit = if cfg!(target_arch = "x86_64") { 60 } else { 93 };
+        let script = format!("threads->create(sub {{ sleep 1000 }}); syscall({exit}, 0)");
+        let mut child = std::process::Command::new("perl")
+            .args(["-Mthreads", "-e", &script])
+            .spawn()
+            .unwrap();
+        until_main_thread_has_ended(&child);
+        let tells = || std::fs::read_link(directory(child.id()).join("exe")).is_ok();
+        let (seen, goes_on) = (tells(), threads_that_go_on(child.id()));
+        let back = mutant::put_back(Mutant::MainThreadIsAll);
+        let seen_before = tells();
+        drop(back);
+        child.kill().unwrap();
         child.wait().unwrap();
+        assert!(seen && !seen_before);
+        assert_eq!(goes_on.len(), 1);
     }
 
     #[test]

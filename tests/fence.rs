@@ -50,11 +50,12 @@ ip link set lo up
 d=/run/guard; mkdir -p $d/share $d/place $d/run
 mount -t tmpfs tmpfs $d/share; mkdir $d/share/db; mount --bind $d/share/db $d/place
 device=$(awk -v at=$d/share '$5 == at { sub(":", ",\"minor\":", $3); print $3 }' /proc/self/mountinfo)
+share=$d/share
 # Its right ends after two seconds; a fence has so many milliseconds.
 guard() {
     until=$(awk '{ printf "%d", ($1 + 2) * 1e9 }' /proc/uptime)
     $NFSVOL kernel-guard <<TASK
-{"volume":"db","place":"$d/place","share_place":"$d/share","device":{"major":$device},"server":"127.0.0.1:2049","docker":"/nowhere","run_dir":"$d/run","fence":{"until":$until,"under_way":$1}}
+{"volume":"db","place":"$d/place","share_place":"$share","device":{"major":$device},"server":"127.0.0.1:2049","docker":"/nowhere","run_dir":"$d/run","fence":{"until":$until,"under_way":$1}}
 TASK
     cat $d/run/fenced.json | tr -d ' \n'; echo
 }
@@ -66,33 +67,49 @@ unshare -m --propagation private sh -c "mount --bind $d/place /mnt; umount $d/pl
     while :; do echo x >>/mnt/log; sleep 0.01; done" & container=$!
 sh -c "exec sleep 1000 3>$d/place/open" & host=$!
 (cd $d/place; exec sleep 1000) & inside=$!
+# Its main thread has ended, by exit(2): no more than another one is left, which has the file.
+perl -Mthreads -e 'open F, ">", shift or die; threads->create(sub { sleep 1000 });
+    syscall(+(`uname -m` =~ /x86_64/ ? 60 : 93), 0)' $d/place/led & led=$!
 unshare -m --propagation slave sleep 1000 & service=$!
-until [ -s $d/place/log ] && [ -e $d/place/open ]; do sleep 0.05; done
+until [ -s $d/place/log ] && [ -e $d/place/open ] && grep -q ') Z' /proc/$led/stat; do sleep 0.05; done
 guard 60000
-for pid in $container $host $inside $service; do
+for pid in $container $host $inside $led $service; do
     kill -0 $pid 2>/dev/null && echo lives || echo ended
 done
 grep -c $d/ /proc/self/mountinfo || true
-kill $service
+kill $service $led 2>/dev/null || true
+"#;
+
+/// The guard cannot open the volume's directory, which is a file; or only after a second.
+const NO_ROOT: &str = r#"
+touch $d/share/file $d/file; mount --bind $d/share/file $d/file
+share=$d/file; guard 60000
+"#;
+const LATE_ROOT: &str = r#"
+mount -t tmpfs other $d/share; (sleep 1; umount $d/share) &
+guard 60000
 "#;
 
 /// nfsvol runs in a container, and the engine in another one, which copies into the volume until a
-/// second after the right's end. Somebody on the host has bound the volume to another place too.
+/// second after the right's end. Somebody on the host has bound the volume to another place too; a service
+/// has a copy of that, and a container has it because it was given what is around it.
 const ENGINE: &str = r#"
 nest='mkdir $d/$id; touch $d/$id/hostname; mount --bind $d/$id/hostname /etc/hostname'
 export d id=$(printf %064d 1); eval "$nest"
 cp "$(command -v sleep)" $d/dockerd; mkdir $d/look; mount --bind $d/place $d/look
 unshare -m --propagation slave sleep 1000 & service=$!
 sh -c "exec sleep 1000 3>$d/place/open" & host=$!
+export id=$(printf %064d 3)
+unshare -m --propagation private sh -c "umount /etc/hostname $d/place $d/share; $nest; exec sleep 1000" & given=$!
 export id=$(printf %064d 2)
 unshare -m --propagation slave sh -c "$nest; exec $d/dockerd 3.5 3>$d/place/copy" & engine=$!
-until [ -e $d/place/copy ] && [ -e $d/place/open ]; do sleep 0.05; done
+until [ -e $d/place/copy ] && [ -e $d/place/open ] && [ -e $d/$(printf %064d 3)/hostname ]; do sleep 0.05; done
 guard 60000
 wait $engine && echo copied || echo killed
-for pid in $host $service; do
+for pid in $host $given $service; do
     kill -0 $pid 2>/dev/null && echo lives || echo ended
 done
-kill $service 2>/dev/null || true
+kill $service $given 2>/dev/null || true
 "#;
 
 /// A process that has the volume is within a read of a FUSE file whose server takes its time: such a
@@ -191,38 +208,68 @@ fn fenced(lab: &'static Lab, name: &str, script: &str, fault: &str) -> Result<St
 }
 
 fn guard(lab: &'static Lab) -> Result {
-    let said = fenced(lab, "guard", GUARD, "")?;
+    let run = |name, script, fault| move || fenced(lab, name, script, fault);
+    let all = thread::scope(|scope| {
+        let runs = [
+            ("guard", GUARD, ""),
+            ("guard-main", GUARD, "MainThreadIsAll"),
+            ("guard-no-root", NO_ROOT, ""),
+            ("guard-no-root-before", NO_ROOT, "NothingThrownAwayIsDone"),
+            ("guard-late-root", LATE_ROOT, ""),
+        ];
+        runs.map(|(name, script, fault)| scope.spawn(run(name, script, fault)))
+            .map(|thread| thread.join().map_err(|_| anyhow!("a fence panicked")))
+    });
+    let [said, main, no_root, no_root_before, late_root] = all;
+    let (in_time, no_troubles) = (r#""in_time":true"#, r#""troubles":[]"#);
+    let main = main??;
+    ensure!(main.contains("ended\nended\nended\nlives\nlives"), "{main}");
+    let no_root = no_root??;
+    ensure!(
+        !no_root.contains(in_time) && !no_root.contains(no_troubles),
+        "{no_root}"
+    );
+    for said in [no_root_before??, late_root??] {
+        ensure!(
+            said.contains(in_time) && said.contains(no_troubles),
+            "{said}"
+        );
+    }
+    let said = said??;
     let lines: Vec<&str> = said.lines().collect();
     // The answer at the start, the report, who lives, and the mounts that are left.
     let [started, report, rest @ ..] = lines.as_slice() else {
         bail!("{said}");
     };
     ensure!(started.contains("Ok"), "{said}");
-    for part in [r#""in_time":true"#, r#""troubles":[]"#] {
+    for part in [in_time, no_troubles] {
         ensure!(report.contains(part), "{part}: {said}");
     }
-    ensure!(*rest == ["ended", "ended", "ended", "lives", "0"], "{said}");
+    let lives = ["ended", "ended", "ended", "ended", "lives", "0"];
+    ensure!(*rest == lives, "{said}");
     Ok(())
 }
 
 fn engine(lab: &'static Lab) -> Result {
     let run = |name, fault| move || fenced(lab, name, ENGINE, fault);
-    let [said, nested, own] = thread::scope(|scope| {
+    let [said, nested, own, binds] = thread::scope(|scope| {
         let faults = [
             ("engine", ""),
             ("engine-nested", "NestedEngineIsKilled"),
             ("engine-own", "OwnContainerIsKilled"),
+            ("engine-binds", "BindsAreTheHosts"),
         ];
         faults
             .map(|(name, fault)| scope.spawn(run(name, fault)))
             .map(|thread| thread.join().map_err(|_| anyhow!("a fence panicked")))
     });
-    let (said, nested, own) = (said??, nested??, own??);
-    let of_nobody = r#""containers":[]"#;
-    ensure!(said.contains(of_nobody), "{said}");
-    ensure!(said.ends_with("copied\nended\nlives"), "{said}");
+    let (said, nested, own, binds) = (said??, nested??, own??, binds??);
+    let of_one = format!(r#""containers":["{:064}"]"#, 3);
+    ensure!(said.contains(&of_one), "{said}");
+    ensure!(said.ends_with("copied\nended\nended\nlives"), "{said}");
     ensure!(nested.contains("killed"), "{nested}");
-    ensure!(!own.contains(of_nobody), "{own}");
+    ensure!(!own.contains(&of_one), "{own}");
+    ensure!(binds.ends_with("copied\nended\nlives\nlives"), "{binds}");
     Ok(())
 }
 

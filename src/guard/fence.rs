@@ -13,13 +13,14 @@
 //! call when they began; what is left then only exits. A container engine is not killed: its end
 //! would be that of all containers. Its copy into the volume fails.
 //!
-//! Limit: with pNFS, calls to data servers are not ended by `umount -f`.
+//! Limits: what was written cannot be thrown away while the volume's directory is not open
+//! ([`super::root`]); the report says so. With pNFS, calls to data servers are not ended by `umount -f`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
@@ -28,6 +29,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cut::{self, Barrier};
+use super::root::Root;
 use super::{Fenced, Task, now};
 use crate::chance;
 use crate::engine;
@@ -56,7 +58,7 @@ fn is_among(device: &str, volumes: &str) -> bool {
 
 /// Takes the volume away; `until` is when the right ended. The barrier is what is still to be
 /// lowered.
-pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fenced, Barrier) {
+pub(super) async fn fence(task: &Task, until: u64, root: Root) -> (Fenced, Barrier) {
     let (began, began_at) = (Instant::now(), now());
     let under_way = Duration::from_millis(task.fence.under_way.into());
     // A quarter: what the engine does not do is done here, and that takes a moment too.
@@ -64,7 +66,7 @@ pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fe
     tracing::info!(?containers, after = ?began.elapsed(), "the engine was asked to kill");
     let work = Work {
         task: task.clone(),
-        root: root.map(Arc::new),
+        root,
         began,
         killed: BTreeSet::new(),
         ending,
@@ -75,7 +77,7 @@ pub(super) async fn fence(task: &Task, until: u64, root: Option<OwnedFd>) -> (Fe
     let done = tokio::task::spawn_blocking(move || work.take_away()).await;
     let work = done.unwrap_or_else(|error| Work {
         task: task.clone(),
-        root: None,
+        root: Root::of(task),
         began,
         killed: BTreeSet::new(),
         ending: BTreeMap::new(),
@@ -137,7 +139,7 @@ type Ending = BTreeMap<u32, OwnedFd>;
 /// The steps that may wait for the kernel.
 struct Work {
     task: Task,
-    root: Option<Arc<OwnedFd>>,
+    root: Root,
     began: Instant,
     killed: BTreeSet<u32>,
     ending: Ending,
@@ -155,20 +157,36 @@ impl Work {
         if !self.have_ended() {
             self.wait_for_ends();
             // An end may write a word: that the owner of a robust futex is dead (futex(2)).
-            self.throw_away();
+            let thrown_away = self.throw_away();
+            if !self.is_ok(thrown_away) {
+                self.done = None;
+            }
         }
         self.let_our_own_go();
         // The last unmount may wait for the server, with nothing of the volume's data.
-        self.root = None;
+        self.root.close();
         self.unmount(&self.task.share_place.clone());
         if self.has_outlived() {
-            self.troubles.push(
+            self.done = None;
+            self.trouble(
                 "its file system lives on: something uses it that no process shows (a loop device, \
-                 a file that io_uring has)"
+                 a file that io_uring has), or that has it by a bind which somebody made on the host"
                     .to_owned(),
             );
         }
         self
+    }
+
+    /// Says what could not be done, once.
+    fn trouble(&mut self, trouble: String) {
+        if !self.troubles.contains(&trouble) {
+            self.troubles.push(trouble);
+        }
+    }
+
+    /// Notes why a step could not be done.
+    fn is_ok(&mut self, step: Result<(), String>) -> bool {
+        step.map_err(|trouble| self.trouble(trouble)).is_ok()
     }
 
     /// Whether nobody could write any more when what was written was thrown away.
@@ -177,42 +195,44 @@ impl Work {
             self.kill_users();
             tracing::info!(killed = ?self.killed, after = ?self.began.elapsed(), "no process goes on with it");
             let within_calls = self.within_calls();
-            self.throw_away();
-            tracing::info!(after = ?self.began.elapsed(), ?within_calls, "what was written is thrown away");
+            let thrown_away = self.throw_away();
+            tracing::info!(after = ?self.began.elapsed(), ?within_calls, ?thrown_away, "what was written");
             // A container that was being started may have got it meanwhile: now nobody can.
             self.unmount(&self.task.place.clone());
             let mut users = self.users();
-            users.retain(|user| !self.is_ending(user));
-            if users.is_empty() && within_calls.is_empty() {
+            if let Some(users) = &mut users {
+                users.retain(|user| !self.is_ending(user));
+            }
+            let has_nobody = users.as_ref().is_some_and(Vec::is_empty) && within_calls.is_empty();
+            if self.is_over() || has_nobody && (thrown_away.is_ok() || !self.root.is_open()) {
                 // What TCP was given since.
-                self.cut();
-                return true;
+                let is_cut = self.cut();
+                if !has_nobody {
+                    self.trouble(format!(
+                        "processes live on: {users:?}, or are killed and within a call: {within_calls:?}"
+                    ));
+                }
+                return self.is_ok(thrown_away) && has_nobody && is_cut;
             }
-            if self.is_over() {
-                self.cut();
-                self.troubles.push(format!(
-                    "processes live on: {users:?}, or are killed and within a call: {within_calls:?}"
-                ));
-                return false;
-            }
-            self.wait_for_calls();
+            self.wait_for_calls(&within_calls);
         }
     }
 
-    /// Those of the killed for which the kernel still does what they asked of it.
+    /// The threads of the killed for which the kernel still does what they asked of it.
     fn within_calls(&mut self) -> Vec<u32> {
         if self.have_ended() || mutant::is_on(Mutant::KilledCallsAreOver) {
             return Vec::new();
         }
         let killed = self.ending.keys().copied();
-        killed.filter(|pid| !proc::is_exiting(*pid)).collect()
+        killed.flat_map(proc::threads_that_go_on).collect()
     }
 
-    /// Waits a round at least.
-    fn wait_for_calls(&mut self) {
+    /// Waits a round at least, and until one of those that were within a call has come out of it: what
+    /// it has written by that is not to wait for the others.
+    fn wait_for_calls(&mut self, before: &[u32]) {
         loop {
             self.wait_a_round();
-            if self.is_over() || self.within_calls().is_empty() {
+            if self.is_over() || is_one_out(before, &self.within_calls()) {
                 return;
             }
         }
@@ -239,11 +259,12 @@ impl Work {
         self.began.elapsed() > LIMIT
     }
 
-    fn users(&mut self) -> Vec<User> {
-        users(&self.task).unwrap_or_else(|error| {
-            self.troubles.push(format!("reading /proc: {error}"));
-            Vec::new()
-        })
+    /// None when that is not known.
+    fn users(&mut self) -> Option<Vec<User>> {
+        let users = users(&self.task);
+        users
+            .map_err(|error| self.trouble(format!("reading /proc: {error}")))
+            .ok()
     }
 
     /// Kills whoever has the volume, and waits for the ends of all; after [`Self::patience`] no longer
@@ -256,15 +277,18 @@ impl Work {
                 let _ = pidfd_send_signal(process, Signal::KILL);
             }
             // An engine's copy into the volume fails, as its calls do, and it goes on without.
-            for user in users.iter().filter(|user| !user.is_engine) {
+            let all = users.iter().flatten();
+            for user in all.clone().filter(|user| !user.is_engine) {
                 if let Ok(process) = kill(user) {
                     self.killed.insert(user.pid);
                     self.ending.insert(user.pid, process);
                 }
             }
             let tried = self.began.elapsed() > self.patience();
-            let left = users.iter().any(|user| !self.is_ending(user));
-            if self.is_over() || self.have_ended() && users.is_empty() || tried && !left {
+            let left = all.clone().any(|user| !self.is_ending(user));
+            let is_known = users.is_some();
+            let nobody = all.count() == 0 && self.have_ended();
+            if self.is_over() || is_known && (nobody || tried && !left) {
                 return;
             }
             self.wait_a_round();
@@ -282,11 +306,10 @@ impl Work {
 
     /// Waits for the last of the killed: the files that it no longer shows it still closes.
     fn wait_for_ends(&mut self) {
-        while !(self.have_ended() && self.users().is_empty()) {
+        while !(self.have_ended() && self.users().is_some_and(|users| users.is_empty())) {
             if self.is_over() {
                 let pids: Vec<_> = self.ending.keys().collect();
-                self.troubles
-                    .push(format!("processes end slowly: {pids:?}"));
+                self.trouble(format!("processes end slowly: {pids:?}"));
                 return;
             }
             self.wait_a_round();
@@ -317,12 +340,19 @@ impl Work {
         }
     }
 
-    /// Has the kernel's client send all it has, and ends every call that would.
-    fn throw_away(&mut self) {
+    /// Has the kernel's client send all it has, and ends every call that would; or says why that cannot
+    /// be done.
+    fn throw_away(&mut self) -> Result<(), String> {
         self.end_calls();
         self.cut();
-        let Some(root) = self.root.clone() else {
-            return;
+        let Some(root) = self.root.get(ROUND) else {
+            if !self.is_there() || mutant::is_on(Mutant::NothingThrownAwayIsDone) {
+                return Ok(());
+            }
+            let place = self.task.share_place.display();
+            return Err(format!(
+                "what was written could not be thrown away: {place} does not open"
+            ));
         };
         let (tell, told) = mpsc::channel();
         let synced = std::thread::Builder::new()
@@ -334,18 +364,20 @@ impl Work {
                 }
                 let _ = tell.send(());
             });
-        if let Err(error) = synced {
-            self.troubles.push(format!("no thread for syncfs: {error}"));
-            return;
-        }
+        synced.map_err(|error| format!("no thread for syncfs: {error}"))?;
         while let Err(mpsc::RecvTimeoutError::Timeout) = told.recv_timeout(ROUND) {
             self.end_calls();
             if self.is_over() {
-                self.troubles
-                    .push("what was written could not be thrown away".to_owned());
-                return;
+                return Err("what was written could not be thrown away".to_owned());
             }
         }
+        Ok(())
+    }
+
+    /// Whether the host has the file system, mounted where the guard knows it or elsewhere.
+    fn is_there(&self) -> bool {
+        let volumes = std::fs::read_to_string(NFS_VOLUMES).unwrap_or_default();
+        self.is_ours(&self.task.share_place) || is_among(&self.task.device.to_string(), &volumes)
     }
 
     /// Whoever waits for the server in the kernel goes on when its call ends.
@@ -357,7 +389,7 @@ impl Work {
     /// Ends the calls under way, as `umount -f` does. The mount stays: a directory of it is open.
     fn end_calls(&self) {
         let place = &self.task.share_place;
-        if self.root.is_some() && self.is_ours(place) {
+        if self.root.is_open() && self.is_ours(place) {
             let flags = UnmountFlags::FORCE | UnmountFlags::NOFOLLOW;
             let _ = unmount(place, flags);
         }
@@ -381,38 +413,44 @@ impl Work {
             }
         }
         if self.is_ours(place) {
-            self.troubles
-                .push(format!("still mounted: {}", place.display()));
+            self.trouble(format!("still mounted: {}", place.display()));
             return;
         }
         let _ = std::fs::remove_dir(place);
     }
 
-    fn cut(&mut self) {
+    /// Ends the connections to the server, or keeps their packets here; whether that is done.
+    fn cut(&mut self) -> bool {
         let Some(server) = self.task.server else {
-            self.troubles
-                .push("the server's address is not known".to_owned());
-            return;
+            self.trouble("the server's address is not known".to_owned());
+            return false;
         };
         let found = match cut::connections(server) {
             Ok(found) => found,
             Err(error) => {
-                self.troubles
-                    .push(format!("connections not found: {error}"));
-                return;
+                self.trouble(format!("connections not found: {error}"));
+                return false;
             }
         };
+        let mut are_cut = true;
         for connection in found {
             let cut = connection.destroy().or_else(|error| {
                 tracing::info!(%error, "a connection cannot be ended; its packets are kept here");
                 self.barrier.raise(&connection)
             });
             if let Err(error) = cut {
-                self.troubles
-                    .push(format!("a connection is not cut: {error}"));
+                self.trouble(format!("a connection is not cut: {error}"));
+                are_cut = false;
             }
         }
+        are_cut
     }
+}
+
+/// Whether one of those that were within a call is not any more.
+fn is_one_out(before: &[u32], now: &[u32]) -> bool {
+    let one = before.iter().any(|thread| !now.contains(thread));
+    now.is_empty() || one && !mutant::is_on(Mutant::LastCallIsWaitedFor)
 }
 
 fn kill(user: &User) -> io::Result<OwnedFd> {
@@ -432,7 +470,7 @@ fn process(user: &User) -> io::Result<OwnedFd> {
 }
 
 /// Runs what may wait for the kernel on a thread, for so long; `None` when it has not returned.
-pub(super) fn within<T: Send + 'static>(
+fn within<T: Send + 'static>(
     limit: Duration,
     name: &str,
     call: impl FnOnce() -> T + Send + 'static,
@@ -457,5 +495,14 @@ mod tests {
                        v4 0a000001  801 0:45         0:0                               no\n";
         assert!(is_among("0:45", volumes));
         assert!(!is_among("0:4", volumes) && !is_among("0:45", ""));
+    }
+
+    #[test]
+    fn what_one_has_written_does_not_wait_for_the_calls_of_others() {
+        assert!(is_one_out(&[1, 2], &[1]) && is_one_out(&[1, 2], &[1, 3]));
+        assert!(is_one_out(&[], &[]) && is_one_out(&[1], &[]));
+        assert!(!is_one_out(&[1, 2], &[1, 2]));
+        let _back = mutant::put_back(Mutant::LastCallIsWaitedFor);
+        assert!(!is_one_out(&[1, 2], &[1]) && is_one_out(&[1], &[]));
     }
 }

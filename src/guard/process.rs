@@ -1,22 +1,22 @@
 //! The guard: a process that watches one volume's right.
 //!
 //! It is a session of its own and takes no notice of the daemon's end. It keeps a directory of the
-//! volume's file system open from the start, because opening one could wait for the server then.
+//! volume's file system open from the start ([`super::root`]), because opening one could wait for the
+//! server then.
 //!
 //! Known limit: who kills a guard with SIGKILL leaves the volume without a fence until the daemon
 //! sees that, within a sixth of the session time.
 
 use std::io::{self, BufRead};
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::cut::Barrier;
-use super::fence::{self, within};
+use super::fence;
+use super::root::Root;
 use super::{Ask, FENCED, State, Task, now};
 use crate::attendant::{self, Post, receive, send};
 use crate::files::write_whole;
@@ -25,7 +25,7 @@ use crate::telemetry;
 /// The longest that the end of the right can go by unseen after the host was suspended: timers do
 /// not count that.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long opening the volume's directory may take before the guard goes without.
+/// How long the guard's start waits for the volume's directory; it goes on trying after that.
 const OPEN: Duration = Duration::from_secs(2);
 /// How long a client of the socket may take to say what it wants.
 const ASK: Duration = Duration::from_secs(5);
@@ -66,30 +66,11 @@ pub fn run() -> io::Result<()> {
     result
 }
 
-/// A directory of the volume's file system.
-fn open(task: &Task) -> Option<OwnedFd> {
-    let place = task.share_place.clone();
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = within(OPEN, "guard-open", move || {
-        openat(CWD, &place, flags, Mode::empty())
-    });
-    let root = opened?.ok()?;
-    let stat = rustix::fs::statx(
-        &root,
-        "",
-        rustix::fs::AtFlags::EMPTY_PATH | rustix::fs::AtFlags::STATX_DONT_SYNC,
-        rustix::fs::StatxFlags::INO,
-    )
-    .ok()?;
-    let ours = (stat.stx_dev_major, stat.stx_dev_minor) == (task.device.major, task.device.minor);
-    ours.then_some(root)
-}
-
 async fn watch(task: &Task, ready: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let (post, listener) = Post::take(&task.run_dir)?;
-    let root = open(task);
-    if root.is_none() {
-        tracing::warn!("the volume's directory does not open; going without");
+    let mut root = Root::of(task);
+    if root.get(OPEN).is_none() {
+        tracing::warn!("the volume's directory does not open; trying on");
     }
     // Only the volume's end, or SIGKILL, ends a guard.
     let _term = signal(SignalKind::terminate())?;
@@ -105,6 +86,7 @@ async fn watch(task: &Task, ready: impl FnOnce() -> io::Result<()>) -> io::Resul
             tracing::error!(volume = %task.volume, "this host's right has ended: fencing");
             break None;
         }
+        root.get(Duration::ZERO);
         tokio::select! {
             Some((ask, reply)) = asked.recv() => match ask {
                 Ask::Fence => break Some(reply),

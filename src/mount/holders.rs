@@ -6,7 +6,8 @@
 //! waits for a server.
 //!
 //! Limits: a process of the host's own namespace that merely has a file open below the volume's
-//! mount point is not found here (its unmount becomes a lazy one); and when a client renames a
+//! mount point is not found here (its unmount becomes a lazy one); a thread with a namespace or files of
+//! its own (unshare(2)) counts for no more than its process; and when a client renames a
 //! directory that containers of its own host hold, their mounts change their source.
 
 use std::collections::BTreeMap;
@@ -124,7 +125,7 @@ pub fn find_all(wanted: &[Wanted]) -> io::Result<Vec<Vec<Holder>>> {
         })
         .collect();
     for pid in namespaces()?.into_values() {
-        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let proc = proc::directory(pid);
         let Ok(text) = std::fs::read(proc.join("mountinfo")) else {
             continue;
         };
@@ -160,7 +161,7 @@ pub fn in_use(marks: &[Held]) -> io::Result<bool> {
     let needles: Vec<String> = marks.iter().map(Held::needle).collect();
     let mut shows: BTreeMap<PathBuf, (Vec<MountEntry>, Vec<u64>)> = BTreeMap::new();
     for pid in proc::ids()? {
-        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let proc = proc::directory(pid);
         let Ok(namespace) = std::fs::read_link(proc.join("ns/mnt")) else {
             continue;
         };
@@ -262,43 +263,50 @@ fn own_container() -> Option<String> {
 /// Blocking, but it never waits for a server.
 ///
 /// # Errors
-/// When /proc cannot be listed. Processes that end meanwhile are passed over.
+/// When /proc cannot be listed, or a process not looked at. Those that end meanwhile are passed over.
 pub fn users(device: DeviceId, own: &[&Path]) -> io::Result<Vec<User>> {
-    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let namespace = |proc: &Path| std::fs::read_link(proc.join("ns/mnt")).ok();
     let program = std::fs::read_link("/proc/self/exe")?;
-    let hosts = [namespace("self"), namespace("1")];
+    let hosts = ["/proc/self", "/proc/1"].map(|proc| namespace(Path::new(proc)));
     let here = std::fs::read("/proc/self/mountinfo")?;
-    let here = MountInfo::parse(&String::from_utf8_lossy(&here));
-    let mut own: Vec<Place> = own.iter().filter_map(|at| here.place_of(at)).collect();
-    // And where else the host shows it, as a bind that somebody made: services get copies of that.
-    let ours = here.entries.iter().filter(|entry| entry.device == device);
-    own.extend(ours.filter_map(|entry| here.covered(entry)));
+    let places = Places::of(
+        &MountInfo::parse(&String::from_utf8_lossy(&here)),
+        device,
+        own,
+    );
     let inside = own_container();
     let mut shows: BTreeMap<PathBuf, Shown> = BTreeMap::new();
     let mut users = Vec::new();
     for pid in proc::ids()? {
-        let Some(its) = namespace(&pid.to_string()) else {
+        let proc = proc::directory(pid);
+        let Some(its) = namespace(&proc) else {
             continue;
         };
-        let proc = PathBuf::from(format!("/proc/{pid}"));
-        let shown = shows
-            .entry(its.clone())
-            .or_insert_with(|| Shown::read(&proc, device, &own));
+        let shown = match shows.entry(its.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => match Shown::read(&proc, device, &places)? {
+                Some(shown) => unknown.insert(shown),
+                None => continue,
+            },
+        };
         if shown.mounts.is_empty() {
             continue;
         }
         let exe = std::fs::read_link(proc.join("exe")).unwrap_or_default();
-        let is_copy = shown.is_copy || hosts.contains(&Some(its));
+        let cgroup = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+        let container = container_of_cgroup(&cgroup).or_else(|| shown.container_id.clone());
+        let container = container.filter(|id| inside.as_ref() != Some(id));
+        let is_engine = ENGINES.iter().any(|name| program_name(&exe) == *name);
+        let is_host = hosts.contains(&Some(its));
+        let is_copy = is_host || shown.is_copy(is_engine || container.is_none());
         if is_copy && (is_same_program(&exe, &program) || !shown.is_used_by(&proc)) {
             continue;
         }
-        let cgroup = std::fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
-        let container = container_of_cgroup(&cgroup).or_else(|| shown.container_id.clone());
         users.push(User {
             pid,
             started: start_of(pid),
-            container_id: container.filter(|id| inside.as_ref() != Some(id)),
-            is_engine: is_copy && ENGINES.iter().any(|name| program_name(&exe) == *name),
+            container_id: container,
+            is_engine: is_copy && is_engine,
         });
     }
     Ok(users)
@@ -314,7 +322,7 @@ pub fn another_of_us_waits() -> bool {
         return false;
     };
     let of_us = |pid: &u32| {
-        let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
+        let exe = std::fs::read_link(proc::directory(*pid).join("exe"));
         *pid != std::process::id() && exe.is_ok_and(|exe| is_same_program(&exe, &program))
     };
     let waits = |pid: u32| {
@@ -346,40 +354,81 @@ fn is_same_program(exe: &Path, program: &Path) -> bool {
     program_name(exe) == program_name(program)
 }
 
+/// Where the host shows a file system.
+#[derive(Debug, Default)]
+struct Places {
+    /// Its own mount points.
+    own: Vec<Place>,
+    /// And elsewhere, as by a bind that somebody made: services get copies of that, but a container can
+    /// have the same bind for itself (`-v /srv:/srv`).
+    binds: Vec<Place>,
+}
+
+impl Places {
+    fn of(here: &MountInfo, device: DeviceId, own: &[&Path]) -> Self {
+        let ours = here.entries.iter().filter(|entry| entry.device == device);
+        Self {
+            own: own.iter().filter_map(|at| here.place_of(at)).collect(),
+            binds: ours.filter_map(|entry| here.covered(entry)).collect(),
+        }
+    }
+}
+
 /// What a mount namespace shows of a file system.
 #[derive(Debug)]
 struct Shown {
     device: DeviceId,
     /// All of the namespace; none when the file system is not among them.
     mounts: Vec<MountEntry>,
-    /// The file system is on the host's mount points only.
-    is_copy: bool,
+    /// The file system is on the host's own mount points only.
+    is_on_own: bool,
+    /// It is there, and where else the host shows it, only.
+    is_where_the_host_has_it: bool,
     container_id: Option<String>,
 }
 
 impl Shown {
-    fn read(proc: &Path, device: DeviceId, own: &[Place]) -> Self {
-        let text = std::fs::read(proc.join("mountinfo")).unwrap_or_default();
+    /// None when the process has ended.
+    fn read(proc: &Path, device: DeviceId, places: &Places) -> io::Result<Option<Self>> {
+        let text = match std::fs::read(proc.join("mountinfo")) {
+            Ok(text) => text,
+            // EINVAL: it exits, and has no namespace any more.
+            Err(error) if proc::is_gone(&error) || error.kind() == io::ErrorKind::InvalidInput => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
         let text = String::from_utf8_lossy(&text);
         let mut info = MountInfo::default();
         // Most namespaces do not show it: a cheap look before the full parse.
         if text.contains(&format!(" {device} ")) {
             info = MountInfo::parse(&text);
         }
-        let is_own = |entry: &MountEntry| info.covered(entry).is_some_and(|at| own.contains(&at));
-        let mut ours = info
-            .entries
-            .iter()
-            .filter(|entry| entry.device == device)
-            .peekable();
-        let shows = ours.peek().is_some();
-        let is_copy = ours.all(is_own);
-        Self {
+        let ours = info.entries.iter().filter(|entry| entry.device == device);
+        let covered: Vec<_> = ours.map(|entry| info.covered(entry)).collect();
+        let are_all = |known: &dyn Fn(&Place) -> bool| {
+            let mut covered = covered.iter();
+            covered.all(|at| at.as_ref().is_some_and(known))
+        };
+        let is_own = |at: &Place| places.own.contains(at);
+        Ok(Some(Self {
             device,
-            is_copy,
-            mounts: if shows { info.entries } else { Vec::new() },
+            is_on_own: are_all(&is_own),
+            is_where_the_host_has_it: are_all(&|at| is_own(at) || places.binds.contains(at)),
+            mounts: if covered.is_empty() {
+                Vec::new()
+            } else {
+                info.entries
+            },
             container_id: container_of_mounts(&text),
-        }
+        }))
+    }
+
+    /// Whether it shows nothing but what the host does: whoever is `of_the_host` got copies of all its
+    /// mounts, and a container has others because somebody gave them to it.
+    fn is_copy(&self, of_the_host: bool) -> bool {
+        let all_count = of_the_host || mutant::is_on(Mutant::BindsAreTheHosts);
+        self.is_on_own || all_count && self.is_where_the_host_has_it
     }
 
     /// Whether a process of the namespace has a file of it open or in its memory, or works in it.
@@ -394,7 +443,7 @@ impl Shown {
 fn namespaces() -> io::Result<BTreeMap<PathBuf, u32>> {
     let mut first: BTreeMap<PathBuf, u32> = BTreeMap::new();
     for pid in proc::ids()? {
-        let Ok(namespace) = std::fs::read_link(format!("/proc/{pid}/ns/mnt")) else {
+        let Ok(namespace) = std::fs::read_link(proc::directory(pid).join("ns/mnt")) else {
             continue; // it has ended, or is a zombie, which holds no mounts
         };
         match first.entry(namespace) {
@@ -655,18 +704,35 @@ mod tests {
         };
         let root = "22 1 8:1 / / rw - ext4 /dev/a rw\n";
         let at = |id: u32, place: &str| format!("{id} 22 0:53 / {place} rw - nfs4 nas:/db rw\n");
-        let own = MountInfo::parse(root)
-            .place_of(Path::new("/mnt/db"))
-            .unwrap();
-        let shown = |text: &str| {
-            std::fs::write(dir.path().join("mountinfo"), text).unwrap();
-            Shown::read(dir.path(), device, std::slice::from_ref(&own))
+        let own = [Path::new("/mnt/db")];
+        let shown = |host: &str, text: &str| {
+            let places = Places::of(&MountInfo::parse(&format!("{root}{host}")), device, &own);
+            std::fs::write(dir.path().join("mountinfo"), format!("{root}{text}")).unwrap();
+            let shown = Shown::read(dir.path(), device, &places).unwrap().unwrap();
+            let is_copy = |of_the_host| shown.is_copy(of_the_host);
+            ([true, false].map(is_copy), shown.mounts.len())
         };
-        let copy = shown(&format!("{root}{}", at(30, "/mnt/db")));
-        assert!(copy.is_copy && copy.mounts.len() == 2);
-        assert!(!shown(&format!("{root}{}{}", at(30, "/mnt/db"), at(31, "/data"))).is_copy);
-        assert!(!shown(&format!("{root}{}", at(31, "/data"))).is_copy);
-        assert!(shown(root).mounts.is_empty());
+        let (place, bind) = (at(30, "/mnt/db"), at(31, "/data"));
+        let both = format!("{place}{bind}");
+        assert_eq!(shown(&place, &place), ([true; 2], 2));
+        assert_eq!(shown(&place, &both).0, [false; 2]);
+        assert_eq!(shown(&place, &bind).0, [false; 2]);
+        assert_eq!(shown(&place, "").1, 0);
+        // Somebody has bound it on the host: a service has a copy of that, a container its own.
+        assert_eq!(shown(&both, &both).0, [true, false]);
+        assert_eq!(shown(&both, &bind).0, [true, false]);
+        let _back = mutant::put_back(Mutant::BindsAreTheHosts);
+        assert_eq!(shown(&both, &bind).0, [true; 2]);
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_looked_at_is_not_one_without_the_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let (major, minor) = (0, 53);
+        let read = || Shown::read(dir.path(), DeviceId { major, minor }, &Places::default());
+        assert!(read().unwrap().is_none());
+        std::fs::create_dir(dir.path().join("mountinfo")).unwrap();
+        assert!(read().is_err());
     }
 
     #[test]
