@@ -200,6 +200,8 @@ mutants! {
     BindsAreTheHosts,
     /// Of several killed processes that are within calls, the last one is waited for.
     LastCallIsWaitedFor,
+    /// What a server has answered before a connection takes no more calls is not read any more.
+    WriteErrorsLoseReplies,
     /// A volume that is listed, and whose record cannot be read, is none where there is no copy.
     UnreadIsAbsent,
     /// A volume that was made anew meanwhile is forgotten with the one that is gone.

@@ -155,6 +155,11 @@ const NAMED: &[(Mutant, &str, &str)] = &[
         "put_back(Mutant::HandlesAreFiles)",
     ),
     (
+        Mutant::WriteErrorsLoseReplies,
+        "src/nfs/rpc/transport/tests.rs",
+        "Some(Mutant::WriteErrorsLoseReplies)",
+    ),
+    (
         Mutant::HighFileIdsAreOwn,
         "src/fuse/inode.rs",
         "put_back(Mutant::HighFileIdsAreOwn)",

@@ -8,10 +8,10 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::task::{Context, Poll, Waker, ready};
@@ -312,10 +312,19 @@ impl<C: Connector> Driver<C> {
         // In this order, so that simulations repeat themselves, and with writing first: a task may do so
         // much I/O before it has to give way, and replies without end would use that up each time.
         // Calls do not, since their callers wait for the replies.
+        let mut reading = pin!(self.read(reader));
         let end = tokio::select! {
             biased;
-            end = self.write() => end,
-            end = self.read(reader) => end,
+            end = self.write() => {
+                if !mutant::is_on(Mutant::WriteErrorsLoseReplies) {
+                    // What is answered already is not to be asked again: a RENAME would find nothing.
+                    // Reads what has arrived, as far as a turn of its own goes.
+                    tokio::task::yield_now().await;
+                    let _ = poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await;
+                }
+                end
+            }
+            end = &mut reading => end,
             () = self.idle() => {
                 Err(io::Error::new(io::ErrorKind::ConnectionAborted, "nothing to do"))
             }

@@ -204,6 +204,28 @@ async fn after_a_lost_connection_calls_are_repeated_under_their_xids() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_answered_when_a_connection_takes_no_more_calls_is_not_asked_again() {
+    for fault in [None, Some(Mutant::WriteErrorsLoseReplies)] {
+        let _back = fault.map(mutant::put_back);
+        let (nfs, mut server) = start(|_| {});
+        let answered = readlink(&nfs);
+        let mut peer = server.accept().await;
+        let first = peer.call().await;
+        // The client's task sees all of this at once: an answer, another call, and nobody to take it.
+        peer.answer(&first, 0, &target(1)).await;
+        drop(peer);
+        let (cred, link) = (Cred::root(), file());
+        let mut other = pin!(nfs.readlink(&cred, &link));
+        begin(other.as_mut());
+        let mut peer = server.accept().await;
+        let next = peer.call().await;
+        assert_eq!(next.xid == first.xid, fault.is_some());
+        peer.answer(&next, 0, &target(1)).await;
+        assert_eq!(answered.await.unwrap().unwrap().as_ref(), [1]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_without_calls_is_closed_and_the_next_call_opens_another() {
     let answered = async |nfs: &Nfs3, peer: &mut Peer| {
         let call = readlink(nfs);
