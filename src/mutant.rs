@@ -82,6 +82,8 @@ mutants! {
     /// An append through the page cache waits until the kernel has dropped the page that it locks
     /// until the append is answered.
     AppendsWaitForTheirPage,
+    /// A writer that waits for room waits on because pieces of what is held are split and joined.
+    JoinedRoomIsGivenBack,
     /// What a name led to before a rename of this host is believed when it is heard after that.
     OldAnswersName,
     /// An open beside the removal of a file's hidden name, after its last close, does not wait for it.

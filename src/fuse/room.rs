@@ -57,7 +57,8 @@ impl Room {
         }
     }
 
-    /// Counts what was given back.
+    /// Counts who has given bytes back. That pieces were joined gets nobody further: where a server
+    /// loses everything again and again they are split and joined for ever.
     pub(super) fn given_back(&self) -> u64 {
         self.given_back.load(Ordering::Relaxed)
     }
@@ -118,7 +119,9 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.room.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.room.shares.fetch_sub(1, Ordering::Relaxed);
-        self.room.given_back.fetch_add(1, Ordering::Relaxed);
+        if self.bytes > 0 || mutant::is_on(Mutant::JoinedRoomIsGivenBack) {
+            self.room.given_back.fetch_add(1, Ordering::Relaxed);
+        }
         self.room.freed.notify_waiters();
     }
 }

@@ -23,6 +23,7 @@ const FOUND: &[(Mutant, u64)] = &[
     (Mutant::AppendsWaitForTheirPage, 5),
     (Mutant::OpenInFlightIsNone, 18),
     (Mutant::DoubtsKeepSizes, 1503),
+    (Mutant::JoinedRoomIsGivenBack, 3731),
 ];
 
 /// The others: in which file the test is that finds it, and what that file says of it. A trial of the
