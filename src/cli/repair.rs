@@ -12,7 +12,7 @@ use crate::plugin::client::Client;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RepairArgs {
-    /// Name of the volume (and `format.json` if that is torn); without it, whatever is torn
+    /// One volume (a torn `format.json` is put back with it); without a name, whatever is torn
     name: Option<String>,
     /// Do it without asking
     #[arg(long)]
