@@ -48,6 +48,7 @@ mod scripted;
 mod simulation;
 mod sys;
 mod task;
+mod turns;
 pub mod worker;
 mod write;
 mod writeback;

@@ -108,6 +108,12 @@ mutants! {
     /// Names are made beside a rename into the same directory whose program was killed, and which
     /// replaces them when the server gets to it.
     KilledRenamesReplaceLater,
+    /// Names are looked up beside a rename or unlink whose program was killed, and believed.
+    LooksPassKilledChanges,
+    /// A directory may be forgotten, and known anew, while its names are changed.
+    ChangedDirsAreForgotten,
+    /// A listing tells as known what it was told before a rename or unlink of this host.
+    ListingsOutliveChanges,
     /// When a program is killed in a rename or unlink, opens no longer wait for its outcome.
     KilledRenamesAreForgotten,
     /// What is known of a file stays good when an own call ends with an unknown outcome.

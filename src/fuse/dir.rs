@@ -33,6 +33,7 @@ use crate::nfs::rpc::nfs3::{
 use super::error::{Errno, Result};
 use super::fs::{Entry, Fs, NAME_MAX};
 use super::inode::{Inode, node_id};
+use super::turns::{has_changed_since, names_settled};
 use given::Given;
 
 /// How often a listing begins anew, without a new name in between, before it fails.
@@ -181,8 +182,8 @@ impl Item {
         matches!(&*self.name, b"." | b"..")
     }
 
-    /// The kernel cannot be told a node for it.
-    pub(super) fn is_bare(&self) -> bool {
+    /// There is no node for it.
+    fn is_bare(&self) -> bool {
         //= 1813-3.3.17-bare: An entry may come without attributes, and without a handle.
         !self.is_dots() && self.handle.zip(self.attr).is_none()
     }
@@ -202,6 +203,12 @@ impl OpenDir {
             stream: tokio::sync::Mutex::default(),
         }
     }
+
+    /// Whether the kernel cannot be told a node for an entry of the call numbered `asked`, or is not
+    /// to be told, because it would believe that the name leads there still.
+    pub(super) fn is_bare(&self, item: &Item, asked: u64) -> bool {
+        item.is_bare() || (has_changed_since(&self.inode, asked) && !item.is_dots())
+    }
 }
 
 impl Fs {
@@ -215,6 +222,7 @@ impl Fs {
         mut sink: impl FnMut(&Item, u64) -> bool + Send,
     ) -> Result<()> {
         let stream = &mut *dir.stream.lock().await;
+        names_settled(&dir.inode).await;
         // At the start always anew: it may be a rewinddir.
         match stream.place(offset).filter(|_| offset != 0) {
             Some(place) => (stream.at, stream.next) = (offset, place),

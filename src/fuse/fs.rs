@@ -31,6 +31,7 @@ use super::inode::{Inode, Inodes, State};
 use super::known::{Forgetting, Known};
 use super::options::{FuseOptions, MAX_IO};
 use super::room::Room;
+use super::turns::{Replacing, are_names_settled, names_settled};
 use super::write::Bounds;
 
 /// The longest name (NAME_MAX).
@@ -134,8 +135,8 @@ pub(super) struct Fs {
     clock: AtomicU64,
     /// When an open came too late; see [`super::open`].
     pub(super) missed: Mutex<Option<Instant>>,
-    /// Held by each rename and unlink; an open that came too late waits for them.
-    pub(super) replacing: tokio::sync::RwLock<()>,
+    /// Each rename and unlink; an open that came too late waits for them.
+    pub(super) replacing: Replacing,
     /// The kernel checks no mode bits; see [`super::rights`].
     server_decides: AtomicBool,
     /// The server has READDIR and no READDIRPLUS.
@@ -200,7 +201,7 @@ impl Fs {
             dirty: Mutex::default(),
             clock: AtomicU64::new(1),
             missed: Mutex::default(),
-            replacing: tokio::sync::RwLock::default(),
+            replacing: Replacing::default(),
             server_decides: AtomicBool::new(server_decides),
             lists_names_only: AtomicBool::default(),
             needs_pages: AtomicBool::default(),
@@ -354,8 +355,15 @@ impl Fs {
     pub(super) async fn lookup(&self, cred: &Cred, parent: u64, name: &[u8]) -> Result<Found> {
         check_name(name)?;
         let dir = self.inode(parent)?;
-        let asked = self.tick();
-        let found = match self.nfs.lookup(cred, &dir.handle, name).await {
+        let (asked, found) = loop {
+            names_settled(&dir).await;
+            let asked = self.tick();
+            let found = self.nfs.lookup(cred, &dir.handle, name).await;
+            if are_names_settled(&dir) {
+                break (asked, found);
+            }
+        };
+        let found = match found {
             Ok(found) => found,
             Err(error) if error.errno() == libc::ENOENT => {
                 self.inodes.drop_name(parent, name, asked);

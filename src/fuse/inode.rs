@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::Notify;
 
 use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
@@ -25,6 +25,7 @@ use crate::nfs::rpc::nfs3::{Attr, FileHandle, FileKind};
 
 use super::attr::{Cached, Limits, OwnSize, now};
 use super::extents::Held;
+use super::turns::Changes;
 
 /// The node id of a file system's root (`FUSE_ROOT_ID`).
 pub(super) const ROOT: u64 = 1;
@@ -63,15 +64,14 @@ pub(super) struct Inode {
     waits: OnceLock<Box<Waits>>,
 }
 
-/// What is waited for with a file that is written, or a directory.
+/// What is waited for with a file that is written.
 #[derive(Debug, Default)]
 struct Waits {
     progress: Notify,
-    turn: Arc<tokio::sync::Mutex<()>>,
+    turn: tokio::sync::Mutex<()>,
+    /// Of a directory.
+    changes: OnceLock<Box<Changes>>,
 }
-
-/// The turn to change the names of a directory: one at a time, in the order of their requests.
-pub(super) type NamesTurn = OwnedMutexGuard<()>;
 
 /// What changes about an inode.
 #[derive(Debug)]
@@ -187,10 +187,14 @@ impl Inode {
         &self.waits().turn
     }
 
-    /// Waits for the turn to change the directory's names.
-    pub(super) async fn names_turn(&self) -> NamesTurn {
-        debug_assert!(self.is_directory(), "files have no names in them");
-        Arc::clone(&self.waits().turn).lock_owned().await
+    /// The changes of a directory's names.
+    pub(super) fn changes(&self) -> &Changes {
+        self.waits().changes.get_or_init(Box::default)
+    }
+
+    /// The same, if there were any.
+    pub(super) fn known_changes(&self) -> Option<&Changes> {
+        self.waits.get()?.changes.get().map(Box::as_ref)
     }
 
     pub(super) fn is_file(&self) -> bool {
@@ -456,6 +460,12 @@ impl Maps {
 
     fn add_name(&mut self, name: NameKey, ino: u64, asked: u64) {
         if self.is_overtaken(name, asked) {
+            return;
+        }
+        if let Some(led) = self.by_name.get_mut(&name)
+            && led.ino == ino
+        {
+            led.asked = asked;
             return;
         }
         self.drop_name(name);

@@ -9,8 +9,9 @@ use crate::nfs::rpc::nfs3::{Attr, CreateOk, FileHandle, How, Node, SetAttr, SetT
 use super::attr::now;
 use super::error::{Errno, Result};
 use super::fs::{Changing, Entry, Fs, Opened, check_name};
-use super::inode::{Inode, NamesTurn};
+use super::inode::Inode;
 use super::open::Opening;
+use super::turns::{NamesTurn, names_turn};
 
 impl Fs {
     /// A directory whose names nothing of this host changes. The kernel sees to that, but a rename or
@@ -19,7 +20,7 @@ impl Fs {
         let dir = self.inode(parent)?;
         let turn = match mutant::is_on(Mutant::KilledRenamesReplaceLater) {
             true => None,
-            false => Some(dir.names_turn().await),
+            false => Some(names_turn(&dir).await),
         };
         Ok((dir, turn))
     }

@@ -10,9 +10,10 @@ use crate::nfs::rpc::{Cred, NfsError};
 
 use super::error::{Errno, Result};
 use super::fs::{Fs, check_name};
-use super::inode::{Inode, NamesTurn, Silly};
+use super::inode::{Inode, Silly};
 use super::open::Target;
 use super::task;
+use super::turns::Change;
 
 /// How often a new `.nfs…` name is tried: each has 32 random bits.
 const SILLY_ATTEMPTS: usize = 3;
@@ -33,34 +34,22 @@ impl Fs {
     /// then opens of the file and other changes of the directories wait, and nothing is left half
     /// done. A caller that is killed before it has its turn has changed nothing.
     async fn to_its_end(
-        &self,
+        self: &Arc<Self>,
+        cred: &Cred,
         dirs: [&Arc<Inode>; 2],
         operation: impl Future<Output = Result<()>> + Send + 'static,
     ) -> Result<()> {
         if mutant::is_on(Mutant::KilledRenamesAreForgotten) {
             return operation.await;
         }
-        let turns = self.turns_in(dirs).await;
+        let (change, _caller) = Change::begin(self, cred, dirs).await;
         let (done, is_done) = oneshot::channel();
         task::begin(&self.runtime, &self.nfs, async move {
-            let _turns = turns;
-            let _ = done.send(operation.await); // unless its caller was killed
+            let ended = operation.await;
+            drop(change);
+            let _ = done.send(ended); // unless its caller was killed
         });
         is_done.await.unwrap_or(Err(Errno(libc::EIO)))
-    }
-
-    /// The turns to change the names of two directories, in an order that all keep.
-    async fn turns_in(&self, [a, b]: [&Arc<Inode>; 2]) -> [Option<NamesTurn>; 2] {
-        if mutant::is_on(Mutant::KilledRenamesReplaceLater) {
-            return [None, None];
-        }
-        let (first, second) = if a.ino <= b.ino { (a, b) } else { (b, a) };
-        let first_turn = first.names_turn().await;
-        let second_turn = match first.ino == second.ino {
-            true => None,
-            false => Some(second.names_turn().await),
-        };
-        [Some(first_turn), second_turn]
     }
 
     pub(super) async fn unlink(
@@ -70,14 +59,14 @@ impl Fs {
         name: &[u8],
     ) -> Result<()> {
         let dir = self.inode(parent)?;
-        let (fs, cred, name) = (Arc::clone(self), cred.clone(), name.to_owned());
+        let (fs, who, name) = (Arc::clone(self), cred.clone(), name.to_owned());
         let of = Arc::clone(&dir);
-        let unlink = async move { fs.unlink_now(&cred, &of, &name).await };
-        self.to_its_end([&dir, &dir], unlink).await
+        let unlink = async move { fs.unlink_now(&who, &of, &name).await };
+        self.to_its_end(cred, [&dir, &dir], unlink).await
     }
 
     async fn unlink_now(self: &Arc<Self>, cred: &Cred, dir: &Inode, name: &[u8]) -> Result<()> {
-        let _replaces = self.replacing.read().await;
+        let _replaces = self.replacing.begin();
         let target = self.inodes.named(dir.ino, name);
         let _going = match target.clone().map(|inode| Target::of(self, inode, cred)) {
             Some(Target::Open(target)) => {
@@ -104,11 +93,11 @@ impl Fs {
         name: &[u8],
     ) -> Result<()> {
         let dir = self.inode(parent)?;
-        let (fs, cred, name) = (Arc::clone(self), cred.clone(), name.to_owned());
+        let (fs, who, name) = (Arc::clone(self), cred.clone(), name.to_owned());
         let of = Arc::clone(&dir);
-        self.to_its_end([&dir, &dir], async move {
+        self.to_its_end(cred, [&dir, &dir], async move {
             let changing = fs.change(&of);
-            let wcc = fs.nfs.rmdir(&cred, &of.handle, &name).await?;
+            let wcc = fs.nfs.rmdir(&who, &of.handle, &name).await?;
             changing.done(wcc);
             fs.inodes.drop_name(of.ino, &name, fs.tick());
             Ok(())
@@ -263,14 +252,14 @@ impl Fs {
             return Err(Errno(libc::EINVAL));
         }
         let dirs = (self.inode(parent)?, self.inode(new_parent)?);
-        let (fs, cred) = (Arc::clone(self), cred.clone());
+        let (fs, who) = (Arc::clone(self), cred.clone());
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         let (from, to) = (Arc::clone(&dirs.0), Arc::clone(&dirs.1));
-        self.to_its_end([&dirs.0, &dirs.1], async move {
+        self.to_its_end(cred, [&dirs.0, &dirs.1], async move {
             let (from, to) = ((&*from, &*name), (&*to, &*new_name));
             match flags {
-                0 => fs.rename_replacing(&cred, from, to).await,
-                _ => fs.rename_no_replace(&cred, from, to).await,
+                0 => fs.rename_replacing(&who, from, to).await,
+                _ => fs.rename_no_replace(&who, from, to).await,
             }
         })
         .await
@@ -282,7 +271,7 @@ impl Fs {
         from: (&Inode, &[u8]),
         to: (&Inode, &[u8]),
     ) -> Result<()> {
-        let _replaces = self.replacing.read().await;
+        let _replaces = self.replacing.begin();
         if self.is_shy() {
             self.open_shyly(cred, to.0.ino, to.1);
         }

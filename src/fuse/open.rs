@@ -11,9 +11,10 @@
 //!
 //! An open, or a look at attributes before it, can still come too late: the kernel sends it to the
 //! file that a name led to before this host's rename. It gets ESTALE and looks the name up again,
-//! once; a call by a descriptor it does not repeat. It is told so ([`Fs::too_late`]) when no rename or unlink of this host is under way any more,
-//! and for [`SHY`] after that a file that a rename replaces is kept as if it were open, so that the
-//! second try finds it.
+//! once; a call by a descriptor it does not repeat. It is told so ([`Fs::too_late`]) when this host's
+//! renames and unlinks that were under way have ended, or take longer than [`LATE_AT_MOST`]. For
+//! [`SHY`] after that a file that a rename replaces is kept as if it were open, so that the second
+//! try finds it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +32,10 @@ use super::inode::{Inode, Silly, State};
 /// How long replaced files are kept after a call came too late: a second try of the kernel's
 /// takes two or three calls.
 const SHY: Duration = Duration::from_secs(1);
+
+/// How long a call that came too late waits for renames and unlinks of any name: longer than one takes
+/// that meets no trouble.
+const LATE_AT_MOST: Duration = Duration::from_secs(5);
 
 /// `__FMODE_EXEC` of the kernel's fs.h, in the flags of an open by execve.
 const FMODE_EXEC: i32 = 0x20;
@@ -201,12 +206,14 @@ impl Fs {
     }
 
     async fn missed(&self) {
-        let _none = if mutant::is_on(Mutant::LateOpensDoNotWait) {
-            None
-        } else {
-            Some(self.replacing.write().await)
-        };
-        *self.missed.lock().unwrap_or_else(|e| e.into_inner()) = Some(now());
+        let miss = || *self.missed.lock().unwrap_or_else(|e| e.into_inner()) = Some(now());
+        // Whatever begins from here on knows it.
+        miss();
+        if !mutant::is_on(Mutant::LateOpensDoNotWait) {
+            // What takes longer is mostly about another name.
+            let _ = tokio::time::timeout(LATE_AT_MOST, self.replacing.those_under_way()).await;
+        }
+        miss();
     }
 
     /// Whether a call came too late a moment ago.

@@ -38,6 +38,7 @@ mod dice;
 #[path = "../../tests/simulation/disk.rs"]
 mod disk;
 mod kernel;
+mod kills;
 mod model;
 mod mutants;
 mod names;

@@ -74,7 +74,7 @@ impl Page {
     pub(super) fn take(&mut self, fs: &Fs, dir: &OpenDir, item: &Item, asked: u64) -> bool {
         let bare = match self.reply {
             Reply::Names(_) => item.kind().is_none(),
-            Reply::Plus(_) => item.is_bare(),
+            Reply::Plus(_) => dir.is_bare(item, asked),
         };
         if bare {
             return !self.any && self.bare.add(item);

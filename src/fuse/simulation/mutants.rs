@@ -52,8 +52,23 @@ const NAMED: &[(Mutant, &str, &str)] = &[
     ),
     (
         Mutant::KilledRenamesReplaceLater,
-        "src/fuse/simulation/steps.rs",
+        "src/fuse/simulation/kills.rs",
         "put_back(Mutant::KilledRenamesReplaceLater)",
+    ),
+    (
+        Mutant::LooksPassKilledChanges,
+        "src/fuse/simulation/kills.rs",
+        "put_back(Mutant::LooksPassKilledChanges)",
+    ),
+    (
+        Mutant::ChangedDirsAreForgotten,
+        "src/fuse/simulation/kills.rs",
+        "put_back(Mutant::ChangedDirsAreForgotten)",
+    ),
+    (
+        Mutant::ListingsOutliveChanges,
+        "src/fuse/simulation/kills.rs",
+        "put_back(Mutant::ListingsOutliveChanges)",
     ),
     (
         Mutant::HiddenGoesUnseen,
@@ -112,7 +127,7 @@ const NAMED: &[(Mutant, &str, &str)] = &[
     ),
     (
         Mutant::KilledRenamesAreForgotten,
-        "src/fuse/simulation/steps.rs",
+        "src/fuse/simulation/kills.rs",
         "put_back(Mutant::KilledRenamesAreForgotten)",
     ),
     (

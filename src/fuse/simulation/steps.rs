@@ -22,17 +22,17 @@ use super::{World, disk};
 
 const APPEND: i32 = libc::O_WRONLY | libc::O_APPEND;
 
-struct Bench {
-    fs: Arc<Fs>,
-    cred: Cred,
+pub(super) struct Bench {
+    pub(super) fs: Arc<Fs>,
+    pub(super) cred: Cred,
     link: Arc<Link>,
-    server: Arc<Server>,
+    pub(super) server: Arc<Server>,
     _run: tempfile::TempDir,
     _world: Arc<World>,
 }
 
 impl Bench {
-    async fn new(habits: Habits) -> Self {
+    pub(super) async fn new(habits: Habits) -> Self {
         let world = Arc::new(World::default());
         let server = Server::new(habits, Dice(1), Arc::clone(&world), 4096);
         world.server.set(Arc::downgrade(&server)).unwrap();
@@ -56,18 +56,18 @@ impl Bench {
     }
 
     /// A new file, open under a number.
-    async fn create(&self, name: &[u8], flags: i32) -> (Entry, Arc<OpenFile>, u64) {
+    pub(super) async fn create(&self, name: &[u8], flags: i32) -> (Entry, Arc<OpenFile>, u64) {
         let made = self.fs.create(&self.cred, 1, name, 0o644, flags);
         let (entry, opened) = made.await.unwrap();
         (entry, self.fs.file(opened.fh).unwrap(), opened.fh)
     }
 
-    fn write(&self, file: &OpenFile, offset: u64, data: &[u8]) -> Quick {
+    pub(super) fn write(&self, file: &OpenFile, offset: u64, data: &[u8]) -> Quick {
         self.fs.write_quick(file, to(file, offset), data)
     }
 
     /// What the server has of a file.
-    fn content(&self, file: &OpenFile) -> Option<Vec<u8>> {
+    pub(super) fn content(&self, file: &OpenFile) -> Option<Vec<u8>> {
         let id = file.inode.state().attr().fileid;
         let disk = self.server.disk.lock().unwrap();
         disk.content(id).map(|(_, current)| current.to_vec())
@@ -244,44 +244,9 @@ async fn what_a_rename_may_have_replaced_stays_until_it_is_closed() {
 }
 
 /// Lets a server ask for patience once, in answer to a procedure.
-fn busy_once(bench: &Bench, procedure: NFS_PROGRAM) {
+pub(super) fn busy_once(bench: &Bench, procedure: NFS_PROGRAM) {
     let busy = (procedure, Some(nfsstat3::NFS3ERR_JUKEBOX));
     bench.server.orders.lock().unwrap().push_back(busy);
-}
-
-/// Begins an operation whose program is killed while the server lets it wait.
-async fn kill(operation: impl Future<Output = Result<(), Errno>> + Send + 'static) {
-    let operation = tokio::spawn(operation);
-    tokio::time::sleep(Duration::from_millis(10)).await;
-    operation.abort();
-    assert!(operation.await.is_err());
-}
-
-/// Whether an open of a file ends while the server lets the rename of a killed program wait that
-/// replaces it, and what it comes to.
-async fn open_beside_a_killed_rename() -> (bool, Result<(), Errno>) {
-    let bench = Bench::new(Habits::default()).await;
-    let mut first = None;
-    for name in [b"file", b"new1"] {
-        let (entry, _, open) = bench.create(name, libc::O_WRONLY).await;
-        bench.fs.release(open).await;
-        first.get_or_insert(entry.ino);
-    }
-    busy_once(&bench, NFS_PROGRAM::NFSPROC3_RENAME);
-    let (fs, cred) = (Arc::clone(&bench.fs), bench.cred.clone());
-    kill(async move { fs.rename(&cred, (1, b"new1"), (1, b"file"), 0).await }).await;
-    let (fs, cred) = (Arc::clone(&bench.fs), bench.cred.clone());
-    let open = tokio::spawn(async move { fs.open(&cred, first.unwrap(), libc::O_RDONLY).await });
-    tokio::time::sleep(Duration::from_millis(10)).await;
-    (open.is_finished(), open.await.unwrap().map(|_| ()))
-}
-
-#[tokio::test(start_paused = true)]
-async fn opens_wait_for_a_rename_whose_program_was_killed() {
-    let stale = Err(Errno(libc::ESTALE));
-    assert_eq!(open_beside_a_killed_rename().await, (false, stale));
-    let _back = put_back(Mutant::KilledRenamesAreForgotten);
-    assert_eq!(open_beside_a_killed_rename().await, (true, Ok(())));
 }
 
 /// What an open of a replaced file comes to, sent by the kernel before that, while the hidden name is
@@ -379,103 +344,6 @@ async fn an_old_answer_takes_no_open_file_away() {
     }
     let _back = put_back(Mutant::OldAnswersName);
     assert_eq!(read_of_a_new_file_beside_an_old_answer().await, stale);
-}
-
-/// What takes the name `file` away, its program being killed.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Killed {
-    Rename,
-    Unlink,
-    Rmdir,
-}
-
-/// What brings the name next.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Next {
-    Create,
-    Rename,
-    RenameNoReplace,
-    Mkdir,
-}
-
-/// The file ids that `file` leads to on the server, at once after the second change and a minute later,
-/// when the first one has been carried out.
-async fn changed_twice(killed: Killed, next: Next) -> [Option<u64>; 2] {
-    let bench = Bench::new(Habits::default()).await;
-    for name in [&b"new1"[..], b"new2"] {
-        let (_, _, open) = bench.create(name, libc::O_WRONLY).await;
-        bench.fs.release(open).await;
-    }
-    if killed == Killed::Unlink {
-        let (_, _, open) = bench.create(b"file", libc::O_WRONLY).await;
-        bench.fs.release(open).await;
-    }
-    if killed == Killed::Rmdir {
-        bench
-            .fs
-            .mkdir(&bench.cred, 1, b"file", 0o755)
-            .await
-            .unwrap();
-    }
-    busy_once(
-        &bench,
-        match killed {
-            Killed::Rename => NFS_PROGRAM::NFSPROC3_RENAME,
-            Killed::Unlink => NFS_PROGRAM::NFSPROC3_REMOVE,
-            Killed::Rmdir => NFS_PROGRAM::NFSPROC3_RMDIR,
-        },
-    );
-    let (fs, cred) = (Arc::clone(&bench.fs), bench.cred.clone());
-    kill(async move {
-        match killed {
-            Killed::Rename => fs.rename(&cred, (1, b"new1"), (1, b"file"), 0).await,
-            Killed::Unlink => fs.unlink(&cred, 1, b"file").await,
-            Killed::Rmdir => fs.rmdir(&cred, 1, b"file").await,
-        }
-    })
-    .await;
-    let (fs, cred) = (&bench.fs, &bench.cred);
-    let (from, to) = ((1, &b"new2"[..]), (1, &b"file"[..]));
-    // Refused is as good: the first one came before it.
-    let _ = match next {
-        Next::Create => {
-            let flags = libc::O_WRONLY | libc::O_EXCL;
-            fs.create(cred, 1, b"file", 0o644, flags).await.map(|_| ())
-        }
-        Next::Rename => fs.rename(cred, from, to, 0).await,
-        Next::RenameNoReplace => fs.rename(cred, from, to, libc::RENAME_NOREPLACE).await,
-        Next::Mkdir => fs.mkdir(cred, 1, b"file", 0o755).await.map(|_| ()),
-    };
-    let there = || {
-        let disk = bench.server.disk.lock().unwrap();
-        let names = disk.names(disk::ROOT).unwrap();
-        let file = names.iter().find(|(name, ..)| name == b"file");
-        file.map(|(_, id, _)| *id)
-    };
-    let then = there();
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    [then, there()]
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_killed_change_of_a_name_undoes_no_later_one() {
-    for (killed, next) in [
-        (Killed::Rename, Next::Create),
-        (Killed::Rename, Next::Rename),
-        (Killed::Unlink, Next::Create),
-        (Killed::Unlink, Next::Rename),
-        (Killed::Unlink, Next::RenameNoReplace),
-        (Killed::Rmdir, Next::Mkdir),
-    ] {
-        let [then, later] = changed_twice(killed, next).await;
-        assert_eq!(then, later, "{killed:?} {next:?}");
-        assert!(then.is_some(), "{killed:?} {next:?}");
-        let _back = put_back(Mutant::KilledRenamesReplaceLater);
-        let [then, later] = changed_twice(killed, next).await;
-        // What is there already cannot be made once more.
-        let refused = killed != Killed::Rename && next != Next::Rename;
-        assert!(then != later || refused, "{killed:?} {next:?}, put back");
-    }
 }
 
 /// What becomes of the second try of an open whose file was replaced before, while the server lets
