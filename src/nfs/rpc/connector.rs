@@ -213,6 +213,10 @@ mod tests {
             let connector = TcpConnector::new(reserved);
             let mut ports = Vec::new();
             for lane in [0, 0, 1, 0] {
+                let mut known = Port::default();
+                connector.change(lane, |port| known = *port);
+                let last = ports.iter().rev().find(|(of, _)| *of == lane);
+                assert_eq!(known.number, last.map_or(0, |(_, port)| *port), "{ports:?}");
                 let connection = connector.connect(addr, lane).await.unwrap();
                 let (mut served, peer) = listener.accept().await.unwrap();
                 ports.push((lane, peer.port()));
