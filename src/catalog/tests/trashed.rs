@@ -87,14 +87,20 @@ async fn cut_off(host: &Host, entry: &TrashEntry, steps: usize) {
     }
 }
 
-/// A restore under another name is cut off after its `steps`; whether what was removed comes back.
-async fn restored_after_a_cut(steps: usize, as_name: Option<&str>) -> Result<(), CatalogError> {
-    let lab = Lab::new();
+/// A host that has removed the volume `x`, which had a file in it; and its entry in the trash.
+async fn removed_with_data(lab: &Lab) -> (Host, TrashEntry) {
     let host = lab.host("a").await;
     host.made("x", &[]).await;
     fs::write(lab.path("x/file"), "data").unwrap();
     host.remove("x").await;
-    let entry = host.catalog.find_in_trash(&host.admin, "x").await?;
+    let entry = host.catalog.find_in_trash(&host.admin, "x").await;
+    (host, entry.unwrap())
+}
+
+/// A restore under another name is cut off after its `steps`; whether what was removed comes back.
+async fn restored_after_a_cut(steps: usize, as_name: Option<&str>) -> Result<(), CatalogError> {
+    let lab = Lab::new();
+    let (host, entry) = removed_with_data(&lab).await;
     cut_off(&host, &entry, steps).await;
     assert_eq!(host.catalog.trash(&host.admin).await?.len(), 1);
     // Another one, which was cut off as well.
@@ -124,11 +130,8 @@ async fn a_restore_under_another_name_that_was_cut_off_loses_nothing() {
 async fn of_two_restores_one_has_the_volume_and_the_other_is_told() {
     for steps in 0..=3 {
         let lab = Lab::new();
-        let (a, b) = (lab.host("a").await, lab.host("b").await);
-        a.made("x", &[]).await;
-        fs::write(lab.path("x/file"), "data").unwrap();
-        a.remove("x").await;
-        let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
+        let b = lab.host("b").await;
+        let (a, entry) = removed_with_data(&lab).await;
         cut_off(&b, &entry, steps).await;
         let late = a.catalog.restore(&a.admin, &a.admin, &entry, None).await;
         let told = matches!(late, Err(CatalogError::RestoredElsewhere(_)));
@@ -166,11 +169,8 @@ async fn what_is_retained_is_found_where_it_is() {
 /// entry and has made a volume of it. Whether that volume keeps its data.
 async fn data_stays_with_the_volume() -> bool {
     let lab = Lab::new();
-    let (a, b) = (lab.host("a").await, lab.host("b").await);
-    a.made("x", &[]).await;
-    fs::write(lab.path("x/file"), "data").unwrap();
-    a.remove("x").await;
-    let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
+    let b = lab.host("b").await;
+    let (a, entry) = removed_with_data(&lab).await;
     cut_off(&b, &entry, 3).await;
     let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
     let record = restore::renamed(&entry.record, &name("z")).unwrap();
@@ -201,11 +201,7 @@ async fn no_late_restore_takes_a_volumes_data_away() {
 /// the next one brings all of it.
 async fn forgotten_data_comes_back() -> bool {
     let lab = Lab::new();
-    let host = lab.host("a").await;
-    host.made("x", &[]).await;
-    fs::write(lab.path("x/file"), "data").unwrap();
-    host.remove("x").await;
-    let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
+    let (host, entry) = removed_with_data(&lab).await;
     let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
     let restoring = taken.await.unwrap();
     restoring.note().await.unwrap();
