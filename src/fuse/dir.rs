@@ -359,7 +359,7 @@ impl Fs {
         (handle, attr): (FileHandle, Attr),
         asked: u64,
     ) -> Entry {
-        self.list_entry(&dir.inode, name, handle, attr, asked)
+        self.entry(&dir.inode, name, handle, attr, asked)
     }
 }
 

@@ -330,17 +330,6 @@ impl Fs {
         self.entry_of(dir, &inode)
     }
 
-    pub(super) fn list_entry(
-        &self,
-        dir: &Inode,
-        name: &[u8],
-        handle: FileHandle,
-        attr: Attr,
-        asked: u64,
-    ) -> Entry {
-        self.entry(dir, name, handle, attr, asked)
-    }
-
     fn entry_of(&self, dir: &Inode, inode: &Inode) -> Entry {
         let name_trusted = self.names_trusted(dir);
         let state = inode.state();

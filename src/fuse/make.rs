@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{Attr, CreateOk, FileHandle, How, Node, SetAttr, SetTime, Wcc};
+use crate::nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime, Wcc};
 
 use super::attr::now;
 use super::error::{Errno, Result};
@@ -18,26 +18,13 @@ impl Fs {
     /// unlink goes on when its program is killed, and would take away what was made meanwhile.
     async fn dir_to_make_in(&self, parent: u64) -> Result<(Arc<Inode>, Option<NamesTurn>)> {
         let dir = self.inode(parent)?;
-        let turn = match mutant::is_on(Mutant::KilledRenamesReplaceLater) {
-            true => None,
-            false => Some(names_turn(&dir).await),
-        };
+        let turn = names_turn(&dir).await;
         Ok((dir, turn))
     }
 
-    /// The entry of a name that was made by the call numbered `asked`.
-    fn new_entry(
-        &self,
-        dir: &Inode,
-        name: &[u8],
-        handle: FileHandle,
-        attr: Attr,
-        asked: u64,
-    ) -> Entry {
-        let entry = self.entry(dir, name, handle, attr, asked);
-        // A look that was asked for beside the call may not have seen it yet.
-        let at = self.tick();
-        self.inodes.add_name(dir.ino, name, entry.ino, at);
+    /// An own call has made this entry: a look that was asked for beside it may not have seen that yet.
+    fn is_new(&self, dir: &Inode, name: &[u8], entry: Entry) -> Entry {
+        self.inodes.add_name(dir.ino, name, entry.ino, self.tick());
         entry
     }
 
@@ -63,7 +50,8 @@ impl Fs {
                 (found.handle, attr)
             }
         };
-        Ok(self.new_entry(dir, name, handle, attr, asked))
+        let entry = self.entry(dir, name, handle, attr, asked);
+        Ok(self.is_new(dir, name, entry))
     }
 
     pub(super) async fn mkdir(
@@ -257,7 +245,8 @@ impl Fs {
             after: Some(attr),
         });
         // One more lookup of the same node.
-        Ok(self.new_entry(&dir, name, inode.handle, attr, asked))
+        let entry = self.entry(&dir, name, inode.handle, attr, asked);
+        Ok(self.is_new(&dir, name, entry))
     }
 }
 

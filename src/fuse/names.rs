@@ -33,12 +33,16 @@ impl Fs {
     /// Runs to its end what takes names of directories away, also when its caller is killed: until
     /// then opens of the file and other changes of the directories wait, and nothing is left half
     /// done. A caller that is killed before it has its turn has changed nothing.
-    async fn to_its_end(
+    async fn to_its_end<F>(
         self: &Arc<Self>,
         cred: &Cred,
         dirs: [&Arc<Inode>; 2],
-        operation: impl Future<Output = Result<()>> + Send + 'static,
-    ) -> Result<()> {
+        operation: impl FnOnce(Arc<Self>, Cred) -> F,
+    ) -> Result<()>
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let operation = operation(Arc::clone(self), cred.clone());
         if mutant::is_on(Mutant::KilledRenamesAreForgotten) {
             return operation.await;
         }
@@ -59,10 +63,11 @@ impl Fs {
         name: &[u8],
     ) -> Result<()> {
         let dir = self.inode(parent)?;
-        let (fs, who, name) = (Arc::clone(self), cred.clone(), name.to_owned());
-        let of = Arc::clone(&dir);
-        let unlink = async move { fs.unlink_now(&who, &of, &name).await };
-        self.to_its_end(cred, [&dir, &dir], unlink).await
+        let (of, name) = (Arc::clone(&dir), name.to_owned());
+        self.to_its_end(cred, [&dir, &dir], |fs, cred| async move {
+            fs.unlink_now(&cred, &of, &name).await
+        })
+        .await
     }
 
     async fn unlink_now(self: &Arc<Self>, cred: &Cred, dir: &Inode, name: &[u8]) -> Result<()> {
@@ -93,11 +98,10 @@ impl Fs {
         name: &[u8],
     ) -> Result<()> {
         let dir = self.inode(parent)?;
-        let (fs, who, name) = (Arc::clone(self), cred.clone(), name.to_owned());
-        let of = Arc::clone(&dir);
-        self.to_its_end(cred, [&dir, &dir], async move {
+        let (of, name) = (Arc::clone(&dir), name.to_owned());
+        self.to_its_end(cred, [&dir, &dir], |fs, cred| async move {
             let changing = fs.change(&of);
-            let wcc = fs.nfs.rmdir(&who, &of.handle, &name).await?;
+            let wcc = fs.nfs.rmdir(&cred, &of.handle, &name).await?;
             changing.done(wcc);
             fs.inodes.drop_name(of.ino, &name, fs.tick());
             Ok(())
@@ -252,14 +256,13 @@ impl Fs {
             return Err(Errno(libc::EINVAL));
         }
         let dirs = (self.inode(parent)?, self.inode(new_parent)?);
-        let (fs, who) = (Arc::clone(self), cred.clone());
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         let (from, to) = (Arc::clone(&dirs.0), Arc::clone(&dirs.1));
-        self.to_its_end(cred, [&dirs.0, &dirs.1], async move {
+        self.to_its_end(cred, [&dirs.0, &dirs.1], |fs, cred| async move {
             let (from, to) = ((&*from, &*name), (&*to, &*new_name));
             match flags {
-                0 => fs.rename_replacing(&who, from, to).await,
-                _ => fs.rename_no_replace(&who, from, to).await,
+                0 => fs.rename_replacing(&cred, from, to).await,
+                _ => fs.rename_no_replace(&cred, from, to).await,
             }
         })
         .await

@@ -28,6 +28,7 @@ use super::attr::now;
 use super::error::{Errno, Result};
 use super::fs::{Fs, OpenFile, Opened};
 use super::inode::{Inode, Silly, State};
+use super::task;
 
 /// How long replaced files are kept after a call came too late: a second try of the kernel's
 /// takes two or three calls.
@@ -117,15 +118,7 @@ impl Target {
 
 /// Waits until no call of ours takes a name of the file away: the file may be gone then.
 pub(super) async fn settled(inode: &Inode) {
-    loop {
-        let progress = inode.progress().notified();
-        tokio::pin!(progress);
-        progress.as_mut().enable();
-        if inode.state().going == 0 {
-            return;
-        }
-        progress.await;
-    }
+    task::until(inode.progress(), || inode.state().going == 0).await;
 }
 
 impl Fs {

@@ -14,6 +14,8 @@ use tokio::sync::{Mutex, MutexGuard, Notify};
 
 use crate::mutant::{self, Mutant};
 
+use super::task;
+
 /// What a segment costs beside its bytes: its entries in the maps and the allocator's head.
 pub(super) const SHARE_COST: usize = 256;
 
@@ -74,15 +76,7 @@ impl Room {
 
     /// Waits until `ready` says so; it is asked now, and each time that room was given back.
     pub(super) async fn until(&self, ready: impl Fn() -> bool) {
-        loop {
-            let freed = self.freed.notified();
-            tokio::pin!(freed);
-            freed.as_mut().enable();
-            if ready() {
-                return;
-            }
-            freed.await;
-        }
+        task::until(&self.freed, ready).await;
     }
 }
 

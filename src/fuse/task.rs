@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use crate::nfs::rpc::Nfs3;
 
@@ -51,6 +52,20 @@ impl Wake for Begun {
             Place::Kept(operation) => (Place::Gone, Some(operation)),
             Place::Gone => (Place::Gone, None),
         });
+    }
+}
+
+/// Waits until `ready` says so; it is asked now, and each time that `notify` wakes whoever waits.
+pub(super) async fn until(notify: &Notify, ready: impl Fn() -> bool) {
+    loop {
+        let told = notify.notified();
+        tokio::pin!(told);
+        // Before the question, so that nothing is missed between the two.
+        told.as_mut().enable();
+        if ready() {
+            return;
+        }
+        told.await;
     }
 }
 

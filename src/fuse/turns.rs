@@ -23,6 +23,7 @@ use crate::nfs::rpc::Cred;
 use super::fs::Fs;
 use super::inode::Inode;
 use super::open::Opening;
+use super::task;
 
 /// The turn to change the names of a directory.
 pub(super) type NamesTurn = OwnedMutexGuard<()>;
@@ -39,8 +40,11 @@ pub(super) struct Changes {
 }
 
 /// Waits for the turn to change a directory's names.
-pub(super) async fn names_turn(dir: &Inode) -> NamesTurn {
-    Arc::clone(&dir.changes().turn).lock_owned().await
+pub(super) async fn names_turn(dir: &Inode) -> Option<NamesTurn> {
+    if mutant::is_on(Mutant::KilledRenamesReplaceLater) {
+        return None;
+    }
+    Some(Arc::clone(&dir.changes().turn).lock_owned().await)
 }
 
 /// Whether no change of a directory's names goes on without its program.
@@ -52,13 +56,9 @@ pub(super) fn are_names_settled(dir: &Inode) -> bool {
 
 /// Waits until that is so.
 pub(super) async fn names_settled(dir: &Inode) {
-    while !are_names_settled(dir) {
-        let settled = dir.changes().settled.notified();
-        tokio::pin!(settled);
-        settled.as_mut().enable();
-        if !are_names_settled(dir) {
-            settled.await;
-        }
+    // Most directories have none to wait for, and nothing that tells of their end.
+    if !are_names_settled(dir) {
+        task::until(&dir.changes().settled, || are_names_settled(dir)).await;
     }
 }
 
@@ -75,7 +75,7 @@ pub(super) struct Change {
     dirs: Vec<Arc<Inode>>,
     /// Which keeps them known.
     _kept: Vec<Opening>,
-    _turns: Vec<NamesTurn>,
+    _turns: Vec<Option<NamesTurn>>,
     ends: Arc<Ends>,
 }
 
@@ -104,10 +104,8 @@ impl Change {
         dirs.sort_by_key(|dir| dir.ino);
         dirs.dedup_by_key(|dir| dir.ino);
         let mut turns = Vec::new();
-        if !mutant::is_on(Mutant::KilledRenamesReplaceLater) {
-            for dir in &dirs {
-                turns.push(names_turn(dir).await);
-            }
+        for dir in &dirs {
+            turns.push(names_turn(dir).await);
         }
         let ends = Arc::<Ends>::default();
         let kept = match mutant::is_on(Mutant::ChangedDirsAreForgotten) {
@@ -183,20 +181,11 @@ impl Replacing {
     /// Waits until all have ended that are under way now; those that begin later are not held up.
     pub(super) async fn those_under_way(&self) {
         let next = self.numbers().next;
-        loop {
-            let ended = self.ended.notified();
-            tokio::pin!(ended);
-            ended.as_mut().enable();
-            if self
-                .numbers()
-                .under_way
-                .first()
-                .is_none_or(|first| *first >= next)
-            {
-                return;
-            }
-            ended.await;
-        }
+        let are_over = || {
+            let first = self.numbers().under_way.first().copied();
+            first.is_none_or(|first| first >= next)
+        };
+        task::until(&self.ended, are_over).await;
     }
 }
 

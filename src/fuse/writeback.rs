@@ -320,27 +320,22 @@ impl Fs {
         mark: u64,
         owed: fn(&Held<Cred>, u64) -> bool,
     ) -> Result<()> {
-        let settled = async {
-            loop {
-                let progress = inode.progress().notified();
-                tokio::pin!(progress);
-                progress.as_mut().enable();
-                let unsent = {
-                    let mut state = inode.state();
-                    let held = &state.data().held;
-                    if !owed(held, mark) {
-                        return;
-                    }
-                    held.unsent_upto(mark)
-                };
-                if unsent {
-                    self.send(inode);
-                } else {
-                    self.commit_soon(inode);
+        let settled = task::until(inode.progress(), || {
+            let unsent = {
+                let mut state = inode.state();
+                let held = &state.data().held;
+                if !owed(held, mark) {
+                    return true;
                 }
-                progress.await;
+                held.unsent_upto(mark)
+            };
+            if unsent {
+                self.send(inode);
+            } else {
+                self.commit_soon(inode);
             }
-        };
+            false
+        });
         self.patiently(|| inode.state().data().moved, settled).await
     }
 
