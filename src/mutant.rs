@@ -3,7 +3,7 @@
 //! A simulation or a judge that has never failed proves nothing. So whoever mends a fault leaves a
 //! switch beside the mend, and a test shows that the fault, put back, is found again. Of a few faults of
 //! the FUSE data path, somebody has to run a trial with the fault to see that (`NAMED` in
-//! src/fuse/simulation/mutants.rs), and one (`WhoeverIsFirst`) nothing finds.
+//! src/fuse/simulation/mutants.rs).
 //!
 //! A mutant is put back for one thread (`put_back`: simulations run on one), or for a whole
 //! process by `NFSVOL_MUTANT=Name` in its environment (workers and daemons of the lab). Without the
@@ -191,6 +191,20 @@ mutants! {
     ClaimsWithoutFileStay,
     /// Of the hosts that want an exclusive volume, whoever looks first has it.
     WhoeverIsFirst,
+    /// While the disk is slow that takes what a call writes of a volume, all calls wait.
+    SlowDiskStopsAll,
+    /// A worker that is stopped keeps the calls of all volumes waiting that were unmounted with its own.
+    StoppedWorkerStopsOthers,
+    /// A Get waits twice: for the way to the share, and for its answer.
+    GetWaitsTwice,
+    /// Each of Podman's commands is the start of an engine, whose earlier mounts count for nothing.
+    CommandsAreEngines,
+    /// The home share's word on an exclusive volume is waited for no longer than on others.
+    ExclusiveWaitsNoLonger,
+    /// A Create that finishes a removal looks for its data on the share that it was itself asked for.
+    RemovalsEndOnTheNewShare,
+    /// An attachment stays when its volume cannot be unmounted, and nobody asks for that again.
+    FailedUnmountStays,
     /// A process whose program's file has been replaced is one of another program.
     OldProgramIsAnother,
     /// A fence kills an engine that copies into the volume, where the engine runs in a container.

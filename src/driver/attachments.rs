@@ -19,6 +19,7 @@ use crate::catalog::since_boot;
 use crate::chance;
 use crate::files::{write_durably, write_whole};
 use crate::mount::Held as HeldBy;
+use crate::mutant::{self, Mutant};
 use crate::nfs::address::Share;
 use crate::volume::{DataPath, VolumeName};
 
@@ -145,6 +146,7 @@ impl Attachments {
             state.epoch += 1;
             state.epoch
         };
+        let _all = mutant::is_on(Mutant::SlowDiskStopsAll).then(|| self.state());
         // Not under the lock, for which every Get and List would wait.
         let _alone = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = write_durably(&self.epoch_file, epoch.to_string().as_bytes()) {
@@ -190,27 +192,24 @@ impl Attachments {
         self.state().epoch
     }
 
-    /// Adds one attachment; it is on disk when this returns.
+    /// Adds one attachment; it is on disk when this returns. As all that changes a volume's, under
+    /// the lock of the volume.
     ///
     /// # Errors
     /// Any error of the file system (a full disk: ENOSPC); then nothing was added.
     pub(super) fn add(&self, name: &VolumeName, how: How, id: &str) -> io::Result<()> {
-        let mut state = self.state();
         let attachment = Attachment {
             id: id.to_owned(),
             since: now(),
             at: since_boot(),
-            epoch: state.epoch,
+            epoch: self.epoch(),
         };
-        let mut attachments = state
-            .held
-            .get(name)
-            .map(|held| held.attachments.clone())
-            .unwrap_or_default();
+        let before = self.get(name).map(|held| held.attachments);
+        let mut attachments = before.unwrap_or_default();
         attachments.push(attachment);
         let held = Held { how, attachments };
         self.write(name, &held)?;
-        state.held.insert(name.clone(), held);
+        self.state().held.insert(name.clone(), held);
         Ok(())
     }
 
@@ -230,41 +229,41 @@ impl Attachments {
     }
 
     /// Keeps the attachments for which `keep` says so; how many are left.
-    pub(super) fn retain(
-        &self,
-        name: &VolumeName,
-        mut keep: impl FnMut(&Attachment) -> bool,
-    ) -> usize {
-        let mut state = self.state();
-        let Some(held) = state.held.get_mut(name) else {
+    pub(super) fn retain(&self, name: &VolumeName, keep: impl FnMut(&Attachment) -> bool) -> usize {
+        let Some(mut held) = self.get(name) else {
             return 0;
         };
         let before = held.attachments.len();
-        held.attachments.retain(&mut keep);
+        held.attachments.retain(keep);
         let left = held.attachments.len();
         // What cannot be written drifts upwards on disk only, which reconciling repairs.
         let written = match left {
             0 => fs::remove_file(self.file(name)),
             _ if left == before => Ok(()),
-            _ => self.write(name, held),
+            _ => self.write(name, &held),
         };
         if let Err(error) = written {
             tracing::warn!(volume = %name, %error, "attachments not written");
         }
-        if left == 0 {
-            state.held.remove(name);
-        }
+        let mut state = self.state();
+        match left {
+            0 => state.held.remove(name),
+            _ => state.held.insert(name.clone(), held),
+        };
         left
     }
 
+    /// Writes a volume's file. Not under the lock of all, for which every Get and List would wait.
     fn write(&self, name: &VolumeName, held: &Held) -> io::Result<()> {
+        let _all = mutant::is_on(Mutant::SlowDiskStopsAll).then(|| self.state());
         let file = File {
             boot_id: self.boot_id.clone(),
             volume: name.clone(),
             held: held.clone(),
         };
+        let json = serde_json::to_vec_pretty(&file)?;
         // They mean nothing after a crash of the host, so they need no fsync.
-        write_whole(&self.file(name), &serde_json::to_vec_pretty(&file)?)
+        tokio::task::block_in_place(|| write_whole(&self.file(name), &json))
     }
 
     fn file(&self, name: &VolumeName) -> PathBuf {
@@ -286,6 +285,9 @@ pub(super) fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
     use super::*;
 
     fn how() -> How {
@@ -343,6 +345,69 @@ mod tests {
         assert_eq!(again.epoch(), 1);
         assert_eq!(open(dir.path(), "b").count(), 0);
         assert_eq!(open(dir.path(), "a").count(), 0, "forgotten for good");
+    }
+
+    /// Whether calls for other volumes go on while the disk keeps one waiting that writes this file.
+    fn goes_on_beside(file: &str, fault: bool, write: impl Fn(&Attachments) + Send) -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let attachments = &open(dir.path(), "a");
+        // Whoever opens it to write waits until somebody reads.
+        let slow = dir.path().join(file);
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &slow, fifo, mode, 0).unwrap();
+        let (started, starts) = mpsc::channel();
+        let (answer, answered) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let _back = fault.then(|| mutant::put_back(Mutant::SlowDiskStopsAll));
+                started.send(rustix::thread::gettid()).unwrap();
+                write(attachments);
+            });
+            let thread = starts.recv().unwrap().as_raw_nonzero();
+            let stat = format!("/proc/self/task/{thread}/stat");
+            // Sleeping: it has come to the file.
+            let waits = || {
+                crate::proc::stat_fields(&fs::read_to_string(&stat).unwrap()).next() == Some("S")
+            };
+            while !waits() {
+                thread::yield_now();
+            }
+            scope.spawn(move || {
+                attachments.get(&"web".parse().unwrap());
+                answer.send(()).unwrap();
+            });
+            let goes_on = answered.recv_timeout(Duration::from_secs(2)).is_ok();
+            fs::read(&slow).unwrap();
+            goes_on
+        })
+    }
+
+    #[test]
+    fn a_slow_disk_keeps_no_other_call_waiting() {
+        let db: VolumeName = "db".parse().unwrap();
+        for fault in [false, true] {
+            let added = goes_on_beside("attachments/db.json.tmp", fault, |attachments| {
+                attachments.add(&db, how(), "x").unwrap();
+            });
+            let started = goes_on_beside("engine-epoch.tmp", fault, Attachments::engine_started);
+            assert_eq!([added, started], [!fault; 2]);
+        }
+    }
+
+    #[test]
+    fn an_age_is_not_told_by_the_clock_that_people_set() {
+        let attachment = |since, at| Attachment {
+            id: "x".to_owned(),
+            since,
+            at,
+            epoch: 0,
+        };
+        let at = since_boot();
+        for since in [0, now(), now() + 86_400] {
+            assert!(attachment(since, at).age() < Duration::from_secs(5));
+            assert!(attachment(since, 0).age() >= Duration::from_secs(at));
+        }
     }
 
     #[test]
