@@ -224,9 +224,12 @@ impl Driver {
             return Known::Here(record);
         }
         // One time for both: reaching the share, and asking it.
-        let deadline = tokio::time::Instant::now() + LOOKUP_WAIT;
+        let mut deadline = tokio::time::Instant::now() + LOOKUP_WAIT;
         let home = tokio::time::timeout_at(deadline, self.home()).await;
         let home = home.ok().and_then(Result::ok).flatten();
+        if mutant::is_on(Mutant::GetWaitsTwice) {
+            deadline = tokio::time::Instant::now() + LOOKUP_WAIT;
+        }
         self.catalog.look_up(home.as_ref(), name, deadline).await
     }
 
@@ -442,7 +445,9 @@ impl Driver {
             Ok::<_, DriverError>((self.catalog.revalidate(&home, &name).await?, home))
         };
         // The right to an exclusive volume is on the home share, so its Mount waits for that one.
-        let waits = record.options.access == Access::Exclusive || *share == contact.share;
+        let is_exclusive = record.options.access == Access::Exclusive;
+        let waits = (is_exclusive && !mutant::is_on(Mutant::ExclusiveWaitsNoLonger))
+            || *share == contact.share;
         let fetched = if waits {
             fetch.await
         } else if contact.is_down() {
@@ -473,7 +478,7 @@ impl Driver {
         // Unmounted first: after a crash in between, the attachment is still there to be let go.
         if last {
             let detached = self.paths.detach(name, self.config.flush_wait).await;
-            if detached.is_err() {
+            if detached.is_err() && !mutant::is_on(Mutant::FailedUnmountStays) {
                 // Docker does not ask again; `settle` and `reconcile` do.
                 self.attachments.remove(name, id);
                 self.cluster.changed.notify_one();
@@ -538,47 +543,4 @@ impl Driver {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_volume_is_refused_outside_of_what_this_host_allows() {
-        let state = tempfile::tempdir().unwrap();
-        let mut config = Config::aside("nas:/export".parse().unwrap(), state.path());
-        config.allow_share = vec!["nas:/*".to_owned()];
-        let driver = Driver::open(config).unwrap();
-        let refused = |pairs: &[(&str, &str)]| {
-            let map = pairs
-                .iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-            let options = VolumeOptions::parse(&map.collect()).unwrap();
-            let checked = driver.check_options(&"db".parse().unwrap(), &options);
-            checked.err().map(|error| error.to_string())
-        };
-        assert_eq!(refused(&[]), None);
-        assert_eq!(
-            refused(&[("share", "nas:/other"), ("options", "nconnect=2")]),
-            None
-        );
-        for (option, value, reason) in [
-            ("share", "evil:/export", "--allow-share"),
-            ("options", "suid", "--allow-option"),
-            ("options", "ro,dev", "mount option dev"),
-            ("share", "nas:/export/.nfsvol", "belongs to the driver"),
-            ("share", "nas:/.nfsvol", "belongs to the driver"),
-            ("share", "nas:/export/.NFSVOL/tmp", "belongs to the driver"),
-            (
-                "share",
-                "nas:/export/.nfsvol/volumes",
-                "belongs to the driver",
-            ),
-        ] {
-            let text = refused(&[(option, value)]).unwrap_or_default();
-            assert!(text.contains(reason), "{option}={value}: {text}");
-        }
-        // By way of the directory above the home share.
-        let above = refused(&[("share", "nas:/"), ("subdir", "export/.nfsvol/tmp")]);
-        assert!(above.is_some_and(|text| text.contains("belongs to the driver")));
-        driver.stop().await;
-    }
-}
+mod tests;

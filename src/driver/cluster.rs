@@ -14,17 +14,16 @@ use rustix::time::{ClockId, clock_gettime};
 use super::attachments::Attachments;
 use super::elsewhere::Elsewhere;
 use super::together::{Together, Ways};
-use super::turns::REMIND;
+use super::turns::Turns;
 use super::{Driver, DriverError};
 use crate::catalog::{Catalog, CatalogError};
-use crate::cluster::{
-    Beat, Claimed, Env, Holding, Host, Member, MemberError, Renewal, Times, layout,
-};
+use crate::cluster::{Beat, Env, Holding, Host, Member, MemberError, Renewal, Times, layout};
 use crate::config::Config;
 use crate::engine;
 use crate::files::write_durably;
 use crate::fuse::Fence;
 use crate::mount::Holder;
+use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::Admin;
 use crate::volume::{Access, Record, VolumeName, VolumeOptions};
@@ -41,8 +40,6 @@ const FREE_WAIT: Duration = Duration::from_millis(500);
 /// Volumes that are unmounted within this time are let go of by one document. In it a Remove on
 /// another host waits ([`super::together`]) rather than being refused.
 pub(super) const LEAVE_TOGETHER: Duration = Duration::from_millis(50);
-/// How often a Mount that waits for an exclusive volume looks whether it is free.
-const CLAIM_PAUSE: Duration = Duration::from_millis(200);
 /// How long a daemon that ends waits for the home share to take what was unmounted last.
 const LAST_WORD: Duration = Duration::from_secs(2);
 /// How long a volume may take, at each later try, whose data did not reach the server in time.
@@ -88,8 +85,7 @@ pub(super) struct Cluster {
     leaving: Mutex<BTreeMap<VolumeName, Instant>>,
     /// Something is in `leaving`.
     pub(super) left: tokio::sync::Notify,
-    /// Exclusive volumes that this host has had a moment ago.
-    had: Mutex<BTreeMap<VolumeName, Instant>>,
+    turns: Turns,
 }
 
 impl Cluster {
@@ -136,7 +132,7 @@ impl Cluster {
             view: Mutex::default(),
             leaving: Mutex::default(),
             left: tokio::sync::Notify::new(),
-            had: Mutex::default(),
+            turns: Turns::default(),
         })
     }
 
@@ -147,10 +143,6 @@ impl Cluster {
 
     fn leaving(&self) -> MutexGuard<'_, BTreeMap<VolumeName, Instant>> {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn had(&self) -> MutexGuard<'_, BTreeMap<VolumeName, Instant>> {
-        self.had.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the other hosts that live hold, as of the last look.
@@ -294,37 +286,18 @@ impl Driver {
         record: &Record,
         deadline: Instant,
     ) -> Result<Fence, DriverError> {
-        let (name, id) = (&record.name, record.id.as_str());
-        let member = &self.cluster.member;
+        let (name, member) = (&record.name, &self.cluster.member);
         // What serves it since a time when this host had it before holds what others do not know.
         // Of a daemon that has just started only its session tells what goes on.
         if self.paths.is_served(name) && !member.held_in_session(home).await?.contains_key(name) {
             self.paths.abort(name).await?;
         }
-        self.give_way(home, record).await;
-        let mut look = 0;
-        loop {
-            let holding = match member.claim(&home.scoped(), name, id).await? {
-                // Not the right of now: the claim may be lost by now, and a new session begun.
-                Claimed::Mine(until) => {
-                    if look > 0 {
-                        self.want(home, record, false).await;
-                    }
-                    return Ok(self.fence(nanos(until)));
-                }
-                Claimed::Held(holding) => holding,
-            };
-            if Instant::now() + CLAIM_PAUSE >= deadline {
-                self.want(home, record, false).await;
-                let (name, holding) = (name.clone(), holding.into());
-                return Err(DriverError::Taken { name, holding });
-            }
-            if look % REMIND == 0 {
-                self.want(home, record, true).await;
-            }
-            look += 1;
-            tokio::time::sleep(CLAIM_PAUSE).await;
-        }
+        let taken = self
+            .cluster
+            .turns
+            .take(member, home, record, deadline.into());
+        // Not the right of now: the claim may be lost by now, and a new session begun.
+        Ok(self.fence(nanos(taken.await?)))
     }
 
     /// Tells the workers of exclusive volumes until when they may send.
@@ -444,7 +417,7 @@ impl Driver {
         {
             let member = &self.cluster.member;
             member.release(&home, std::slice::from_ref(name)).await;
-            self.had(name);
+            self.cluster.turns.had(name);
         }
     }
 
@@ -477,6 +450,10 @@ impl Driver {
         };
         let mut gone = Vec::new();
         let mut records = Vec::new();
+        let stops = leaving
+            .keys()
+            .filter(|_| mutant::is_on(Mutant::StoppedWorkerStopsOthers));
+        let stopped: Vec<_> = stops.filter_map(|name| self.locks.try_lock(name)).collect();
         // Without locks: a worker that is stopped keeps no other volume's calls waiting.
         for name in leaving.keys() {
             if self.attachments.get(name).is_some() || self.catalog.is_only_here(name) {
@@ -505,6 +482,7 @@ impl Driver {
                 self.leave_later(&record.name, &leaving);
             }
         }
+        drop(stopped);
         // Held until the others are told, so that none of them is mounted again meanwhile.
         let mut locks = Vec::new();
         gone.retain(|name| match self.locks.try_lock(name) {

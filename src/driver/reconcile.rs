@@ -17,6 +17,7 @@ use super::attachments::Attachment;
 use super::{Driver, DriverError};
 use crate::mount::holders::{self, Holder, Wanted};
 use crate::mount::{Held, MountedVolume};
+use crate::mutant::{self, Mutant};
 use crate::nfs::address::{Share, SharePath};
 use crate::volume::{Record, VolumeName};
 
@@ -30,7 +31,7 @@ const WORKER_ENDS: Duration = Duration::from_secs(3);
 const WORKER_LOOK: Duration = Duration::from_millis(50);
 /// The ID of all mounts by Podman, which counts them itself. Each of its commands activates the
 /// plugin, so that says nothing of an engine's start, and `podman volume mount` shows no process.
-const PODMAN: &str = "2f73349cfc4630255319c6c8dfc1b46a8996ace9d14d8e07563b165915918ec2";
+pub(super) const PODMAN: &str = "2f73349cfc4630255319c6c8dfc1b46a8996ace9d14d8e07563b165915918ec2";
 /// How old the holders in Status may be: finding them reads all of /proc.
 const HOLDERS_FRESH: Duration = Duration::from_secs(2);
 
@@ -167,7 +168,9 @@ impl Driver {
         for (name, held) in self.attachments.all() {
             // Docker sends no Unmount for a volume that it was told is gone.
             let gone = self.catalog.get(&name).is_none();
-            let earlier = |a: &Attachment| a.epoch != epoch && a.id != PODMAN;
+            let is_podmans =
+                |a: &Attachment| a.id == PODMAN && !mutant::is_on(Mutant::CommandsAreEngines);
+            let earlier = |a: &Attachment| a.epoch != epoch && !is_podmans(a);
             let stale = |a: &Attachment| (gone || earlier(a)) && a.age() >= START_GRACE;
             if !held.attachments.iter().any(stale) {
                 continue;

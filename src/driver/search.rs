@@ -15,6 +15,7 @@
 //! a run; between faults clocks stand still, so sessions end only by a pause; the server is as NFSv3
 //! has it, without caches and with stamps finer than any two changes.
 
+mod at_once;
 mod calls;
 mod checks;
 mod disk;
@@ -27,6 +28,7 @@ use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
+pub(super) use self::at_once::AtOnce;
 use self::calls::Do;
 use self::steps::Step;
 use self::world::World;

@@ -192,6 +192,16 @@ impl Contact {
     }
 }
 
+#[cfg(test)]
+impl Contact {
+    /// Somebody else is reaching the share for so long.
+    pub(super) async fn reached_after(&self, time: Duration, reached: Reached) {
+        let _probing = self.probing.lock().await;
+        tokio::time::sleep(time).await;
+        self.state().reached = Some((reached, Instant::now()));
+    }
+}
+
 /// A share, and the ports of NFS and MOUNT that its volumes name.
 type Key = (Share, Option<u16>, Option<u16>);
 

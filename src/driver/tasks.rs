@@ -196,7 +196,7 @@ impl Driver {
     }
 
     /// Forgets the shares that no volume names any more: containers may name any number of them.
-    fn forget_shares(&self) {
+    pub(super) fn forget_shares(&self) {
         let home = self.config.share.as_ref();
         let records = self.catalog.list();
         let named: HashSet<&Share> = records.iter().filter_map(|r| r.share(home)).collect();

@@ -79,7 +79,10 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
             let made = self.catalog.create(home, on, name, options, default);
             match made.await {
                 Err(CatalogError::Removing(record)) if tries.next().is_some() => {
-                    let its = self.ways.data(home, &record.options).await?;
+                    let its = match mutant::is_on(Mutant::RemovalsEndOnTheNewShare) {
+                        true => on.clone(),
+                        false => self.ways.data(home, &record.options).await?,
+                    };
                     self.catalog.finish(home, Some(&its), &record).await?;
                 }
                 Err(CatalogError::HalfMade { record, source }) => {

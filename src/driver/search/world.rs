@@ -74,7 +74,7 @@ fn link(host: usize, wires: &Shared) -> Arc<Link> {
 }
 
 /// The disk at the start of a run.
-fn prepare(start: Start, state_dir: &std::path::Path) -> Disk {
+pub(super) fn prepare(start: Start, state_dir: &std::path::Path) -> Disk {
     let mut world = World::empty(start, &[], Disk::new(), state_dir);
     let host = world.open_host("setup", 9);
     world.alone(host, move |parts| async move { parts.prepare(start).await });
