@@ -14,6 +14,8 @@ mod repair;
 mod stale;
 #[path = "cluster/turns.rs"]
 mod turns;
+#[path = "cluster/unmount.rs"]
+mod unmount;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -67,6 +69,11 @@ fn main() -> ExitCode {
             ),
             trial("what_a_server_tore_is_put_back", FUSE, repair::repair),
             trial("whoever_waits_gets_its_turn", FUSE, turns::turns),
+            trial(
+                "a_volume_that_was_not_unmounted_is_let_go_of",
+                FUSE,
+                unmount::unmount,
+            ),
             trial("of_each_race_the_losers_hear_the_truth", FUSE, races::races),
         ]
     })

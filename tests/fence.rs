@@ -54,7 +54,7 @@ share=$d/share
 # Its right ends after two seconds; a fence has so many milliseconds.
 guard() {
     until=$(awk '{ printf "%d", ($1 + 2) * 1e9 }' /proc/uptime)
-    $NFSVOL kernel-guard <<TASK
+    $NFSVOL kernel-guard 2>$d/log <<TASK
 {"volume":"db","place":"$d/place","share_place":"$share","device":{"major":$device},"server":"127.0.0.1:2049","docker":"/nowhere","run_dir":"$d/run","fence":{"until":$until,"under_way":$1}}
 TASK
     cat $d/run/fenced.json | tr -d ' \n'; echo
@@ -72,11 +72,15 @@ perl -Mthreads -e 'open F, ">", shift or die; threads->create(sub { sleep 1000 }
     syscall(+(`uname -m` =~ /x86_64/ ? 60 : 93), 0)' $d/place/led & led=$!
 unshare -m --propagation slave sleep 1000 & service=$!
 until [ -s $d/place/log ] && [ -e $d/place/open ] && grep -q ') Z' /proc/$led/stat; do sleep 0.05; done
+(until ls $d/run/*.sock >/dev/null 2>&1; do sleep 0.05; done; cat /proc/$(pgrep -x nfsvol)/oom_score_adj >$d/oom) &
 guard 60000
 for pid in $container $host $inside $led $service; do
     kill -0 $pid 2>/dev/null && echo lives || echo ended
 done
 grep -c $d/ /proc/self/mountinfo || true
+# Where it may not ask for that it says so.
+if sh -c 'echo -999 >/proc/$$/oom_score_adj' 2>/dev/null; then cat $d/oom
+else grep -q 'the OOM killer may take this process' $d/log && echo -1000; fi
 kill $service $led 2>/dev/null || true
 "#;
 
@@ -237,7 +241,8 @@ fn guard(lab: &'static Lab) -> Result {
     }
     let said = said??;
     let lines: Vec<&str> = said.lines().collect();
-    // The answer at the start, the report, who lives, and the mounts that are left.
+    // The answer at the start, the report, who lives, the mounts that are left, and how soon the kernel
+    // kills a guard when memory is short: never.
     let [started, report, rest @ ..] = lines.as_slice() else {
         bail!("{said}");
     };
@@ -245,7 +250,7 @@ fn guard(lab: &'static Lab) -> Result {
     for part in [in_time, no_troubles] {
         ensure!(report.contains(part), "{part}: {said}");
     }
-    let lives = ["ended", "ended", "ended", "ended", "lives", "0"];
+    let lives = ["ended", "ended", "ended", "ended", "lives", "0", "-1000"];
     ensure!(*rest == lives, "{said}");
     Ok(())
 }

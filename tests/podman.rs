@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use lab::docker::{BUSYBOX, IMAGE};
-use lab::{DataPath, Export, Ganesha, Host, Lab, Nfsvol, Node, Part, Result, trial, wait_for};
+use lab::{
+    Call, DataPath, Export, Ganesha, Host, Lab, Nfsvol, Node, Part, Result, calls, trial, wait_for,
+};
 use serde_json::Value;
 
 const PARTS: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse, Part::Podman];
@@ -128,14 +130,22 @@ fn volumes(lab: &'static Lab) -> Result {
     })
 }
 
-/// Each of Podman's commands activates the plugin, as a start of an engine does. What it has mounted
-/// without a process that shows it, and what it counts itself, stays.
+/// Each of Podman's commands activates the plugin, as a start of an engine does. What it counts itself
+/// stays, and so does a volume in whose mount on the host somebody works, as a copy does; one that
+/// nothing stands behind goes.
 fn many_commands(lab: &'static Lab) -> Result {
     let nas = Ganesha::start(lab, "nas-2", &[Export::new("/srv/export")])?;
     let podman = PodmanHost::start(lab, "podman-2", &nas.share("/srv/export"))?;
     podman.ok("volume create --driver nfsvol db")?;
     let place = podman.ok("volume mount db")?;
     podman.node.sh(&format!("echo kept >{place}/file"))?;
+    for volume in ["copied", "idle"] {
+        podman.ok(&format!("volume create --driver nfsvol {volume}"))?;
+        calls::one(podman.node, Call::mount(volume, "nfsvol-migrate"))?.ok()?;
+    }
+    let copied = "/var/lib/nfsvol/mnt/volumes/copied";
+    let copy = format!("cd {copied}; exec sleep 1000");
+    let copies = podman.node.spawn("copy", &["sh", "-euc", &copy])?;
     // Attachments of an earlier engine count for 20 s, and are looked at 25 s after its start.
     let looked_at = Duration::from_secs(25 + 20 + 5);
     let began = std::time::Instant::now();
@@ -145,6 +155,13 @@ fn many_commands(lab: &'static Lab) -> Result {
     }
     let read = podman.node.sh(&format!("cat {place}/file"))?;
     ensure!(read == "kept", "{read}");
+    let attached = |volume: &str| {
+        let got = calls::one(podman.node, Call::get(volume))?.ok()?;
+        Result::Ok(!got["Volume"]["Status"]["attachments"].is_null())
+    };
+    ensure!(attached("copied")? && !attached("idle")?);
+    podman.node.sh(&format!("mountpoint -q {copied}"))?;
+    copies.kill()?;
     podman.ok("volume unmount db")?;
     podman.ok("volume rm db")?;
     ensure!(!nas.local("/srv/export").join("db").exists());
