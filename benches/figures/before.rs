@@ -1,7 +1,8 @@
 //! The FUSE data path beside that of an earlier commit, in turns on one server: `BASELINE=COMMIT`.
 //!
 //! Each has a host of its own, and after each round the figures of both are from the same minute. Calls
-//! to the server are counted besides, because counts do not depend on what else the machine does.
+//! to the server and the worker's processor time are noted besides, because they depend less on what
+//! else the machine does.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
 
 use crate::lab::ganesha::{MOUNT_PORT, NFS_PORT};
-use crate::lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Result, calls, trial};
+use crate::lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Proxy, Result, calls, trial};
 use crate::load;
 use crate::report::{Report, Samples, Target};
 
@@ -28,6 +29,10 @@ const READERS: &str = "8";
 const WRITERS: &str = "4";
 const WRITES: &str = "500";
 const FILES: &str = "1000";
+/// How far away the far server is, each way.
+const FAR: Duration = Duration::from_millis(1);
+/// Metrics show what was so within this time.
+const SHOWN: Duration = Duration::from_millis(1100);
 /// Files that a mount knows beside which a stream is measured.
 const KNOWN: usize = 200_000;
 
@@ -82,15 +87,22 @@ impl Side {
             .map(drop)
     }
 
-    /// Calls to the server of all volumes that are mounted here.
-    fn rpcs(&self) -> Result<f64> {
-        let metrics = self.nfsvol.metrics()?;
-        let lines = metrics
-            .lines()
-            .filter(|line| line.starts_with("nfsvol_volume_rpcs_total"));
-        let count = |line: &str| line.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok());
-        lines.map(|line| count(line).context(line.to_owned())).sum()
+    /// Seconds of a processor that the worker which was started last has spent.
+    fn spent(&self) -> Result<f64> {
+        let worker = self.node.sh("pgrep -n -x nfsvol")?;
+        load::one(self.node, &["spent", &worker])
     }
+}
+
+/// Calls to the server of all FUSE volumes that are mounted there.
+pub(crate) fn rpcs(nfsvol: &Nfsvol<'_>) -> Result<f64> {
+    std::thread::sleep(SHOWN);
+    let metrics = nfsvol.metrics()?;
+    let lines = metrics
+        .lines()
+        .filter(|line| line.starts_with("nfsvol_volume_rpcs_total"));
+    let count = |line: &str| line.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok());
+    lines.map(|line| count(line).context(line.to_owned())).sum()
 }
 
 /// What is measured: a figure's name and unit, the volume's options, and how, in the mounted directory
@@ -109,6 +121,8 @@ fn before(lab: &'static Lab) -> Result {
     );
     let report = Report::of("fuse_before")?;
     let server = Ganesha::start(lab, "before-nas", &[Export::new(EXPORT)])?;
+    let proxy = Proxy::start(lab, "before-far", &server.ip(), &[NFS_PORT, MOUNT_PORT])?;
+    proxy.delay(FAR);
     let sides = [
         Side::start(lab, &server, "now", Nfsvol::BINARY)?,
         Side::start(lab, &server, "before", BASELINE)?,
@@ -141,6 +155,10 @@ fn before(lab: &'static Lab) -> Result {
         load::command(side.node, &["tar", "-C", &tree, "-xf", tar])
     };
     let small = [("options", "wsize=65536")];
+    let share = format!("{}:{EXPORT}", proxy.ip());
+    // No portmapper answers there.
+    let ports = format!("wsize=65536,port={NFS_PORT},mountport={MOUNT_PORT}");
+    let far = [("options", ports.as_str()), ("share", share.as_str())];
     let figures: &[Measured<'_>] = &[
         ("sequential write, fsync", "MB/s", &[], &write),
         ("sequential cold read", "MB/s", &[], &read),
@@ -149,13 +167,15 @@ fn before(lab: &'static Lab) -> Result {
         ("create 1,000 files", "s", &[], &create),
         ("untar a source tree", "s", &[], &untar),
         ("sequential write, wsize=65536", "MB/s", &small, &write),
+        (
+            "sequential write, wsize=65536, 1 ms each way",
+            "MB/s",
+            &far,
+            &write,
+        ),
     ];
     for (number, figure) in figures.iter().enumerate() {
-        let volume = if figure.2.is_empty() {
-            "plain"
-        } else {
-            "small"
-        };
+        let volume = ["plain", "small", "far"][figure.2.len()];
         let least = if figure.2.is_empty() { 0.95 } else { 2.0 };
         beside(&report, &sides, volume, figure, least)
             .with_context(|| format!("figure {number}"))?;
@@ -173,20 +193,25 @@ fn beside(
 ) -> Result {
     let mut samples = [const { Vec::new() }; 2];
     let mut counts = [const { Vec::new() }; 2];
+    let mut spent = [const { Vec::new() }; 2];
     for round in 0..ROUNDS {
         for (place, side) in sides.iter().enumerate() {
             let dir = side.mount(volume, options)?;
-            let already = side.rpcs()?;
+            let (calls, processor) = (rpcs(&side.nfsvol)?, side.spent()?);
             samples[place].push(measure(side, &dir, round)?);
-            counts[place].push(side.rpcs()? - already);
+            spent[place].push(1e3 * (side.spent()? - processor));
+            counts[place].push(rpcs(&side.nfsvol)? - calls);
             side.unmount(volume)?;
         }
     }
     let [own, old] = [0, 1].map(|place| Samples::new(sides[place].name, &samples[place]));
     report.note_rounds(what, unit, Target::TimesPeer(least), &own, &old)?;
     let [own, old] = [0, 1].map(|place| Samples::new(sides[place].name, &counts[place]));
-    let what = format!("{what}: calls to the server");
-    report.note(&what, "calls", Target::None, &own, Some(&old))
+    let calls = format!("{what}: calls to the server");
+    report.note(&calls, "calls", Target::None, &own, Some(&old))?;
+    let [own, old] = [0, 1].map(|place| Samples::new(sides[place].name, &spent[place]));
+    let processor = format!("{what}: processor time of the worker");
+    report.note(&processor, "ms", Target::None, &own, Some(&old))
 }
 
 /// A stream through a mount that knows many files, beside one through a mount that knows none.

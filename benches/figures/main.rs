@@ -13,6 +13,7 @@
 //! | `operation` | a managed plugin that is enabled, `nfsvol doctor` |
 //! | `scale` | a home share of 10,000 volumes and 500 hosts |
 //! | `before` | the FUSE data path beside that of an earlier commit |
+//! | `walk` | a walk over 1,000,000 files |
 //! | `fuse` | the FUSE data path beside sshfs, nfs-cp and the export directory itself |
 
 mod before;
@@ -27,6 +28,7 @@ mod operation;
 mod report;
 mod scale;
 mod socket;
+mod walk;
 
 use std::process::ExitCode;
 
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         trials.extend(kernel::trials());
         trials.extend(fuse::trials());
         trials.extend(before::trials());
+        trials.extend(walk::trials());
         trials.extend(cluster::trials());
         trials.extend(scale::trials());
         trials.extend(operation::trials());
