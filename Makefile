@@ -48,9 +48,9 @@ test: ## Test everything on real parts (as root; installs Debian packages that a
 	tests/lab/setup
 	+$(MAKE) --no-print-directory judges
 	$(TEST) --no-run
-	+$(MAKE) --jobs=2 --keep-going --output-sync=target --no-print-directory $(TESTS:%=of-%)
+	+$(MAKE) --jobs=3 --keep-going --output-sync=target --no-print-directory $(TESTS:%=of-%)
 
-# Two at a time, because most of what they do is wait; each shows its output when it has ended. The
+# Three at a time, because most of what they do is wait; each shows its output when it has ended. The
 # longest first, so that busy ones run beside idle ones. Tests run make(1) themselves, alone.
 TEST := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(CARGO) test --locked --features failpoints
 LONGEST := power faults fence services two_hosts tutorial cost crash lab_selftest fuse managed_plugin
