@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::Kind;
 use crate::lab::process::Task;
-use crate::lab::{Call, Knfsd, Nfsvol, Node, Result, calls, wait_for};
+use crate::lab::{Call, Knfsd, Lab, Nfsvol, Node, Result, calls, wait_for};
 
 /// The exclusive volume of each share.
 pub(crate) const EXCLUSIVE: &str = "turns";
@@ -125,7 +125,7 @@ impl Host {
 }
 
 /// A write that was answered: by whom, in which of its turns, and when.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Write {
     host: String,
     turn: usize,
@@ -298,19 +298,27 @@ impl Load {
             .collect()
     }
 
-    /// Does not count on what was made so short a time before a share's server lost its power; the
+    /// Does not count on what was made after `since` and before a share's server lost its power; the
     /// volumes that it may have forgotten.
-    pub(crate) fn forget(&self, kind: Kind, cut: Instant, time: Duration) -> Vec<String> {
-        let forgotten = |at: Instant| at <= cut && cut.duration_since(at) < time;
+    pub(crate) fn forget(&self, kind: Kind, since: Instant, cut: Instant) -> Vec<String> {
         let mut names = Vec::new();
         self.done().made.retain(|(sync, name), at| {
-            let stays = *sync != (kind == Kind::Sync) || !forgotten(*at);
+            let stays = *sync != (kind == Kind::Sync) || *at <= since || *at > cut;
             if !stays {
                 names.push(name.clone());
             }
             stays
         });
         names
+    }
+
+    /// Does not count on what was written in this time.
+    pub(crate) fn forget_writes(&self, kind: Kind, since: Instant, until: Instant) {
+        let mut done = self.done();
+        let writes = done.writes.iter_mut();
+        for (_, writes) in writes.filter(|((sync, _), _)| *sync == (kind == Kind::Sync)) {
+            writes.retain(|write| write.at <= since || write.at > until);
+        }
     }
 
     /// Whatever a server forgot of volumes, or tore: repaired, or made again, they are there.
@@ -329,19 +337,17 @@ impl Load {
         format!("{writes} writes answered, {} volumes made", done.made.len())
     }
 
-    /// Every answered write is in the volume's log, and in the order of the answers.
+    /// Every write that counts is in the volume's log, and in the order of the answers.
     pub(crate) fn check_file(&self, server: &Knfsd, kind: Kind, volume: &str) -> Result {
         let path = format!("/srv{}/{volume}/log", kind.export());
         let text = server.node().sh(&format!("cat {path}"))?;
-        let mut lines = text.lines();
         let done = self.done();
         let writes = done.writes.get(&key(kind, volume));
-        for write in writes.context("nothing was written")? {
-            ensure!(
-                lines.any(|line| line == write.line),
-                "{volume}: {write:?} is lost, or in another place"
-            );
-        }
+        let lost = lost(&text, writes.context("nothing was written")?);
+        ensure!(
+            lost.is_none(),
+            "{volume}: {lost:?} is lost, or in another place"
+        );
         Ok(())
     }
 
@@ -349,21 +355,65 @@ impl Load {
     pub(crate) fn one_writer(&self, kind: Kind) -> Result {
         let done = self.done();
         let writes = done.writes.get(&key(kind, EXCLUSIVE));
-        let writes = writes.context("nobody had it")?;
-        let mut turns: Vec<(&str, usize)> = Vec::new();
-        let mut sorted: Vec<&Write> = writes.iter().collect();
-        sorted.sort_by_key(|write| write.at);
-        for write in sorted {
-            let turn = (write.host.as_str(), write.turn);
-            if turns.last() == Some(&turn) {
-                continue;
-            }
-            ensure!(
-                !turns.contains(&turn),
-                "{kind:?}: {write:?} came after a write of another's"
-            );
-            turns.push(turn);
-        }
+        let second = second_writer(writes.context("nobody had it")?);
+        ensure!(
+            second.is_none(),
+            "{kind:?}: {second:?} came after a write of another's"
+        );
         Ok(())
     }
+}
+
+/// The first write that is not in a log, behind those before it.
+fn lost<'a>(text: &str, writes: &'a [Write]) -> Option<&'a Write> {
+    let mut lines = text.lines();
+    writes
+        .iter()
+        .find(|write| !lines.any(|line| line == write.line))
+}
+
+/// The first write of a turn in which another one has written.
+fn second_writer(writes: &[Write]) -> Option<&Write> {
+    let mut turns: Vec<(&str, usize)> = Vec::new();
+    let mut sorted: Vec<&Write> = writes.iter().collect();
+    sorted.sort_by_key(|write| write.at);
+    sorted.into_iter().find(|write| {
+        let turn = (write.host.as_str(), write.turn);
+        let is_next = turns.last() != Some(&turn);
+        let was_before = is_next && turns.contains(&turn);
+        turns.push(turn);
+        was_before
+    })
+}
+
+/// What is looked for in a history is found.
+pub(crate) fn judges(_: &'static Lab) -> Result {
+    let began = Instant::now();
+    let write = |(at, (host, turn)): (u64, (&str, usize))| Write {
+        host: host.to_owned(),
+        turn,
+        line: format!("{host}-{turn}-{at}"),
+        at: began + Duration::from_millis(at),
+    };
+    let all = |turns: &[(&str, usize)]| {
+        (0..)
+            .zip(turns.iter().copied())
+            .map(write)
+            .collect::<Vec<_>>()
+    };
+    let good = all(&[("a", 1), ("a", 1), ("b", 1), ("b", 1), ("a", 2)]);
+    let text = |order: &[usize]| {
+        order
+            .iter()
+            .map(|at| format!("{}\n", good[*at].line))
+            .collect::<String>()
+    };
+    ensure!(second_writer(&good).is_none());
+    ensure!(lost(&text(&[0, 1, 2, 3, 4]), &good).is_none());
+    ensure!(lost(&text(&[0, 1, 3, 4]), &good) == Some(&good[2]));
+    ensure!(lost(&text(&[0, 2, 1, 3, 4]), &good) == Some(&good[2]));
+    ensure!(lost(&format!("{}\0{}", text(&[0]), text(&[1, 2, 3, 4])), &good) == Some(&good[1]));
+    let two = all(&[("a", 1), ("b", 1), ("a", 1)]);
+    ensure!(second_writer(&two) == Some(&two[2]));
+    Ok(())
 }
