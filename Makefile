@@ -54,7 +54,7 @@ test: ## Test everything on real parts (as root; installs Debian packages that a
 # longest first, so that busy ones run beside idle ones. Tests run make(1) themselves, alone.
 TEST := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(CARGO) test --locked --features failpoints
 LONGEST := power faults fence services two_hosts tutorial cost crash lab_selftest fuse managed_plugin
-TESTS := $(LONGEST) $(filter-out $(LONGEST),$(basename $(notdir $(wildcard tests/*.rs)))) \
+TESTS := $(LONGEST) $(filter-out $(LONGEST) upgrade,$(basename $(notdir $(wildcard tests/*.rs)))) \
 	simulation cluster_simulation unit docs-of-the-code
 
 of-unit:
@@ -68,10 +68,10 @@ of-%:
 
 # More of what chance decides; the seeds that `make test` has tried are not tried again.
 .PHONY: test-long
-test-long: ## Test for an hour: 24 moves of services, 600 volumes for 5 minutes, 500 at rest, a soak of 10, 40 power failures, more simulations (as root)
+test-long: ## Test for an hour: 24 moves of services, 600 volumes for 5 minutes, 500 at rest, a soak of 10, 40 power failures, an upgrade from BASELINE, more simulations (as root)
 	tests/lab/setup
-	+$(MAKE) --no-print-directory judges
-	NFSVOL_TEST_LONG=1 $(CARGO) test --locked --no-fail-fast --features failpoints --test services --test churn --test soak --test power --test many
+	+$(MAKE) --no-print-directory judges baseline
+	NFSVOL_TEST_LONG=1 $(CARGO) test --locked --no-fail-fast --features failpoints --test services --test churn --test soak --test power --test many --test upgrade
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --test cluster_simulation
 	NFSVOL_SIM_SEEDS=200..2200 $(CARGO) test --locked --features failpoints --test simulation
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --lib nothing_is_lost_and_everything_ends

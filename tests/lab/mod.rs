@@ -91,6 +91,11 @@ pub const NEWER_ENGINE: &str = "/var/cache/nfsvol-lab/trixie";
 /// Other people's judges of file systems, which the Makefile installs.
 pub const PJDFSTEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/pjdfstest");
 pub const FSX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/fsx");
+/// The program of BASELINE, an earlier commit, which `make baseline` builds.
+pub const BEFORE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/target/bench/baseline/release/nfsvol"
+);
 const PREFIX: &str = "nfsvol-lab-";
 
 /// Runs the trials in a lab of their own and answers as a test harness does.
@@ -151,6 +156,7 @@ pub enum Part {
     Prometheus,
     Judges,
     Soak,
+    Before,
 }
 
 /// A named trial. Skipped with the reason when the machine lacks one of its parts, or failed
@@ -243,6 +249,8 @@ pub fn missing(parts: &[Part]) -> Option<String> {
             .iter()
             .find(|tool| !Path::new(tool).exists())
             .map(|tool| format!("{tool} is absent (`make judges` installs it)")),
+        Part::Before => (!Path::new(BEFORE).exists())
+            .then(|| format!("{BEFORE} is absent (`make baseline` builds it)")),
         Part::Podman => absent("/usr/bin/podman", "podman crun"),
         Part::Fuse => absent("/dev/fuse", "a kernel with fuse")
             .or_else(|| absent("/usr/bin/fusermount3", "fuse3")),
