@@ -23,6 +23,8 @@ mod memory;
 mod model;
 #[path = "fuse/odd.rs"]
 mod odd;
+#[path = "fuse/ports.rs"]
+mod ports;
 #[path = "fuse/squash.rs"]
 mod squash;
 
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         trials.extend(hostile::trials());
         trials.extend(odd::trials());
         trials.extend(memory::trials());
+        trials.extend(ports::trials());
         trials.extend(squash::trials());
         trials.extend(guests::trials());
         trials
