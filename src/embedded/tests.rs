@@ -541,6 +541,36 @@ async fn the_callers_user_owns_what_it_makes_and_the_kernel_checks_its_rights() 
 }
 
 #[tokio::test]
+async fn set_id_bits_go_when_somebody_writes_or_cuts() {
+    let Some(lab) = lab().await else { return };
+    let (mut root_client, root) = lab.client().await;
+    let (mut alice, _) = lab.client_as(1000, 1000, &[]).await;
+    for name in [&b"written"[..], b"cut"] {
+        let how = createhow3::GUARDED(mode(0o6777));
+        let file = create(&mut root_client, &root, name, how).await.unwrap();
+        let made = attributes(&mut root_client, &file).await.unwrap();
+        assert_eq!(made.mode, 0o6777);
+        if name == b"cut" {
+            let to = SETATTR3args {
+                object: file.clone(),
+                new_attributes: sattr3 {
+                    size: set_size3::Some(0),
+                    ..sattr3::default()
+                },
+                guard: sattrguard3::None,
+            };
+            outcome(alice.setattr(&to).await.unwrap()).unwrap();
+        } else {
+            let data = b"not what it was";
+            let written = write(&mut alice, &file, 0, data, stable_how::UNSTABLE);
+            written.await.unwrap();
+        }
+        let left = attributes(&mut root_client, &file).await.unwrap();
+        assert_eq!(left.mode, 0o777, "{name:?}");
+    }
+}
+
+#[tokio::test]
 async fn setattr_sets_every_field_and_minds_its_guard() {
     let Some(lab) = lab().await else { return };
     let (mut client, root) = lab.client().await;
