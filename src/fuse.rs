@@ -7,7 +7,7 @@
 //! | [`control`] | what daemon and worker say to each other |
 //! | [`worker`] | the process that serves one volume |
 //! | `glue` | FUSE requests to operations |
-//! | `fs`, `open`, `names`, `hidden`, `dir` | the operations: async functions, no FUSE types |
+//! | `fs`, `open`, `make`, `set`, `names`, `hidden`, `dir` | the operations: async functions, no FUSE types |
 //! | `read`, `write`, `extents`, `room` | data: what is held of a file, and the memory for it |
 //! | `writeback` | how it reaches the server |
 //! | `inode`, `attr`, `own` | what is known of files, for how long it is trusted, who changed it |
@@ -44,6 +44,7 @@ mod rights;
 mod room;
 #[cfg(test)]
 mod scripted;
+mod set;
 #[cfg(test)]
 mod simulation;
 mod sys;

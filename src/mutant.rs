@@ -116,6 +116,9 @@ mutants! {
     ListingsOutliveChanges,
     /// When a program is killed in a rename or unlink, opens no longer wait for its outcome.
     KilledRenamesAreForgotten,
+    /// A file is written to beside a truncate whose program was killed, and which takes that away when
+    /// the server gets to it.
+    KilledCutsComeLater,
     /// What is known of a file stays good when an own call ends with an unknown outcome.
     LostCallsChangeNothing,
     /// Or is good again with the next answer, also one that was asked for before that.

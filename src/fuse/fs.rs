@@ -395,41 +395,6 @@ impl Fs {
         self.fresh(cred, &inode).await
     }
 
-    pub(super) async fn setattr(
-        self: &Arc<Self>,
-        cred: &Cred,
-        ino: u64,
-        change: Change,
-    ) -> Result<(Attr, Duration)> {
-        let inode = self.inode(ino)?;
-        if inode.is_file() {
-            // What is written later must not undo the new size or times, nor be refused because
-            // of the new owner.
-            self.sync(&inode).await?;
-        }
-        // Who opened the file may cut it, whatever has become of its mode since.
-        let file = change.fh.and_then(|fh| self.file(fh).ok());
-        let cred = match &file {
-            Some(file) if change.set.size.is_some() && file.writes() => &file.cred,
-            _ => cred,
-        };
-        let changing = self.change(&inode);
-        let wcc = self
-            .nfs
-            .setattr(cred, &inode.handle, &change.set, None)
-            .await?;
-        if let Some(size) = change.set.size {
-            let mut state = inode.state();
-            let data = state.data();
-            //= 1813-3.3.2-size: “A client must account for this as size changes can result in
-            //= data deletion.”
-            data.held.cut(size);
-            data.own_size.cut(size, self.tick());
-        }
-        changing.done(wcc);
-        self.fresh(cred, &inode).await
-    }
-
     pub(super) async fn readlink(&self, cred: &Cred, ino: u64) -> Result<bytes::Bytes> {
         let inode = self.inode(ino)?;
         Ok(self.nfs.readlink(cred, &inode.handle).await?.target)

@@ -1,4 +1,6 @@
 //! Operations that make something: files, directories, links, special files.
+//!
+//! Known limit: what a program makes that is killed meanwhile may appear later.
 
 use std::sync::Arc;
 
@@ -8,10 +10,13 @@ use crate::nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime, Wcc};
 
 use super::attr::now;
 use super::error::{Errno, Result};
-use super::fs::{Changing, Entry, Fs, Opened, check_name};
+use super::fs::{Change, Changing, Entry, Found, Fs, Opened, check_name};
 use super::inode::Inode;
-use super::open::Opening;
+use super::open::{Opening, settled};
 use super::turns::{NamesTurn, names_turn};
+
+/// How often a file is made, or opened, whose name another host makes and takes away meanwhile.
+const ATTEMPTS: usize = 10;
 
 impl Fs {
     /// A directory whose names nothing of this host changes. The kernel sees to that, but a rename or
@@ -134,48 +139,64 @@ impl Fs {
     ) -> Result<(Entry, Opened)> {
         check_name(name)?;
         let (dir, _turn) = self.dir_to_make_in(parent).await?;
-        let changing = self.change(&dir);
-        let mut set = with_mode(mode);
-        let exclusive = flags & libc::O_EXCL != 0;
-        let made = if exclusive {
-            Some(self.create_exclusive(cred, &dir, name, set).await?)
-        } else {
-            // The kernel has found no such name. Only where another host made it since is it opened.
-            match self
-                .nfs
-                .create(cred, &dir.handle, name, How::Guarded(set))
-                .await
-            {
-                Err(error) if error.errno() == libc::EEXIST => None,
-                made => Some(made?),
-            }
-        };
-        let ours = made.is_some();
-        let cut = !ours && flags & libc::O_TRUNC != 0;
-        let made = match made {
-            Some(made) => made,
-            None => {
-                set.size = cut.then_some(0);
-                let how = How::Unchecked(set);
-                self.nfs.create(cred, &dir.handle, name, how).await?
-            }
-        };
-        let mut entry = self.made(cred, (&dir, changing), name, made).await?;
+        for _ in 0..ATTEMPTS {
+            let changing = self.change(&dir);
+            let set = with_mode(mode);
+            let made = if flags & libc::O_EXCL != 0 {
+                self.create_exclusive(cred, &dir, name, set).await?
+            } else {
+                // The kernel has found no such name. Only where another host made it since is it opened.
+                let how = How::Guarded(set);
+                match self.nfs.create(cred, &dir.handle, name, how).await {
+                    Err(error) if error.errno() == libc::EEXIST => {
+                        drop(changing);
+                        match self.lookup(cred, parent, name).await? {
+                            Found::Entry(entry) => {
+                                return self.open_found(cred, entry, flags).await;
+                            }
+                            Found::Absent(_) => continue,
+                        }
+                    }
+                    made => made?,
+                }
+            };
+            // Who made the file may write to it, whatever its mode, and whoever the server says he is.
+            let entry = self.made(cred, (&dir, changing), name, made).await?;
+            let inode = self.inode(entry.ino)?;
+            let opening = Opening::new(self, &inode, cred);
+            return Ok((entry, self.opened(opening, flags)));
+        }
+        // The kernel begins anew, once.
+        Err(Errno(libc::ESTALE))
+    }
+
+    /// Opens, instead of making it, what another host has made since the kernel found no such name.
+    async fn open_found(
+        self: &Arc<Self>,
+        cred: &Cred,
+        mut entry: Entry,
+        flags: i32,
+    ) -> Result<(Entry, Opened)> {
         let granted = Granted(self, entry.ino);
         let inode = self.inode(entry.ino)?;
-        let opening = Opening::new(self, &inode, cred);
-        if cut {
-            inode.state().data().own_size.cut(0, self.tick());
+        if !inode.is_file() {
+            // The kernel looks it up anew, and sees what it is.
+            return Err(Errno(libc::ESTALE));
         }
-        // Who made the file may write to it, whatever its mode, and whoever the server says he is.
-        if !ours {
-            self.check_access(cred, &inode, flags).await?;
-            if !mutant::is_on(Mutant::CreateTellsOldAttributes) {
-                // The kernel is told what was heard last: another host may write at this moment.
-                let state = inode.state();
-                entry.attr = state.attr();
-                entry.attr_trusted = state.cached.remaining(now());
-            }
+        let opening = Opening::new(self, &inode, cred);
+        settled(&inode).await;
+        self.check_access(cred, &inode, flags).await?;
+        if flags & libc::O_TRUNC != 0 {
+            // Not by a CREATE: nobody waits for one whose program was killed.
+            let mut change = Change::default();
+            change.set.size = Some(0);
+            self.setattr(cred, entry.ino, change).await?;
+        }
+        if !mutant::is_on(Mutant::CreateTellsOldAttributes) {
+            // The kernel is told what was heard last: another host may write at this moment.
+            let state = inode.state();
+            entry.attr = state.attr();
+            entry.attr_trusted = state.cached.remaining(now());
         }
         std::mem::forget(granted);
         Ok((entry, self.opened(opening, flags)))

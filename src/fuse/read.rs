@@ -34,8 +34,8 @@ impl Drop for Reading<'_> {
     }
 }
 
-/// A READ that the kernel may keep as pages once it is over.
-struct Pages<'a>(&'a Inode);
+/// The kernel may have pages of the file once this is over.
+pub(super) struct Pages<'a>(pub(super) &'a Inode);
 
 impl Drop for Pages<'_> {
     fn drop(&mut self) {

@@ -20,9 +20,9 @@
 //! (`0..2000` otherwise), `NFSVOL_SIM_SEED=SEED` runs a single one and prints what happened.
 //!
 //! Known limits: files are small, and so are pages and what may be held; one directory; no shared
-//! maps; no glue and no real kernel ([`kernel`] is a model). What a SETATTR of unknown outcome
-//! leaves behind is not judged, because the server may still carry it out; where calls time out,
-//! neither is a write before an fsync or close that reported no error. Where the kernel itself takes
+//! maps; no glue and no real kernel ([`kernel`] is a model). Where calls time out, neither a cut is
+//! judged that did, because the server may still carry it out, nor a write before an fsync or close
+//! that reported no error. Where the kernel itself takes
 //! a file's end from an answer that was overtaken, the end is not judged either.
 
 #![allow(

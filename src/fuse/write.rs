@@ -23,6 +23,7 @@ use crate::nfs::rpc::nfs3::MAX_FILE;
 use super::error::{Errno, Result};
 use super::fs::{Fs, OpenFile};
 use super::inode::{Inode, State};
+use super::read::Pages;
 use super::room::Room;
 
 /// How much is held in memory, in bytes. A simulation sets less.
@@ -174,7 +175,7 @@ impl Fs {
         };
         self.placed(inode, to, at);
         if may_have_pages && !mutant::is_on(Mutant::AppendsKeepPages) {
-            self.drop_pages_of(inode, at, len).await;
+            self.drop_pages_of(inode, at, len).await?;
         }
         let ended = if to.syncs(file) || self.options.sync {
             self.sync(inode).await
@@ -296,11 +297,15 @@ impl Fs {
 
     /// An append goes past the page cache. The last page there may hold zeros in its place, and
     /// kernels before 6.18 keep it; it is dropped before the append's answer makes the file longer.
-    async fn drop_pages_of(&self, inode: &Inode, at: u64, len: usize) {
+    async fn drop_pages_of(&self, inode: &Inode, at: u64, len: usize) -> Result<()> {
+        // Who gives up has dropped none.
+        let may_have_some = Pages(inode);
         let (done, is_done) = oneshot::channel();
         self.kernel.drop_range(inode.ino, at, len as u64, done);
         // Whoever was to do it is gone only when all of this ends.
-        let _ = is_done.await;
+        let _ = self.patiently(|| 0, is_done).await?;
+        std::mem::forget(may_have_some);
+        Ok(())
     }
 
     /// fsync and fdatasync: about the file, so through a descriptor for reading as well.

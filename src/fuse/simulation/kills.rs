@@ -13,7 +13,7 @@ use crate::nfs::rpc::nfs3::SetAttr;
 
 use super::disk;
 use super::server::Habits;
-use super::steps::{Bench, busy_once};
+use super::steps::{Bench, busy_once, to};
 
 /// Begins an operation whose program is killed while the server lets it wait.
 async fn kill(operation: impl Future<Output = Result<(), Errno>> + Send + 'static) {
@@ -342,4 +342,98 @@ async fn a_listing_does_not_bring_old_names_back() {
     assert!(!lists_an_old_name_as_known().await);
     let _back = put_back(Mutant::ListingsOutliveChanges);
     assert!(lists_an_old_name_as_known().await);
+}
+
+/// A file is to be cut to nothing.
+fn cut() -> Change {
+    let mut change = Change::default();
+    change.set.size = Some(0);
+    change
+}
+
+/// The server lets the next SETATTR wait, while other calls pass it.
+fn hold_a_cut(bench: &Bench) {
+    let held = (NFS_PROGRAM::NFSPROC3_SETATTR, Duration::from_secs(30));
+    bench.server.held.lock().unwrap().push_back(held);
+}
+
+/// What the server has in the end of a file that a killed program cuts, and to which another one writes
+/// before the server gets to that.
+async fn written_after_a_killed_cut(flags: i32) -> Option<Vec<u8>> {
+    let bench = Bench::new(Habits::default()).await;
+    let fs = &bench.fs;
+    let (entry, file, open) = bench.create(b"file", flags).await;
+    assert!(matches!(bench.write(&file, 0, b"older"), Quick::Done));
+    fs.fsync(open).await.unwrap();
+    hold_a_cut(&bench);
+    let (of, who) = (Arc::clone(fs), bench.cred.clone());
+    kill(async move { of.setattr(&who, entry.ino, cut()).await.map(|_| ()) }).await;
+    fs.write(&file, to(&file, 0), b"new").await.unwrap();
+    fs.fsync(open).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    bench.content(&file)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_cut_takes_nothing_that_is_written_later() {
+    for flags in [libc::O_WRONLY, libc::O_WRONLY | libc::O_APPEND] {
+        let new = Some(b"new".to_vec());
+        assert_eq!(written_after_a_killed_cut(flags).await, new);
+        let _back = put_back(Mutant::KilledCutsComeLater);
+        let lost = Some(Vec::new());
+        assert_eq!(written_after_a_killed_cut(flags).await, lost);
+    }
+}
+
+/// The same of a file that another host has made, where the cut belongs to an open that was to make it.
+async fn written_after_a_killed_create() -> Option<Vec<u8>> {
+    let bench = Bench::new(Habits::default()).await;
+    let (fs, cred) = (&bench.fs, &bench.cred);
+    bench.made_elsewhere(b"file");
+    hold_a_cut(&bench);
+    let (of, who) = (Arc::clone(fs), cred.clone());
+    let flags = libc::O_WRONLY | libc::O_TRUNC;
+    kill(async move {
+        let made = of.create(&who, 1, b"file", 0o644, flags);
+        made.await.map(|_| ())
+    })
+    .await;
+    let Ok(Found::Entry(entry)) = fs.lookup(cred, 1, b"file").await else {
+        panic!("it is there");
+    };
+    let opened = fs.open(cred, entry.ino, libc::O_WRONLY).await.unwrap();
+    let file = fs.file(opened.fh).unwrap();
+    fs.write(&file, to(&file, 0), b"new").await.unwrap();
+    fs.fsync(opened.fh).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    bench.content(&file)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_open_cuts_nothing_that_is_written_later() {
+    let new = Some(b"new".to_vec());
+    assert_eq!(written_after_a_killed_create().await, new);
+    let _back = put_back(Mutant::KilledCutsComeLater);
+    assert_eq!(written_after_a_killed_create().await, Some(Vec::new()));
+}
+
+/// How many files are known when a program was killed in an open that was to make a file which another
+/// host had made.
+async fn known_after_a_killed_create() -> usize {
+    let bench = Bench::new(Habits::default()).await;
+    bench.made_elsewhere(b"file");
+    let held = (NFS_PROGRAM::NFSPROC3_ACCESS, Duration::from_secs(30));
+    bench.server.held.lock().unwrap().push_back(held);
+    let (fs, cred) = (Arc::clone(&bench.fs), bench.cred.clone());
+    kill(async move {
+        let made = fs.create(&cred, 1, b"file", 0o644, libc::O_WRONLY);
+        made.await.map(|_| ())
+    })
+    .await;
+    bench.fs.inodes.len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_kernel_is_owed_no_file_that_it_was_not_told_of() {
+    assert_eq!(known_after_a_killed_create().await, 1, "the root");
 }

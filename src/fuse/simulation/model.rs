@@ -171,8 +171,8 @@ impl Model {
         self.begin(file, host, What::Cut(size))
     }
 
-    /// A CREATE cuts the file; nobody knows here when the open began that it is a part of.
-    pub(super) fn cut_by_create(&self, file: u64, host: usize) {
+    /// The file is cut, perhaps as a part of an open that makes files; nobody knows here when it began.
+    pub(super) fn cut_by_open(&self, file: u64, host: usize) {
         let cut = self.cut(file, host, 0);
         self.over(file, cut, true, true);
         self.change(file, cut, |change, _| change.begun = 0);
@@ -203,7 +203,8 @@ impl Model {
         }
     }
 
-    /// A change has returned. A cut of unknown outcome may still happen.
+    /// A change has returned. Until it has, a cut of a killed program's keeps later writes of its host
+    /// away; where calls time out it may happen at any time.
     pub(super) fn over(&self, file: u64, number: u64, done: bool, durable: bool) {
         let doubt = self.state.lock().unwrap().doubt;
         self.change(file, number, |change, now| {
@@ -212,9 +213,7 @@ impl Model {
             change.done = done;
             change.floats = doubt && !durable;
             change.certain = durable || (done && !change.floats && !change.refused);
-            if done || !cut {
-                change.over = Some(now);
-            }
+            change.over = Some(now);
             change.synced = durable.then_some(now);
         });
     }

@@ -51,6 +51,11 @@ const NAMED: &[(Mutant, &str, &str)] = &[
         "put_back(Mutant::CreateTellsOldAttributes)",
     ),
     (
+        Mutant::KilledCutsComeLater,
+        "src/fuse/simulation/kills.rs",
+        "put_back(Mutant::KilledCutsComeLater)",
+    ),
+    (
         Mutant::KilledRenamesReplaceLater,
         "src/fuse/simulation/kills.rs",
         "put_back(Mutant::KilledRenamesReplaceLater)",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use nfs3_types::nfs3::{createhow3, sattr3, stable_how};
+use nfs3_types::nfs3::{NFS_PROGRAM, createhow3, sattr3, stable_how};
 
 use crate::fuse::error::{Errno, Result};
 use crate::mutant::{Mutant, put_back};
@@ -52,17 +52,6 @@ impl Scene {
         }
     }
 
-    /// A program that is killed while the server does not answer what it asks.
-    async fn killed<T>(&self, asks: impl AsyncFnOnce(&Process) -> Result<T>) {
-        self.link.hold(true);
-        let process = Process::new(&self.host);
-        process.killed.store(true, Ordering::Relaxed);
-        let answer = asks(&process).await;
-        assert_eq!(answer.err(), Some(Errno(libc::EINTR)));
-        self.link.hold(false);
-        tokio::time::sleep(SETTLED).await;
-    }
-
     /// Another host makes a file, or makes it this long.
     fn foreign(&self, name: &[u8], size: usize) {
         let how = createhow3::UNCHECKED(sattr3::default());
@@ -80,25 +69,27 @@ impl Scene {
     }
 }
 
-/// A log is cut by a program that is killed before it hears of it, and then appended to.
-async fn append_after_a_killed_cut() -> usize {
-    let scene = Scene::with(|_| {}).await;
+/// A log is cut, which the server does and does not answer, and then appended to.
+async fn append_after_a_lost_cut() -> usize {
+    let scene = Scene::with(|plan| plan.io_timeout = 1).await;
     let logger = Process::new(&scene.host);
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND;
     let log = logger.open(b"log", flags).await.unwrap();
     logger.write(&log, 0, 10).await.unwrap();
     logger.fsync(&log).await.unwrap();
-    scene
-        .killed(async |process| process.truncate(b"log", 0).await)
-        .await;
+    let silence = |calls: &[NFS_PROGRAM]| *scene.server.unanswered.lock().unwrap() = calls.to_vec();
+    silence(&[NFS_PROGRAM::NFSPROC3_SETATTR]);
+    let cut = Process::new(&scene.host).truncate(b"log", 0).await;
+    assert_eq!(cut, Err(Errno(libc::ETIMEDOUT)));
+    silence(&[]);
     logger.write(&log, 0, 1).await.unwrap();
     logger.fsync(&log).await.unwrap();
     scene.size(b"log")
 }
 
 #[test]
-fn an_append_after_a_killed_cut_leaves_no_hole() {
-    let size = || runtime().block_on(append_after_a_killed_cut());
+fn an_append_after_a_lost_cut_leaves_no_hole() {
+    let size = || runtime().block_on(append_after_a_lost_cut());
     assert_eq!(size(), 8);
     let _back = put_back(Mutant::LostCallsChangeNothing);
     assert_eq!(size(), 88, "the fault is back");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nfs3_types::nfs3::{
     CREATE3args, LINK3args, LOOKUP3args, NFS_PROGRAM, Nfs3Option, PROGRAM, READ3args, REMOVE3args,
-    RENAME3args, SETATTR3args, VERSION, WRITE3args, createhow3, filename3, nfsstat3,
+    RENAME3args, SETATTR3args, VERSION, WRITE3args, filename3, nfsstat3,
 };
 use nfs3_types::rpc::opaque_auth;
 use nfs3_types::xdr_codec::{Opaque, Pack, Unpack};
@@ -61,6 +61,8 @@ pub(super) struct Server {
     pub(super) orders: Mutex<VecDeque<(NFS_PROGRAM, Option<nfsstat3>)>>,
     /// Calls of these procedures are carried out, and not answered.
     pub(super) unanswered: Mutex<Vec<NFS_PROGRAM>>,
+    /// The next calls of these procedures wait for so long before they are carried out.
+    pub(super) held: Mutex<VecDeque<(NFS_PROGRAM, Duration)>>,
     /// The next answers to these procedures are late.
     pub(super) late: Mutex<VecDeque<(NFS_PROGRAM, Duration)>>,
     /// Which host last took a name from a file.
@@ -83,6 +85,7 @@ impl Server {
             answered: Mutex::default(),
             orders: Mutex::default(),
             unanswered: Mutex::default(),
+            held: Mutex::default(),
             late: Mutex::default(),
             takers: Mutex::default(),
             wires: Mutex::default(),
@@ -165,6 +168,7 @@ impl Server {
             slow *= 10;
         }
         tokio::time::sleep(Duration::from_millis(slow)).await;
+        wait_for_order(&self.held, procedure).await;
         if gone() {
             return;
         }
@@ -180,14 +184,7 @@ impl Server {
         if self.habits.remembers {
             self.memory.lock().unwrap().insert(key, Some(reply.clone()));
         }
-        let late = self
-            .late
-            .lock()
-            .unwrap()
-            .pop_front_if(|(name, _)| *name as u32 == procedure);
-        if let Some((_, late)) = late {
-            tokio::time::sleep(late).await;
-        }
+        wait_for_order(&self.late, procedure).await;
         if self.chance(self.habits.break_after) {
             return wire.reset();
         }
@@ -330,15 +327,12 @@ impl Server {
         Some(shorter)
     }
 
-    /// No WRITE may land after a newer one of the same bytes. A CREATE may cut what is there.
+    /// No WRITE may land after a newer one of the same bytes. A cut may be a part of an open.
     fn watch(&self, disk: &Disk, host: usize, procedure: NFS_PROGRAM, mut input: &[u8]) {
-        if procedure == NFS_PROGRAM::NFSPROC3_CREATE {
-            let args = take::<CREATE3args<'_>>(&mut input);
-            if let createhow3::UNCHECKED(set) = args.how
-                && let Nfs3Option::Some(0) = set.size
-                && let Ok(file) = disk.lookup(id(&args.where_.dir), args.where_.name.as_ref())
-            {
-                self.world.model.cut_by_create(file, host);
+        if procedure == NFS_PROGRAM::NFSPROC3_SETATTR {
+            let args = take::<SETATTR3args>(&mut input);
+            if let Nfs3Option::Some(0) = args.new_attributes.size {
+                self.world.model.cut_by_open(id(&args.object), host);
             }
         }
         if procedure != NFS_PROGRAM::NFSPROC3_WRITE {
@@ -361,6 +355,15 @@ impl Server {
                 ));
             }
         }
+    }
+}
+
+/// Waits for as long as the first of these orders says, if it is for this procedure.
+async fn wait_for_order(orders: &Mutex<VecDeque<(NFS_PROGRAM, Duration)>>, procedure: u32) {
+    let is_meant = |order: &mut (NFS_PROGRAM, _)| order.0 as u32 == procedure;
+    let order = orders.lock().unwrap().pop_front_if(is_meant);
+    if let Some((_, pause)) = order {
+        tokio::time::sleep(pause).await;
     }
 }
 

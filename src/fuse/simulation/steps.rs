@@ -1,13 +1,15 @@
 //! Single sequences that chance meets rarely, on one host and a server without faults.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nfs3_types::nfs3::{NFS_PROGRAM, nfsstat3};
+use nfs3_types::nfs3::{NFS_PROGRAM, createhow3, nfsstat3, sattr3};
+use tokio::sync::oneshot;
 
 use crate::fuse::error::Errno;
-use crate::fuse::fs::{Entry, Found, Fs, OpenFile};
+use crate::fuse::fs::{Entry, Found, Fs, Kernel, OpenFile};
 use crate::fuse::hidden::Hidden;
+use crate::fuse::known::Forgetting;
 use crate::fuse::options::FuseOptions;
 use crate::fuse::write::{Quick, WriteTo};
 use crate::mutant::{Mutant, put_back};
@@ -25,7 +27,7 @@ const APPEND: i32 = libc::O_WRONLY | libc::O_APPEND;
 pub(super) struct Bench {
     pub(super) fs: Arc<Fs>,
     pub(super) cred: Cred,
-    link: Arc<Link>,
+    pub(super) link: Arc<Link>,
     pub(super) server: Arc<Server>,
     _run: tempfile::TempDir,
     _world: Arc<World>,
@@ -33,6 +35,10 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) async fn new(habits: Habits) -> Self {
+        Self::over(habits, Arc::new(Caches::default())).await
+    }
+
+    async fn over(habits: Habits, kernel: Arc<dyn Kernel>) -> Self {
         let world = Arc::new(World::default());
         let server = Server::new(habits, Dice(1), Arc::clone(&world), 4096);
         world.server.set(Arc::downgrade(&server)).unwrap();
@@ -43,7 +49,6 @@ impl Bench {
         let root = FileHandle::new(&disk::ROOT.to_be_bytes()).unwrap();
         let run = tempfile::tempdir().unwrap();
         let hidden = Hidden::new(run.path(), "simulated");
-        let kernel = Arc::new(Caches::default());
         let fs = Fs::start(nfs, root, FuseOptions::default(), kernel, hidden);
         Self {
             fs: fs.await.unwrap(),
@@ -62,6 +67,13 @@ impl Bench {
         (entry, self.fs.file(opened.fh).unwrap(), opened.fh)
     }
 
+    /// Another host makes an empty file.
+    pub(super) fn made_elsewhere(&self, name: &[u8]) {
+        let how = createhow3::UNCHECKED(sattr3::default());
+        let mut disk = self.server.disk.lock().unwrap();
+        disk.create(disk::ROOT, name, &how).unwrap();
+    }
+
     pub(super) fn write(&self, file: &OpenFile, offset: u64, data: &[u8]) -> Quick {
         self.fs.write_quick(file, to(file, offset), data)
     }
@@ -74,7 +86,7 @@ impl Bench {
     }
 }
 
-fn to(file: &OpenFile, offset: u64) -> WriteTo {
+pub(super) fn to(file: &OpenFile, offset: u64) -> WriteTo {
     WriteTo {
         offset,
         flags: file.flags,
@@ -414,4 +426,76 @@ async fn a_directory_that_a_rename_may_have_moved_is_not_deleted() {
     assert!(unanswered_move().await);
     let _back = put_back(Mutant::UnansweredRenamesAreRefused);
     assert!(!unanswered_move().await);
+}
+
+/// What an open with O_CREAT comes to where the name was taken `times` times when it was to be made,
+/// and free whenever it was looked up.
+async fn made_where_others_come_and_go(times: usize) -> Result<(), Errno> {
+    let bench = Bench::new(Habits::default()).await;
+    let taken = (NFS_PROGRAM::NFSPROC3_CREATE, Some(nfsstat3::NFS3ERR_EXIST));
+    bench
+        .server
+        .orders
+        .lock()
+        .unwrap()
+        .extend([taken].repeat(times));
+    let made = bench
+        .fs
+        .create(&bench.cred, 1, b"file", 0o644, libc::O_WRONLY);
+    made.await.map(|_| ())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_comes_and_goes_is_made_or_looked_up_anew() {
+    assert_eq!(made_where_others_come_and_go(3).await, Ok(()));
+    let stale = Err(Errno(libc::ESTALE));
+    assert_eq!(made_where_others_come_and_go(100).await, stale);
+    // What is no file is looked up by the kernel.
+    let bench = Bench::new(Habits::default()).await;
+    let made = bench.server.disk.lock().unwrap().mkdir(disk::ROOT, b"dir");
+    assert!(made.is_ok());
+    let made = bench
+        .fs
+        .create(&bench.cred, 1, b"dir", 0o644, libc::O_WRONLY);
+    assert_eq!(made.await.map(|_| ()), stale);
+}
+
+/// A kernel that drops no page: somebody has it locked.
+#[derive(Debug, Default)]
+struct Locked(Mutex<Vec<oneshot::Sender<()>>>);
+
+impl Kernel for Locked {
+    fn drop_attributes(&self, _: u64) {}
+    fn drop_pages(&self, _: u64) {}
+    fn drop_range(&self, _: u64, _: u64, _: u64, done: oneshot::Sender<()>) {
+        self.0.lock().unwrap().push(done);
+    }
+    fn forget_unused(&self, _: Forgetting) {}
+}
+
+/// What two appends come to that go past pages which cannot be dropped, if they end within a day.
+async fn appends_past_locked_pages() -> Vec<Option<Result<(), Errno>>> {
+    let bench = Bench::over(Habits::default(), Arc::<Locked>::default()).await;
+    let fs = &bench.fs;
+    let (entry, file, open) = bench.create(b"log", libc::O_RDWR).await;
+    assert!(matches!(bench.write(&file, 0, b"page"), Quick::Done));
+    fs.fsync(open).await.unwrap();
+    let opened = fs.open(&bench.cred, entry.ino, APPEND).await.unwrap();
+    let log = fs.file(opened.fh).unwrap();
+    let mut ends = Vec::new();
+    for line in [b"one, ", b"two, "] {
+        assert!(matches!(bench.write(&log, 4, line), Quick::Wait));
+        let append = fs.write(&log, to(&log, 4), line);
+        let a_day = Duration::from_secs(24 * 3600);
+        ends.push(tokio::time::timeout(a_day, append).await.ok());
+    }
+    ends
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_append_past_a_page_that_stays_locked_ends() {
+    let timed_out = Some(Err(Errno(libc::ETIMEDOUT)));
+    assert_eq!(appends_past_locked_pages().await, [timed_out; 2]);
+    let _back = put_back(Mutant::WaitsNeverEnd);
+    assert_eq!(appends_past_locked_pages().await[0], None);
 }
