@@ -36,6 +36,16 @@ mutants! {
     CopiesUnbounded,
     /// The kernel is never made to forget files: a worker's memory grows with each file seen.
     NothingIsForgotten,
+    /// What lies behind the first call's bytes of a large write waits until it is forced out.
+    RestsWaitToBeForced,
+    /// Small pieces that are held count as their bytes only, whatever else they take.
+    PiecesCostNothing,
+    /// Who waits for memory walks all files that are open, not those that something is held of.
+    WaitersWalkAllFiles,
+    /// A name that is seen again is taken for new: all names of its file are gone through.
+    NamesSeenAgainAreNew,
+    /// Whether a file is open whose name goes, and that opens wait for it, are two steps.
+    TargetsInTwoSteps,
     /// A file's bytes that become durable while a READ of it is under way are never given back.
     HeldLeaksBesideReads,
     /// fsync through a descriptor for reading makes nothing durable.

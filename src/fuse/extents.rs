@@ -32,7 +32,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::mutant::{self, Mutant};
 
-use super::room::{SHARE_COST, Share};
+use super::room::{Room, Share};
 
 use buffer::Buffer;
 
@@ -170,7 +170,7 @@ impl<C: Clone + PartialEq> Held<C> {
 
     /// Memory that is taken.
     pub(super) fn cost(&self) -> usize {
-        self.bytes + self.segments.len() * SHARE_COST
+        Room::cost_of(self.bytes, self.segments.len())
     }
 
     /// Bytes that wait for a COMMIT.
@@ -444,7 +444,11 @@ impl<C: Clone + PartialEq> Held<C> {
     }
 
     fn launch(&mut self, at: u64) -> Flight<C> {
-        self.split(at.saturating_add(self.chunk as u64));
+        let rest = at.saturating_add(self.chunk as u64);
+        self.split(rest);
+        if mutant::is_on(Mutant::RestsWaitToBeForced) {
+            self.full.retain(|(_, from)| *from != rest);
+        }
         let id = self.tick();
         let run = self.run(at);
         let start = run.first().copied().unwrap_or(at);

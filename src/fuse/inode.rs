@@ -464,6 +464,7 @@ impl Maps {
         }
         if let Some(led) = self.by_name.get_mut(&name)
             && led.ino == ino
+            && !mutant::is_on(Mutant::NamesSeenAgainAreNew)
         {
             led.asked = asked;
             return;
@@ -545,6 +546,38 @@ mod tests {
             assert!((ROOT + 1..OWN_IDS).contains(&node_id(fileid)), "{fileid}");
         }
         assert_ne!(node_id(0), node_id(ROOT));
+    }
+
+    /// The order of a file's names behind the first one, after the second of four was seen again.
+    fn names_after_one_was_seen_again() -> Vec<usize> {
+        let limits = Limits::of(&FuseOptions::default(), false);
+        let handle = |n: u64| FileHandle::new(&n.to_be_bytes()).unwrap();
+        let inodes = Inodes::new(handle(0), attr(2), limits);
+        let (inode, _) = inodes.intern(handle(1), &attr(3), 1, limits);
+        let names = ["a", "b", "c", "d"];
+        for (name, asked) in names.into_iter().chain(["b"]).zip(1..) {
+            inodes.add_name(ROOT, name.as_bytes(), inode.ino, asked);
+        }
+        let keys = names.map(|name| inodes.maps().key(ROOT, name.as_bytes()));
+        let place = |name: &NameKey| keys.iter().position(|key| key == name).unwrap();
+        let state = inode.state();
+        state
+            .names
+            .others
+            .iter()
+            .flat_map(|others| others.iter().map(place))
+            .collect()
+    }
+
+    #[test]
+    fn a_name_that_is_seen_again_costs_no_walk_over_the_others() {
+        assert_eq!(names_after_one_was_seen_again(), [1, 2, 3]);
+        let _back = put_back(Mutant::NamesSeenAgainAreNew);
+        assert_eq!(
+            names_after_one_was_seen_again(),
+            [2, 3, 1],
+            "taken out and put in"
+        );
     }
 
     #[test]

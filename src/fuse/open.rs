@@ -112,6 +112,11 @@ impl Target {
                 cred: cred.clone(),
             });
         }
+        if mutant::is_on(Mutant::TargetsInTwoSteps) {
+            drop(state);
+            std::thread::yield_now();
+            state = inode.state();
+        }
         Self::Closed(Going::new(&inode, &mut state))
     }
 }

@@ -17,7 +17,7 @@ use crate::mutant::{self, Mutant};
 use super::task;
 
 /// What a segment costs beside its bytes: its entries in the maps and the allocator's head.
-pub(super) const SHARE_COST: usize = 256;
+const SHARE_COST: usize = 256;
 
 /// See the module's text.
 #[derive(Debug, Default)]
@@ -41,12 +41,20 @@ impl Room {
 
     /// Memory that is taken.
     pub(super) fn cost(&self) -> usize {
-        self.bytes() + self.shares() * SHARE_COST
+        Self::cost_of(self.bytes(), self.shares())
+    }
+
+    /// Memory that so many bytes take in so many segments.
+    pub(super) fn cost_of(bytes: usize, segments: usize) -> usize {
+        match mutant::is_on(Mutant::PiecesCostNothing) {
+            true => bytes,
+            false => bytes + segments * SHARE_COST,
+        }
     }
 
     /// Whether so many bytes more stay within `most`; they always do where there are none yet.
     pub(super) fn fits(cost: usize, more: usize, most: usize) -> bool {
-        cost == 0 || cost + more + SHARE_COST <= most
+        cost == 0 || cost + Self::cost_of(more, 1) <= most
     }
 
     /// Takes room, whether or not there is any: who calls has asked [`Self::fits`].

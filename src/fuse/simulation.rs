@@ -44,6 +44,7 @@ mod mutants;
 mod names;
 mod network;
 mod plan;
+mod pressure;
 #[path = "../../tests/simulation/procedures.rs"]
 mod procedures;
 mod process;

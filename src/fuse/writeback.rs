@@ -76,7 +76,10 @@ impl Fs {
     pub(super) fn relieve(self: &Arc<Self>, inode: &Arc<Inode>) {
         let mut dirty = vec![Arc::clone(inode)];
         if self.room.cost() > self.bounds.all / 2 {
-            dirty = self.all_dirty();
+            dirty = match mutant::is_on(Mutant::WaitersWalkAllFiles) {
+                true => self.inodes.busy(),
+                false => self.all_dirty(),
+            };
         }
         for inode in dirty {
             {

@@ -321,15 +321,20 @@ fn what_was_overwritten_and_lost_is_stood_for_by_what_overwrote_it() {
     assert!(!held.pending(mark));
 }
 
-#[test]
-fn a_segment_of_several_chunks_goes_out_whole_without_being_forced() {
+/// How much of a write of four chunks goes out without being forced.
+fn sent_at_once() -> usize {
     let room = Arc::new(Room::default());
     let mut held: Held<u8> = Held::default();
     held.write(0, &[1; 4 * CHUNK], &0, CHUNK, room.take(4 * CHUNK));
-    let sent: usize = std::iter::from_fn(|| held.take(0))
-        .map(|f| f.data.len())
-        .sum();
-    assert_eq!(sent, 4 * CHUNK);
+    let flights = std::iter::from_fn(|| held.take(0));
+    flights.map(|flight| flight.data.len()).sum()
+}
+
+#[test]
+fn a_segment_of_several_chunks_goes_out_whole_without_being_forced() {
+    assert_eq!(sent_at_once(), 4 * CHUNK);
+    let _back = mutant::put_back(Mutant::RestsWaitToBeForced);
+    assert_eq!(sent_at_once(), CHUNK);
 }
 
 #[test]

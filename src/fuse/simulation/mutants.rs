@@ -146,6 +146,31 @@ const NAMED: &[(Mutant, &str, &str)] = &[
         "put_back(Mutant::OldAnswersEndDoubts)",
     ),
     (
+        Mutant::RestsWaitToBeForced,
+        "src/fuse/extents/tests.rs",
+        "put_back(Mutant::RestsWaitToBeForced)",
+    ),
+    (
+        Mutant::PiecesCostNothing,
+        "src/fuse/simulation/pressure.rs",
+        "put_back(Mutant::PiecesCostNothing)",
+    ),
+    (
+        Mutant::WaitersWalkAllFiles,
+        "src/fuse/simulation/pressure.rs",
+        "put_back(Mutant::WaitersWalkAllFiles)",
+    ),
+    (
+        Mutant::NamesSeenAgainAreNew,
+        "src/fuse/inode.rs",
+        "put_back(Mutant::NamesSeenAgainAreNew)",
+    ),
+    (
+        Mutant::TargetsInTwoSteps,
+        "src/fuse/simulation/pressure.rs",
+        "Some(Mutant::TargetsInTwoSteps)",
+    ),
+    (
         Mutant::PartsKeepTheWhole,
         "src/fuse/extents/buffer.rs",
         "put_back(Mutant::PartsKeepTheWhole)",
