@@ -159,6 +159,8 @@ mutants! {
     RetainedMovesByName,
     /// A restore does not look whether what it has published is whole.
     RestoredUnseen,
+    /// A restore deletes what it has taken before it has published what comes back.
+    RestoreDeletesFirst,
     /// A claim counts wherever it was made, also in a directory that a restore has deleted.
     ClaimsAreNotLookedFor,
     /// What cannot be deleted keeps all that comes after it.

@@ -48,6 +48,7 @@ delete trash/ENTRY/volume/removing, then move trash/ENTRY/volume to volumes/NAME
 Where a restore was broken off there is no trash/ENTRY/volume but trash/ENTRY/restoring.RANDOM.
 With a record.json in that: move data, if it is there still, to the directory that this names, delete
 from/ in it, then move it to volumes/NAME. Without one: from/ in it is what volume was.
+volumes/NAME/from/, beside record.json, is left over from a restore; nothing needs it.
 ";
 
 /// `format.json`: tells one share from another, also when its address changes.

@@ -7,16 +7,23 @@
 //! 3. write `restoring.<nonce>/record.json`, which says under which name and where it comes back;
 //! 4. RENAME `trash/<entry>/data` to its place;
 //! 5. of an exclusive volume: RENAME its claims out of `from` to `restoring.<nonce>/claims.<id>`;
-//! 6. delete `from`;
-//! 7. RENAME `restoring.<nonce>` to `volumes/<name>`.
+//! 6. RENAME `restoring.<nonce>` to `volumes/<name>`: the volume is back;
+//! 7. look whether record, data and claims are where they belong;
+//! 8. delete `volumes/<name>/from`.
 //!
 //! Invariants: whoever restores writes only into a directory of its own, so nobody else's name gets
-//! into the record that comes back; what was taken stays in the entry until 7, and is taken by the next
+//! into the record that comes back; what was taken stays in the entry until 6, and is taken by the next
 //! one that restores it in the same way, with what has moved by then. So a restore that was cut off is
-//! done again under any name, and one that is still under way fails at 7, since what it has taken is gone.
+//! done again under any name, and one that is still under way fails at 6, since what it has taken is gone.
 //! A volume that comes back keeps its id, so it keeps its claims as well: where epochs began anew, a host
 //! that is in the middle of claiming it would not meet the next one's claim. Intents and marks of
-//! removals do not come back.
+//! removals do not come back: nobody looks for them in `from`.
+//!
+//! Nothing is deleted before 7 has found the rest in place. Where a server that was restarted has forgotten
+//! what it acknowledged, all goes back into the entry, and `from` tells what it is. Nor is anything
+//! deleted once there is a new connection since the look: its server may have forgotten the restore, and
+//! have `from` in the trash. A `from` that stays is not needed, and does no harm: it goes to the trash with the
+//! volume, comes back beneath another one, and a sweep deletes it ([`super::sweep`]).
 //!
 //! Data that a restore which was cut off has moved elsewhere is moved back into the entry by the next one,
 //! which looks afterwards whether it still has the entry, and otherwise puts the data back: whoever has it
@@ -26,8 +33,8 @@
 //! Known limits: a host that stops for ever between that move and the look, after it has lost the entry, leaves
 //! the data of a volume in the trash; Mount refuses it. Without a home share the record comes back into the
 //! state directory, which no RENAME guards; two such hosts that restore one entry within a moment may both
-//! have it. A server that restarts right before 6 and has lost 3, which it had acknowledged, may leave data
-//! without a record.
+//! have it. Over a kernel mount no new connection is seen, so a server that restarts during 8 and has forgotten
+//! the whole restore may leave data without a record.
 
 use std::sync::Arc;
 
@@ -182,11 +189,18 @@ async fn records(
     taken: &SharePath,
     name: &VolumeName,
 ) -> Result<Vec<Record>, CatalogError> {
-    let mut found = Vec::new();
+    let (mut found, mut torn) = (Vec::new(), None);
     for at in layers(home, taken).await? {
-        found.extend(trash::record_in(home, &at, name).await?);
+        match trash::record_in(home, &at, name).await {
+            Ok(record) => found.extend(record),
+            Err(error @ CatalogError::Record { .. }) => torn = torn.or(Some(error)),
+            Err(error) => return Err(error),
+        }
     }
-    Ok(found)
+    match torn {
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok(found),
+    }
 }
 
 /// The directory of a restore, and in turn what it has taken.
@@ -370,15 +384,16 @@ impl<'a> Restoring<'a> {
         }
     }
 
-    /// Brings the claims to an exclusive volume out of what was taken.
-    pub(super) async fn bring_claims(&self) -> Result<(), CatalogError> {
+    /// Brings the claims to an exclusive volume out of what was taken; whether there were any.
+    pub(super) async fn bring_claims(&self) -> Result<bool, CatalogError> {
         if self.record.options.access != Access::Exclusive
             || mutant::is_on(Mutant::RestoredClaimsBeginAnew)
         {
-            return Ok(());
+            return Ok(false);
         }
         let claims = cluster::claims(&self.record.name, &self.record.id);
         let claims = claims.name();
+        let mut any = false;
         // The innermost first: a restore that has lost the entry may be at this, and moves them outwards.
         for layer in layers(self.home, &self.dir).await?.iter().skip(1).rev() {
             let (from, to) = (layer.join(claims), self.dir.join(claims));
@@ -386,49 +401,101 @@ impl<'a> Restoring<'a> {
                 Err(error) if !matches!(error.kind, AdminErrorKind::NotFound) => {
                     return Err(error.into());
                 }
-                _ => {}
+                moved => any |= moved.is_ok(),
             }
         }
-        Ok(())
+        Ok(any)
     }
 
     /// Brings the record back; its data is in place.
     pub(super) async fn publish(&self) -> Result<(), CatalogError> {
-        let (home, record) = (self.home, &self.record);
-        self.bring_claims().await?;
+        let claimed = self.bring_claims().await?;
         fail::fail_point!("restore.claims", |_| crate::failpoint::die());
-        match share::delete_tree(home, &self.dir.join(RESTORED_FROM)).await {
-            // Taken by another host: the RENAME tells.
-            Err(error) if !matches!(error.kind, AdminErrorKind::NotFound) => {
-                return Err(error.into());
-            }
-            _ => {}
+        self.put_in_place(claimed).await
+    }
+
+    /// Puts the volume in its place. `claimed`: with claims.
+    pub(super) async fn put_in_place(&self, claimed: bool) -> Result<(), CatalogError> {
+        let (home, volume) = (self.home, layout::volume(&self.record.name));
+        if mutant::is_on(Mutant::RestoreDeletesFirst) {
+            share::delete_tree(home, &self.dir.join(RESTORED_FROM)).await?;
         }
-        fail::fail_point!("restore.cleared", |_| crate::failpoint::die());
-        let Err(error) = home.rename(&self.dir, &layout::volume(&record.name)).await else {
-            return self.look_at_published().await;
-        };
-        match share::read(home, &record.name).await? {
-            Some(there) if there.id == record.id => self.look_at_published().await,
-            Some(_) => Err(CatalogError::NameTaken(record.name.clone())),
-            None => Err(self.lost(error)),
+        let failed = home.rename(&self.dir, &volume).await.err();
+        fail::fail_point!("restore.published", |_| crate::failpoint::die());
+        let dials = home.dials();
+        match (self.look_at(&volume, claimed).await?, failed) {
+            (Published::Whole, None) => {
+                self.delete_taken(&volume, dials).await;
+                Ok(())
+            }
+            // The reply was lost, or it is another restore's: what was taken is for a sweep, or for that one.
+            (Published::Whole, Some(_)) => Ok(()),
+            (Published::InPart, _) => self.put_back(&volume).await,
+            (Published::Another, Some(_)) => Err(CatalogError::NameTaken(self.record.name.clone())),
+            (Published::Nothing, Some(error)) => Err(self.lost(error)),
+            // It was there, and has been removed since; or the server has forgotten it by now.
+            (Published::Another | Published::Nothing, None) => match home.attr(&self.dir).await? {
+                None => Ok(()),
+                Some(_) => Err(CatalogError::RestoredElsewhere(self.entry.entry.clone())),
+            },
         }
     }
 
-    /// Looks at what was published. Where a server has forgotten a part of it on the way, what was taken is
-    /// in it still, or the data in the trash: it goes back into the entry, where it is found again.
-    async fn look_at_published(&self) -> Result<(), CatalogError> {
-        let (home, volume) = (self.home, layout::volume(&self.record.name));
-        let whole = home.attr(&volume.join(RESTORED_FROM)).await?.is_none()
-            && (!self.record.moves_data() || self.on.attr(&data_of(self.entry)).await?.is_none());
-        if whole || mutant::is_on(Mutant::RestoredUnseen) {
-            return Ok(());
+    /// Looks at what was published: a server may have forgotten a part of it on the way.
+    async fn look_at(&self, volume: &SharePath, claimed: bool) -> Result<Published, CatalogError> {
+        let (home, record) = (self.home, &self.record);
+        if mutant::is_on(Mutant::RestoredUnseen) {
+            return Ok(Published::Whole);
         }
+        match share::read(home, &record.name).await {
+            Ok(Some(there)) if there.id == record.id => {}
+            Ok(Some(_)) => return Ok(Published::Another),
+            Ok(None) | Err(CatalogError::Record { .. }) => {
+                let there = records(home, volume, &self.entry.name).await;
+                let is_ours = there.is_ok_and(|there| there.iter().any(|it| it.id == record.id));
+                return Ok(match is_ours {
+                    true => Published::InPart,
+                    false => Published::Nothing,
+                });
+            }
+            Err(error) => return Err(error),
+        }
+        let claims = volume.join(cluster::claims(&record.name, &record.id).name());
+        let in_part = (claimed && home.attr(&claims).await?.is_none())
+            || (record.moves_data() && self.on.attr(&data_of(self.entry)).await?.is_some());
+        Ok(match in_part {
+            true => Published::InPart,
+            false => Published::Whole,
+        })
+    }
+
+    /// Puts what was published in part back into the entry, where it is found again.
+    async fn put_back(&self, volume: &SharePath) -> Result<(), CatalogError> {
         tracing::warn!(volume = %self.record.name, "the server forgot a part of its restore: put back");
-        home.mkdir(&self.dir.parent(), 0o755).await?;
-        home.rename(&volume, &self.dir).await?;
+        self.home.mkdir(&self.dir.parent(), 0o755).await?;
+        let moved = self.home.rename(volume, &self.dir).await;
+        moved.map_err(|error| self.lost(error))?;
         Err(CatalogError::RestoredElsewhere(self.entry.entry.clone()))
     }
+
+    /// Deletes what was taken, as long as it is reached by the connections that it was looked at by.
+    async fn delete_taken(&self, volume: &SharePath, dials: u64) {
+        let (home, from) = (self.home, volume.join(RESTORED_FROM));
+        if let Err(error) = home.remove_tree(&from, &|| home.dials() == dials).await {
+            tracing::warn!(volume = %self.record.name, %error,
+                "restored; what it was restored from stays beside its record until it is swept");
+        }
+    }
+}
+
+/// What a restore finds where it has published.
+enum Published {
+    Whole,
+    /// Something of it is missing.
+    InPart,
+    /// Another volume.
+    Another,
+    Nothing,
 }
 
 /// Whether something was not where it was a moment ago.

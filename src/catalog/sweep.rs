@@ -6,15 +6,15 @@
 //!
 //! Costs a listing each of `tmp/`, `hosts/` and `volumes/`, and of each volume whose directory changed
 //! [`LATELY`]. Known limit: what a crash left in a volume's directory, and nobody swept for so long,
-//! stays until the volume is removed.
+//! stays until the volume is removed, and is deleted with it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::error::CatalogError;
 use super::expiry::Clocks;
-use super::layout;
 use super::trash::{LEFT_OVER, delete};
+use super::{layout, share};
 use crate::cluster::layout as hosts;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
@@ -109,8 +109,27 @@ impl Sweep<'_> {
             let volume = dir.join(name);
             let entries = self.list(&volume).await?;
             self.temporaries(&volume, &entries).await?;
+            self.restored(&volume, &entries).await?;
         }
         Ok(())
+    }
+
+    /// Deletes what a restore that was cut off has left beside the record. If that cannot be read, it is
+    /// all that tells of the volume.
+    async fn restored(
+        &mut self,
+        volume: &SharePath,
+        entries: &[DirEntry],
+    ) -> Result<(), CatalogError> {
+        let mut left = entries.iter().filter(|e| e.name == layout::RESTORED_FROM);
+        let (Some(from), Ok(name)) = (left.next(), volume.name().parse()) else {
+            return Ok(());
+        };
+        match share::read(self.admin, &name).await {
+            Ok(Some(_)) => self.old(volume, from, LEFT_OVER).await,
+            Ok(None) | Err(CatalogError::Record { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn temporaries(

@@ -356,7 +356,6 @@ cases! {
         HELD, [Unmount("db")], [Remove("db")];
     restore_create(long long long long long long):
         TRASH, [Restore("db")], [Create("db")];
-    // Does not hold when the server forgets: see the known limits of `catalog::restore`.
     restore_remove(quick long long quick long long):
         TRASH, [Restore("db")], [Remove("db")];
     restore_restore(long long long long long long):

@@ -95,7 +95,7 @@ const TABLE: &[(&str, Op, Path, By)] = &[
     ("restore.renamed", Restore, Fuse, SameHost),
     ("restore.data", Restore, Fuse, SameHost),
     ("restore.claims", Restore, Fuse, SameHost),
-    ("restore.cleared", Restore, Fuse, SameHost),
+    ("restore.published", Restore, Fuse, SameHost),
     ("restore.record", Restore, Fuse, SameHost),
 ];
 
@@ -411,7 +411,9 @@ fn restored(world: &World, b: &Nfsvol) -> Result {
     }
     ensure!(world.agree(VOLUME)?);
     ensure!(disk.0.join(DIR).join("precious").exists());
-    // An entry that was emptied goes away once it is old, by its name.
+    // What a restore that had published has left goes away once it is old.
+    disk.age_restored(VOLUME)?;
+    // An entry that was emptied as well, by its name.
     for entry in disk.names("trash") {
         fs::rename(
             disk.own("trash").join(&entry),
@@ -421,7 +423,7 @@ fn restored(world: &World, b: &Nfsvol) -> Result {
     }
     b.kill()?;
     b.up()?;
-    wait_for("the emptied entry to be swept", SWEPT, || {
-        disk.names("trash").is_empty()
+    wait_for("what was left to be swept", SWEPT, || {
+        disk.names("trash").is_empty() && disk.names(&format!("volumes/{VOLUME}")).len() == 1
     })
 }

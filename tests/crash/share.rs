@@ -70,10 +70,16 @@ impl Disk {
 
     /// Makes what is in `tmp/` two hours old, so that it counts as left over.
     pub(crate) fn age_leftovers(&self) -> Result {
-        for name in self.names("tmp") {
-            let path = self.own("tmp").join(name);
-            let path = path.to_str().context("the lab's path is not UTF-8")?;
-            run(&["touch", "-d", "2 hours ago", path])?.ok()?;
+        let mut names = self.names("tmp").into_iter();
+        names.try_for_each(|name| age(&self.own("tmp").join(name)))
+    }
+
+    /// The same of what a restore has left beside a volume's record.
+    pub(crate) fn age_restored(&self, volume: &str) -> Result {
+        let volume = self.own("volumes").join(volume);
+        if volume.join("from").exists() {
+            age(&volume.join("from"))?;
+            age(&volume)?;
         }
         Ok(())
     }
@@ -94,6 +100,12 @@ fn names(dir: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+fn age(path: &Path) -> Result {
+    let path = path.to_str().context("the lab's path is not UTF-8")?;
+    run(&["touch", "-d", "2 hours ago", path])?.ok()?;
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Value> {

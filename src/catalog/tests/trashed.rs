@@ -14,6 +14,24 @@ impl Lab {
             .collect()
     }
 
+    /// The directory of the only restore in the only entry.
+    fn restoring(&self) -> PathBuf {
+        let entry = self
+            .path(".nfsvol/trash")
+            .join(self.entries().pop().unwrap());
+        let entries = fs::read_dir(entry).unwrap();
+        let mut paths = entries.map(|entry| entry.unwrap().path());
+        paths.find(|path| path.join("from").exists()).unwrap()
+    }
+
+    /// What lies in a volume's directory of the catalog.
+    fn files_of(&self, volume: &str) -> Vec<String> {
+        let files = fs::read_dir(self.path(&format!(".nfsvol/volumes/{volume}"))).unwrap();
+        files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
     /// Gives the only entry another time.
     fn date(&self, time: &str) {
         let entry = self.entries().pop().unwrap();
@@ -214,6 +232,106 @@ async fn what_a_server_forgot_of_a_restore_is_seen() {
     assert!(forgotten_data_comes_back().await);
     let _back = put_back(Mutant::RestoredUnseen);
     assert!(!forgotten_data_comes_back().await);
+}
+
+/// A restore goes on although the server has forgotten its record, or has torn it; whether it tells so, and
+/// the next one brings all of it.
+async fn forgotten_record_comes_back(torn: Option<&str>) -> bool {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    host.made("x", &[]).await;
+    fs::write(lab.path("x/file"), "data").unwrap();
+    host.remove("x").await;
+    let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
+    let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+    let restoring = taken.await.unwrap();
+    if let Some(torn) = torn {
+        fs::write(lab.restoring().join("record.json"), torn).unwrap();
+    }
+    let told = restoring.publish().await.is_err();
+    told && host.restore("x", None).await.is_ok()
+        && lab.path("x/file").exists()
+        && lab.files_of("x") == ["record.json"]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_whose_record_a_server_forgot_loses_nothing() {
+    for torn in [None, Some(""), Some("\0\0\0")] {
+        assert!(forgotten_record_comes_back(torn).await, "{torn:?}");
+    }
+    let _back = put_back(Mutant::RestoreDeletesFirst);
+    assert!(!forgotten_record_comes_back(None).await);
+}
+
+/// The same of the claims that were brought out of what was taken.
+async fn forgotten_claims_come_back() -> bool {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    let record = host.made("x", &[("access", "exclusive")]).await;
+    let claims = format!("claims.{}", record.id);
+    fs::create_dir_all(lab.path(".nfsvol/volumes/x").join(&claims).join("7")).unwrap();
+    host.remove("x").await;
+    let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
+    let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+    let mut restoring = taken.await.unwrap();
+    restoring.note().await.unwrap();
+    restoring.bring_data(&host.catalog).await.unwrap();
+    let claimed = restoring.bring_claims().await.unwrap();
+    let dir = lab.restoring();
+    fs::rename(dir.join(&claims), dir.join("from").join(&claims)).unwrap();
+    let told = restoring.put_in_place(claimed).await.is_err();
+    let again = host.restore("x", None).await;
+    told && again.is_ok()
+        && lab
+            .path(".nfsvol/volumes/x")
+            .join(claims)
+            .join("7")
+            .exists()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_whose_claims_a_server_forgot_brings_them_again() {
+    assert!(forgotten_claims_come_back().await);
+    let _back = put_back(Mutant::RestoredUnseen);
+    assert!(!forgotten_claims_come_back().await);
+}
+
+/// A restore that is stopped when it has published leaves what it has taken beside the record: that is
+/// deleted when it is old, if the record can be read, and is in nobody's way before.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_restore_has_taken_is_swept_or_harmless() {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    host.made("x", &[]).await;
+    fs::write(lab.path("x/file"), "data").unwrap();
+    let (volume, record) = (
+        lab.path(".nfsvol/volumes/x"),
+        lab.path(".nfsvol/volumes/x/record.json"),
+    );
+    let leave = || {
+        fs::create_dir_all(volume.join("from/removing/by.1.a")).unwrap();
+        fs::copy(&record, volume.join("from/record.json")).unwrap();
+    };
+    leave();
+    host.remove("x").await;
+    host.restore("x", Some("y")).await.unwrap();
+    assert_eq!(lab.files_of("y"), ["record.json"]);
+    host.remove("y").await;
+    host.restore("x", Some("x")).await.unwrap();
+
+    leave();
+    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+    let age = |dir: PathBuf| fs::File::open(dir).unwrap().set_modified(hours_ago);
+    let whole = fs::read(&record).unwrap();
+    for (contents, stays) in [(&b"torn"[..], true), (&whole[..], false)] {
+        fs::write(&record, contents).unwrap();
+        age(volume.join("from")).unwrap();
+        age(volume.clone()).unwrap();
+        host.catalog.sweep(&host.admin).await.unwrap();
+        assert_eq!(volume.join("from").exists(), stays);
+    }
+    assert_eq!(lab.files_of("x"), ["record.json"]);
+    assert!(lab.path("x/file").exists());
 }
 
 /// The claims that an exclusive volume has after a restore, which came after so many that were cut off
