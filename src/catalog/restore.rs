@@ -213,6 +213,15 @@ async fn layers(home: &Admin, taken: &SharePath) -> Result<Vec<SharePath>, Admin
     Ok(layers)
 }
 
+/// The highest epoch of claims, 0 where there is none in their directory.
+async fn highest_epoch(home: &Admin, claims: &SharePath) -> Result<Option<u64>, AdminError> {
+    let entries = home.list(claims).await?;
+    Ok(entries.map(|entries| {
+        let epochs = entries.iter().filter_map(|e| e.name.to_str()?.parse().ok());
+        epochs.max().unwrap_or(0)
+    }))
+}
+
 /// Removes what restores that took nothing have left in an entry.
 pub(super) async fn clear(home: &Admin, entry: &SharePath) -> Result<(), AdminError> {
     for left in begun(home, entry).await? {
@@ -384,7 +393,8 @@ impl<'a> Restoring<'a> {
         }
     }
 
-    /// Brings the claims to an exclusive volume out of what was taken; whether there were any.
+    /// Brings the claims to an exclusive volume out of what was taken; whether there were any. A host that
+    /// was slow may have made others in what an earlier restore had taken: the highest epoch tells.
     pub(super) async fn bring_claims(&self) -> Result<bool, CatalogError> {
         if self.record.options.access != Access::Exclusive
             || mutant::is_on(Mutant::RestoredClaimsBeginAnew)
@@ -392,19 +402,26 @@ impl<'a> Restoring<'a> {
             return Ok(false);
         }
         let claims = cluster::claims(&self.record.name, &self.record.id);
-        let claims = claims.name();
-        let mut any = false;
-        // The innermost first: a restore that has lost the entry may be at this, and moves them outwards.
-        for layer in layers(self.home, &self.dir).await?.iter().skip(1).rev() {
-            let (from, to) = (layer.join(claims), self.dir.join(claims));
-            match self.home.rename(&from, &to).await {
-                Err(error) if !matches!(error.kind, AdminErrorKind::NotFound) => {
-                    return Err(error.into());
+        let (home, to) = (self.home, self.dir.join(claims.name()));
+        for _ in 0..LOOKS {
+            let mut last: Option<(u64, SharePath)> = None;
+            // The innermost first: a restore that has lost the entry may be at this, and moves them outwards.
+            for layer in layers(home, &self.dir).await?.iter().skip(1).rev() {
+                let from = layer.join(claims.name());
+                let epoch = highest_epoch(home, &from).await?;
+                if epoch.is_some() && epoch >= last.as_ref().map(|(epoch, _)| *epoch) {
+                    last = epoch.map(|epoch| (epoch, from));
                 }
-                moved => any |= moved.is_ok(),
+            }
+            let Some((_, from)) = last else {
+                return Ok(false);
+            };
+            match home.rename(&from, &to).await {
+                Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => {}
+                moved => return Ok(moved.map(|()| true)?),
             }
         }
-        Ok(any)
+        Err(CatalogError::RestoredElsewhere(self.entry.entry.clone()))
     }
 
     /// Brings the record back; its data is in place.

@@ -121,8 +121,8 @@ impl Sweep<'_> {
         volume: &SharePath,
         entries: &[DirEntry],
     ) -> Result<(), CatalogError> {
-        let mut left = entries.iter().filter(|e| e.name == layout::RESTORED_FROM);
-        let (Some(from), Ok(name)) = (left.next(), volume.name().parse()) else {
+        let left = entries.iter().find(|e| e.name == layout::RESTORED_FROM);
+        let (Some(from), Ok(name)) = (left, volume.name().parse()) else {
             return Ok(());
         };
         match share::read(self.admin, &name).await {

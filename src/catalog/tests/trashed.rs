@@ -317,7 +317,7 @@ async fn what_a_restore_has_taken_is_swept_or_harmless() {
     host.restore("x", Some("y")).await.unwrap();
     assert_eq!(lab.files_of("y"), ["record.json"]);
     host.remove("y").await;
-    host.restore("x", Some("x")).await.unwrap();
+    host.restore("y", Some("x")).await.unwrap();
 
     leave();
     let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
@@ -335,8 +335,9 @@ async fn what_a_restore_has_taken_is_swept_or_harmless() {
 }
 
 /// The claims that an exclusive volume has after a restore, which came after so many that were cut off
-/// when the last of them had brought the claims.
-fn restored_claims(cuts: usize) -> Vec<String> {
+/// when the last of them had brought the claims. It was restored before, and a slow host has made its claim in
+/// what was taken then.
+fn restored_claims(cuts: usize, beside: Option<&str>) -> Vec<String> {
     // On this thread, for what is put back.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -349,6 +350,9 @@ fn restored_claims(cuts: usize) -> Vec<String> {
         let claims = format!("claims.{}", record.id);
         let claims = |at: &str| lab.path(at).join(&claims);
         fs::create_dir_all(claims(".nfsvol/volumes/x").join("7")).unwrap();
+        if let Some(epoch) = beside {
+            fs::create_dir_all(claims(".nfsvol/volumes/x/from").join(epoch)).unwrap();
+        }
         host.remove("x").await;
         for cut in 0..cuts {
             let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
@@ -371,11 +375,13 @@ fn restored_claims(cuts: usize) -> Vec<String> {
 #[test]
 fn a_restored_volume_keeps_its_claims() {
     for cuts in 0..=3 {
-        assert_eq!(restored_claims(cuts), ["7"], "{cuts}");
+        for beside in [None, Some("1")] {
+            assert_eq!(restored_claims(cuts, beside), ["7"], "{cuts} {beside:?}");
+        }
     }
     let _back = put_back(Mutant::RestoredClaimsBeginAnew);
     assert!(
-        restored_claims(0).is_empty(),
+        restored_claims(0, None).is_empty(),
         "not found when it is put back"
     );
 }
