@@ -204,6 +204,8 @@ mutants! {
     TornFilesStay,
     /// An epoch whose claim is missing is taken for one that is being removed, for ever.
     ClaimsWithoutFileStay,
+    /// A host puts a claim of its own that the server has lost over another host's that has come since.
+    OwnClaimReplaces,
     /// Of the hosts that want an exclusive volume, whoever looks first has it.
     WhoeverIsFirst,
     /// While the disk is slow that takes what a call writes of a volume, all calls wait.

@@ -158,7 +158,9 @@ impl<E: Env> Member<E> {
         let claims = layout::claims(volume, id);
         let written = match self.written(store, &claims, epoch).await? {
             // The server has lost the file, or a higher epoch's maker is removing this one.
-            Written::Gone if self.is_epoch_there(store, &claims, epoch).await? => Written::Torn,
+            Written::Gone if self.is_epoch_there(store, &claims, epoch).await? => {
+                self.without_file(store, state, volume, id, epoch).await?
+            }
             written => written,
         };
         let claim = match written {
@@ -210,8 +212,29 @@ impl<E: Env> Member<E> {
         Ok(there.is_some())
     }
 
+    /// The claim of an epoch whose file is not there. One's own is put there again, unless there is another
+    /// host's by now: the server may have forgotten the whole epoch between the two looks.
+    async fn without_file(
+        &self,
+        store: &impl Store,
+        state: &State,
+        volume: &VolumeName,
+        id: &str,
+        epoch: u64,
+    ) -> Result<Written, MemberError> {
+        if !is_own(state, volume, id, epoch) || mutant::is_on(Mutant::OwnClaimReplaces) {
+            return Ok(Written::Torn);
+        }
+        let claims = layout::claims(volume, id);
+        let claim = json(&self.to_claim(state, volume)?);
+        let file = layout::claim_file(&claims.join(&epoch.to_string()));
+        store.create(&file, &claim).await?;
+        self.written(store, &claims, epoch).await
+    }
+
     /// A claim that cannot be read is that of a host whose document holds the volume exclusively;
-    /// where none does, it is void.
+    /// where none does, it is void. One's own is replaced: as long as its file is there, whatever is in it,
+    /// no other host's epoch takes its place.
     async fn holder_of_torn(
         &self,
         store: &impl Store,
@@ -220,8 +243,7 @@ impl<E: Env> Member<E> {
         id: &str,
         epoch: u64,
     ) -> Result<Holder, MemberError> {
-        let own = state.claims.get(volume);
-        if own.is_some_and(|own| own.id == id && own.epoch == epoch) {
+        if is_own(state, volume, id, epoch) {
             let claims = layout::claims(volume, id);
             let claim = self.to_claim(state, volume)?;
             let file = layout::claim_file(&claims.join(&epoch.to_string()));
@@ -298,6 +320,12 @@ impl<E: Env> Member<E> {
         let last = epochs(store, claims).await?.pop();
         Ok(last == Some(epoch))
     }
+}
+
+/// Whether this host has a volume by the claim of this epoch.
+fn is_own(state: &State, volume: &VolumeName, id: &str, epoch: u64) -> bool {
+    let own = state.claims.get(volume);
+    own.is_some_and(|own| own.id == id && own.epoch == epoch)
 }
 
 fn holding(doc: &HostDoc, hold: &Hold, left: Duration) -> Holding {

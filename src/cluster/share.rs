@@ -36,6 +36,8 @@ pub trait Store: Send + Sync {
     fn read(&self, file: &SharePath) -> impl Future<Output = Answer<Option<Vec<u8>>>> + Send;
     /// Makes or replaces a file as a whole.
     fn put(&self, file: &SharePath, contents: &[u8]) -> impl Future<Output = Answer<()>> + Send;
+    /// Makes a file, if it is not there. Until it is filled it may be seen empty.
+    fn create(&self, file: &SharePath, contents: &[u8]) -> impl Future<Output = Answer<()>> + Send;
     /// Makes a directory, if it is not there.
     fn make_dir(&self, dir: &SharePath) -> impl Future<Output = Answer<()>> + Send;
     /// Renames; a directory never replaces one that is not empty.
@@ -97,6 +99,12 @@ impl Store for Admin {
 
     async fn put(&self, file: &SharePath, contents: &[u8]) -> Answer<()> {
         self.write(file, contents).await.map(drop)
+    }
+
+    async fn create(&self, file: &SharePath, contents: &[u8]) -> Answer<()> {
+        match self.create_new(file, contents).await? {
+            Made::New(_) | Made::Exists => Ok(()),
+        }
     }
 
     async fn make_dir(&self, dir: &SharePath) -> Answer<()> {

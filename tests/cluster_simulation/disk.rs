@@ -38,6 +38,8 @@ enum Op {
     Mtime(String),
     Read(String),
     Put(String, Vec<u8>),
+    /// The same, unless it is there.
+    Create(String, Vec<u8>),
     MakeDir(String),
     Rename(String, String),
     Remove(String),
@@ -237,7 +239,8 @@ impl Disk {
             })),
             Op::Mtime(path) => Answer::Time(self.nodes.get(path).map(|node| node.changed)),
             Op::Read(path) => Answer::Contents(self.file(path).map(<[u8]>::to_vec)),
-            Op::Put(path, contents) => {
+            Op::Create(path, _) if self.nodes.contains_key(path) => Answer::Done(self.now()),
+            Op::Put(path, contents) | Op::Create(path, contents) => {
                 if !self.is_dir(parent(path)) {
                     return Err(AdminErrorKind::NotFound);
                 }
@@ -424,6 +427,12 @@ impl Store for Link {
 
     async fn put(&self, file: &SharePath, contents: &[u8]) -> Result<(), AdminError> {
         self.call(Op::Put(text(file), contents.to_vec()))
+            .await
+            .map(drop)
+    }
+
+    async fn create(&self, file: &SharePath, contents: &[u8]) -> Result<(), AdminError> {
+        self.call(Op::Create(text(file), contents.to_vec()))
             .await
             .map(drop)
     }

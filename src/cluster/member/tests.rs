@@ -418,6 +418,11 @@ impl Store for Slow<'_> {
         self.admin.put(file, contents).await
     }
 
+    async fn create(&self, file: &SharePath, contents: &[u8]) -> Result<(), AdminError> {
+        self.before(&file.parent()).await;
+        self.admin.create(file, contents).await
+    }
+
     async fn make_dir(&self, dir: &SharePath) -> Result<(), AdminError> {
         self.admin.make_dir(dir).await
     }
@@ -468,6 +473,36 @@ async fn an_epoch_that_is_made_anew_wins_nothing() {
     assert_eq!(claims_beside_a_slow_host(&Home::new()).await, [false, true]);
     let _back = mutant::put_back(Mutant::EpochMadeAnewWins);
     assert_eq!(claims_beside_a_slow_host(&Home::new()).await, [true, true]);
+}
+
+/// The server has lost the file of a host's claim, then forgets its epoch, and another host makes that anew
+/// just before the first one puts its own claim there again: whether each believes that it has the volume.
+async fn claims_where_it_was_forgotten(home: &Home) -> [bool; 2] {
+    let (a, b) = (begun(home, "a").await, begun(home, "b").await);
+    assert!(mine(home, &a).await);
+    let epoch = home.path("volumes/db/claims.1/1");
+    fs::remove_file(epoch.join("claim.json")).unwrap();
+    let meanwhile = Box::pin(async {
+        fs::remove_dir(&epoch).unwrap();
+        assert!(mine(home, &b).await);
+    });
+    let slow = Slow {
+        target: layout::claims(&db(), "1").join("1"),
+        meanwhile: Mutex::new(Some(meanwhile)),
+        ..home.slow()
+    };
+    let again = a.claim(&slow, &db(), "1").await.unwrap();
+    assert!(slow.meanwhile.lock().await.is_none(), "it came between");
+    [matches!(again, Claimed::Mine(_)), mine(home, &b).await]
+}
+
+#[tokio::test]
+async fn no_claim_is_put_over_another_hosts() {
+    let one = [false, true];
+    assert_eq!(claims_where_it_was_forgotten(&Home::new()).await, one);
+    let _back = mutant::put_back(Mutant::OwnClaimReplaces);
+    let taken = [true, false];
+    assert_eq!(claims_where_it_was_forgotten(&Home::new()).await, taken);
 }
 
 /// Whether a renewal goes by a claim that waits for the share.
