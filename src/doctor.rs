@@ -9,6 +9,7 @@
 
 mod engine;
 mod host;
+mod records;
 mod share;
 
 use std::fmt::Write;
@@ -121,14 +122,13 @@ pub(crate) async fn examine(questions: Questions) -> Report {
     .await;
     let (daemon, told) = host::daemon(asked);
     let status = told.as_ref().map_or(&Value::Null, |(status, _)| status);
-    let share = questions
-        .share
-        .or_else(|| status["home_share"].as_str()?.parse().ok());
+    let home: Option<Share> = status["home_share"].as_str().and_then(|s| s.parse().ok());
+    let share = questions.share.or_else(|| home.clone());
     let mount_root = status["mount_root"]
         .as_str()
         .map_or(questions.mount_root, PathBuf::from);
     let ours = told.as_ref().map(|(_, volumes)| volumes);
-    let (on_share, on_engine, on_mounts) = tokio::join!(
+    let (on_share, on_records, on_engine, on_mounts) = tokio::join!(
         async {
             match &share {
                 Some(share) => share::examine(share).await,
@@ -138,10 +138,17 @@ pub(crate) async fn examine(questions: Questions) -> Report {
                 )],
             }
         },
+        async {
+            match home.is_some() && home == share {
+                true => records::examine(&questions.socket).await,
+                false => Vec::new(),
+            }
+        },
         engine::examine(&questions.docker, &questions.socket, ours),
         host::mounts(&mount_root),
     );
     let mut findings = on_share;
+    findings.extend(on_records);
     findings.extend(host::data_paths());
     findings.extend(host::helpers(ours));
     findings.push(daemon);

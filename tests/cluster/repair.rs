@@ -48,6 +48,15 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
         aborted.code == 1 && aborted.stderr.contains("is not mounted on this host"),
         "{aborted:?}"
     );
+    let doctor = a.nfsvol.command(&["doctor"])?;
+    for torn in ["format.json", &empty, &missing] {
+        let said = doctor.stdout.lines().find(|line| line.contains(torn));
+        ensure!(
+            said.is_some_and(|l| l.starts_with("FAIL  records")),
+            "{doctor:?}"
+        );
+    }
+    ensure!(doctor.stdout.contains("-> nfsvol repair"), "{doctor:?}");
     let shown = a.nfsvol.command(&["repair"])?;
     ensure!(shown.code == 1, "it asks: {shown:?}");
     for torn in ["format.json", &empty, &missing] {
@@ -70,6 +79,8 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
         },
     )?;
 
+    let doctor = a.nfsvol.command(&["doctor"])?;
+    ensure!(doctor.stdout.contains("ok    records"), "{doctor:?}");
     for host in [&b, &a] {
         for volume in [&empty, &missing, &whole] {
             host.ok(Call::mount(volume, "it"))?;
