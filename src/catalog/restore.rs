@@ -424,8 +424,20 @@ impl<'a> Restoring<'a> {
         Err(CatalogError::RestoredElsewhere(self.entry.entry.clone()))
     }
 
+    /// Takes the entry where the server has forgotten that it was taken: it would stay in the trash beside the
+    /// volume.
+    async fn take_again(&self) -> Result<(), CatalogError> {
+        let from = self.dir.join(RESTORED_FROM);
+        if self.home.attr(&from).await?.is_some() || mutant::is_on(Mutant::RestoredUnseen) {
+            return Ok(());
+        }
+        let taken = self.home.rename(&self.entry.at, &from).await;
+        taken.map_err(|error| self.lost(error))
+    }
+
     /// Brings the record back; its data is in place.
     pub(super) async fn publish(&self) -> Result<(), CatalogError> {
+        self.take_again().await?;
         let claimed = self.bring_claims().await?;
         fail::fail_point!("restore.claims", |_| crate::failpoint::die());
         self.put_in_place(claimed).await
@@ -450,11 +462,16 @@ impl<'a> Restoring<'a> {
             (Published::InPart, _) => self.put_back(&volume).await,
             (Published::Another, Some(_)) => Err(CatalogError::NameTaken(self.record.name.clone())),
             (Published::Nothing, Some(error)) => Err(self.lost(error)),
-            // It was there, and has been removed since; or the server has forgotten it by now.
-            (Published::Another | Published::Nothing, None) => match home.attr(&self.dir).await? {
-                None => Ok(()),
-                Some(_) => Err(CatalogError::RestoredElsewhere(self.entry.entry.clone())),
-            },
+            // It was there, and has been removed since.
+            (Published::Another, None) => Ok(()),
+            // The same, or the server has forgotten all of it.
+            (Published::Nothing, None) => {
+                let was_empty = home.remove_dir(&volume).await.unwrap_or(false);
+                match was_empty || home.attr(&self.dir).await?.is_some() {
+                    false => Ok(()),
+                    true => Err(CatalogError::RestoredElsewhere(self.entry.entry.clone())),
+                }
+            }
         }
     }
 
