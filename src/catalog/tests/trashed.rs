@@ -263,7 +263,34 @@ async fn a_restore_whose_record_a_server_forgot_loses_nothing() {
     assert!(!forgotten_record_comes_back(None).await);
 }
 
-/// The same of the claims that were brought out of what was taken.
+/// The server has forgotten that the entry was taken; whether nothing of it is left in the trash.
+async fn forgotten_entry_is_taken_again() -> bool {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    host.made("x", &[]).await;
+    host.remove("x").await;
+    let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
+    let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+    let mut restoring = taken.await.unwrap();
+    let dir = lab.restoring();
+    let place = dir.with_file_name("volume");
+    fs::rename(dir.join("from"), &place).unwrap();
+    restoring.note().await.unwrap();
+    restoring.bring_data(&host.catalog).await.unwrap();
+    restoring.publish().await.unwrap();
+    assert_eq!(lab.files_of("x"), ["record.json"]);
+    !place.exists()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_restored_volume_stays_in_the_trash_as_well() {
+    assert!(forgotten_entry_is_taken_again().await);
+    let _back = put_back(Mutant::RestoredUnseen);
+    assert!(!forgotten_entry_is_taken_again().await);
+}
+
+/// The server has forgotten that claims were brought out of what was taken; whether the restore tells so, and
+/// the next one brings all of it.
 async fn forgotten_claims_come_back() -> bool {
     let lab = Lab::new();
     let host = lab.host("a").await;
