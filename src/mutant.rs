@@ -161,6 +161,8 @@ mutants! {
     RestoredUnseen,
     /// A restore deletes what it has taken before it has published what comes back.
     RestoreDeletesFirst,
+    /// A restore that was published in part puts back whatever has the name by then.
+    PutBackUnseen,
     /// A claim counts wherever it was made, also in a directory that a restore has deleted.
     ClaimsAreNotLookedFor,
     /// What cannot be deleted keeps all that comes after it.

@@ -22,7 +22,8 @@
 //! Nothing is deleted before 7 has found the rest in place. Where a server that was restarted has forgotten
 //! what it acknowledged, all goes back into the entry, and `from` tells what it is. Nor is anything
 //! deleted once there is a new connection since the look: its server may have forgotten the restore, and
-//! have `from` in the trash. A `from` that stays is not needed, and does no harm: it goes to the trash with the
+//! have `from` in the trash. It is moved to `tmp/` and looked at there first, since the volume may have been
+//! removed meanwhile, and another one restored. A `from` that stays is not needed, and does no harm: it goes to the trash with the
 //! volume, comes back beneath another one, and a sweep deletes it ([`super::sweep`]).
 //!
 //! Data that a restore which was cut off has moved elsewhere is moved back into the entry by the next one,
@@ -34,19 +35,22 @@
 //! the data of a volume in the trash; Mount refuses it. Without a home share the record comes back into the
 //! state directory, which no RENAME guards; two such hosts that restore one entry within a moment may both
 //! have it. Over a kernel mount no new connection is seen, so a server that restarts during 8 and has forgotten
-//! the whole restore may leave data without a record.
+//! the whole restore may leave data without a record; over NFSv3 so may one that restarts in the microseconds
+//! between a look at the connection and the call that deletes.
+
+mod publish;
 
 use std::sync::Arc;
 
+pub(super) use self::publish::delete_taken;
 use super::error::CatalogError;
 use super::layout::{self, RESTORED_FROM, TRASH_DATA, TrashName};
 use super::trash::{self, TrashEntry};
 use super::{Catalog, Copy, data, share};
-use crate::cluster::layout as cluster;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminError, AdminErrorKind};
-use crate::volume::{Access, Record, VolumeName};
+use crate::volume::{Record, VolumeName};
 
 /// How often data is looked for that another restore of the entry may be moving.
 const LOOKS: usize = 3;
@@ -103,7 +107,8 @@ impl Catalog {
             };
             tokio::task::block_in_place(|| self.only_here.put(copy))
                 .map_err(CatalogError::state("writing the volume's record"))?;
-            Self::purge(home, &entry.entry).await?;
+            // Not the entry: a server that was restarted may have put the data there again.
+            share::delete_tree(home, &restoring.dir).await?;
         }
         trash::clear(home, entry).await;
         if on.share() != home.share() && record.moves_data() {
@@ -213,15 +218,6 @@ async fn layers(home: &Admin, taken: &SharePath) -> Result<Vec<SharePath>, Admin
     Ok(layers)
 }
 
-/// The highest epoch of claims, 0 where there is none in their directory.
-async fn highest_epoch(home: &Admin, claims: &SharePath) -> Result<Option<u64>, AdminError> {
-    let entries = home.list(claims).await?;
-    Ok(entries.map(|entries| {
-        let epochs = entries.iter().filter_map(|e| e.name.to_str()?.parse().ok());
-        epochs.max().unwrap_or(0)
-    }))
-}
-
 /// Removes what restores that took nothing have left in an entry.
 pub(super) async fn clear(home: &Admin, entry: &SharePath) -> Result<(), AdminError> {
     for left in begun(home, entry).await? {
@@ -273,9 +269,13 @@ impl<'a> Restoring<'a> {
     /// The error of a call in an entry that another host has taken.
     fn lost(&self, error: AdminError) -> CatalogError {
         match error.kind {
-            AdminErrorKind::NotFound => CatalogError::RestoredElsewhere(self.entry.entry.clone()),
+            AdminErrorKind::NotFound => self.had_by_another(),
             _ => error.into(),
         }
+    }
+
+    fn had_by_another(&self) -> CatalogError {
+        CatalogError::RestoredElsewhere(self.entry.entry.clone())
     }
 
     /// Writes what comes back, before anything of it moves: what is cut off then is found again.
@@ -289,7 +289,7 @@ impl<'a> Restoring<'a> {
     async fn check_taken(&self) -> Result<(), CatalogError> {
         match self.home.attr(&self.dir).await? {
             Some(_) => Ok(()),
-            None => Err(CatalogError::RestoredElsewhere(self.entry.entry.clone())),
+            None => Err(self.had_by_another()),
         }
     }
 
@@ -392,144 +392,6 @@ impl<'a> Restoring<'a> {
             None => Err(data::gone(on, record)),
         }
     }
-
-    /// Brings the claims to an exclusive volume out of what was taken; whether there were any. A host that
-    /// was slow may have made others in what an earlier restore had taken: the highest epoch tells.
-    pub(super) async fn bring_claims(&self) -> Result<bool, CatalogError> {
-        if self.record.options.access != Access::Exclusive
-            || mutant::is_on(Mutant::RestoredClaimsBeginAnew)
-        {
-            return Ok(false);
-        }
-        let claims = cluster::claims(&self.record.name, &self.record.id);
-        let (home, to) = (self.home, self.dir.join(claims.name()));
-        for _ in 0..LOOKS {
-            let mut last: Option<(u64, SharePath)> = None;
-            // The innermost first: a restore that has lost the entry may be at this, and moves them outwards.
-            for layer in layers(home, &self.dir).await?.iter().skip(1).rev() {
-                let from = layer.join(claims.name());
-                let epoch = highest_epoch(home, &from).await?;
-                if epoch.is_some() && epoch >= last.as_ref().map(|(epoch, _)| *epoch) {
-                    last = epoch.map(|epoch| (epoch, from));
-                }
-            }
-            let Some((_, from)) = last else {
-                return Ok(false);
-            };
-            match home.rename(&from, &to).await {
-                Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => {}
-                moved => return Ok(moved.map(|()| true)?),
-            }
-        }
-        Err(CatalogError::RestoredElsewhere(self.entry.entry.clone()))
-    }
-
-    /// Takes the entry where the server has forgotten that it was taken: it would stay in the trash beside the
-    /// volume.
-    async fn take_again(&self) -> Result<(), CatalogError> {
-        let from = self.dir.join(RESTORED_FROM);
-        if self.home.attr(&from).await?.is_some() || mutant::is_on(Mutant::RestoredUnseen) {
-            return Ok(());
-        }
-        let taken = self.home.rename(&self.entry.at, &from).await;
-        taken.map_err(|error| self.lost(error))
-    }
-
-    /// Brings the record back; its data is in place.
-    pub(super) async fn publish(&self) -> Result<(), CatalogError> {
-        self.take_again().await?;
-        let claimed = self.bring_claims().await?;
-        fail::fail_point!("restore.claims", |_| crate::failpoint::die());
-        self.put_in_place(claimed).await
-    }
-
-    /// Puts the volume in its place. `claimed`: with claims.
-    pub(super) async fn put_in_place(&self, claimed: bool) -> Result<(), CatalogError> {
-        let (home, volume) = (self.home, layout::volume(&self.record.name));
-        if mutant::is_on(Mutant::RestoreDeletesFirst) {
-            share::delete_tree(home, &self.dir.join(RESTORED_FROM)).await?;
-        }
-        let failed = home.rename(&self.dir, &volume).await.err();
-        fail::fail_point!("restore.published", |_| crate::failpoint::die());
-        let dials = home.dials();
-        match (self.look_at(&volume, claimed).await?, failed) {
-            (Published::Whole, None) => {
-                self.delete_taken(&volume, dials).await;
-                Ok(())
-            }
-            // The reply was lost, or it is another restore's: what was taken is for a sweep, or for that one.
-            (Published::Whole, Some(_)) => Ok(()),
-            (Published::InPart, _) => self.put_back(&volume).await,
-            (Published::Another, Some(_)) => Err(CatalogError::NameTaken(self.record.name.clone())),
-            (Published::Nothing, Some(error)) => Err(self.lost(error)),
-            // It was there, and has been removed since.
-            (Published::Another, None) => Ok(()),
-            // The same, or the server has forgotten all of it.
-            (Published::Nothing, None) => {
-                let was_empty = home.remove_dir(&volume).await.unwrap_or(false);
-                match was_empty || home.attr(&self.dir).await?.is_some() {
-                    false => Ok(()),
-                    true => Err(CatalogError::RestoredElsewhere(self.entry.entry.clone())),
-                }
-            }
-        }
-    }
-
-    /// Looks at what was published: a server may have forgotten a part of it on the way.
-    async fn look_at(&self, volume: &SharePath, claimed: bool) -> Result<Published, CatalogError> {
-        let (home, record) = (self.home, &self.record);
-        if mutant::is_on(Mutant::RestoredUnseen) {
-            return Ok(Published::Whole);
-        }
-        match share::read(home, &record.name).await {
-            Ok(Some(there)) if there.id == record.id => {}
-            Ok(Some(_)) => return Ok(Published::Another),
-            Ok(None) | Err(CatalogError::Record { .. }) => {
-                let there = records(home, volume, &self.entry.name).await;
-                let is_ours = there.is_ok_and(|there| there.iter().any(|it| it.id == record.id));
-                return Ok(match is_ours {
-                    true => Published::InPart,
-                    false => Published::Nothing,
-                });
-            }
-            Err(error) => return Err(error),
-        }
-        let claims = volume.join(cluster::claims(&record.name, &record.id).name());
-        let in_part = (claimed && home.attr(&claims).await?.is_none())
-            || (record.moves_data() && self.on.attr(&data_of(self.entry)).await?.is_some());
-        Ok(match in_part {
-            true => Published::InPart,
-            false => Published::Whole,
-        })
-    }
-
-    /// Puts what was published in part back into the entry, where it is found again.
-    async fn put_back(&self, volume: &SharePath) -> Result<(), CatalogError> {
-        tracing::warn!(volume = %self.record.name, "the server forgot a part of its restore: put back");
-        self.home.mkdir(&self.dir.parent(), 0o755).await?;
-        let moved = self.home.rename(volume, &self.dir).await;
-        moved.map_err(|error| self.lost(error))?;
-        Err(CatalogError::RestoredElsewhere(self.entry.entry.clone()))
-    }
-
-    /// Deletes what was taken, as long as it is reached by the connections that it was looked at by.
-    async fn delete_taken(&self, volume: &SharePath, dials: u64) {
-        let (home, from) = (self.home, volume.join(RESTORED_FROM));
-        if let Err(error) = home.remove_tree(&from, &|| home.dials() == dials).await {
-            tracing::warn!(volume = %self.record.name, %error,
-                "restored; what it was restored from stays beside its record until it is swept");
-        }
-    }
-}
-
-/// What a restore finds where it has published.
-enum Published {
-    Whole,
-    /// Something of it is missing.
-    InPart,
-    /// Another volume.
-    Another,
-    Nothing,
 }
 
 /// Whether something was not where it was a moment ago.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::error::CatalogError;
 use super::expiry::Clocks;
 use super::trash::{LEFT_OVER, delete};
-use super::{layout, share};
+use super::{layout, restore, share};
 use crate::cluster::layout as hosts;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
@@ -125,10 +125,17 @@ impl Sweep<'_> {
         let (Some(from), Ok(name)) = (left, volume.name().parse()) else {
             return Ok(());
         };
-        match share::read(self.admin, &name).await {
-            Ok(Some(_)) => self.old(volume, from, LEFT_OVER).await,
-            Ok(None) | Err(CatalogError::Record { .. }) => Ok(()),
-            Err(error) => Err(error),
+        let record = match share::read(self.admin, &name).await {
+            Ok(Some(record)) => record,
+            Ok(None) | Err(CatalogError::Record { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match self.is_older(volume, from, LEFT_OVER).await? {
+            true => {
+                let deleted = restore::delete_taken(self.admin, volume, &record, &|| true).await;
+                self.note(deleted)
+            }
+            false => Ok(()),
         }
     }
 
@@ -159,6 +166,16 @@ impl Sweep<'_> {
         Duration::from_secs(self.clocks.server.saturating_sub(attr.mtime.secs))
     }
 
+    async fn is_older(
+        &self,
+        dir: &SharePath,
+        entry: &DirEntry,
+        age: Duration,
+    ) -> Result<bool, CatalogError> {
+        let attr = self.attr(dir, entry).await?;
+        Ok(attr.is_some_and(|attr| self.age(&attr) > age))
+    }
+
     /// Deletes an entry that is older than `age`.
     async fn old(
         &mut self,
@@ -166,14 +183,18 @@ impl Sweep<'_> {
         entry: &DirEntry,
         age: Duration,
     ) -> Result<(), CatalogError> {
-        let attr = self.attr(dir, entry).await?;
-        let (Some(name), true) = (
-            entry.name.to_str(),
-            attr.is_some_and(|attr| self.age(&attr) > age),
-        ) else {
-            return Ok(());
-        };
-        match delete(self.admin, &dir.join(name)).await {
+        match (entry.name.to_str(), self.is_older(dir, entry, age).await?) {
+            (Some(name), true) => {
+                let deleted = delete(self.admin, &dir.join(name)).await;
+                self.note(deleted)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What cannot be deleted keeps nothing else.
+    fn note(&mut self, deleted: Result<(), CatalogError>) -> Result<(), CatalogError> {
+        match deleted {
             Ok(()) => self.swept += 1,
             Err(error) if mutant::is_on(Mutant::SweepEndsAtTheFirstError) => return Err(error),
             Err(error) => {

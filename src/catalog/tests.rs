@@ -4,6 +4,7 @@ mod adopt;
 mod following;
 mod removing;
 mod repairing;
+mod restored;
 mod trashed;
 
 use std::collections::BTreeMap;
