@@ -45,8 +45,8 @@ enum Fault {
     Pause(u64),
     /// A host is stopped for ever.
     Death,
-    /// The server loses its last changes.
-    Forget,
+    /// The server loses so many of its last changes.
+    Forget(usize),
 }
 
 /// Less than a right lasts, and more than a session.
@@ -318,7 +318,11 @@ macro_rules! cases {
                 cases!(@$late a_call_is_late, &[Fault::Late], $name);
                 cases!(@$stops a_host_stops, &[Fault::Death], $name);
                 cases!(@$pauses a_host_pauses, &PAUSES, $name);
-                cases!(@$forgets the_server_forgets, &[Fault::Forget], $name);
+                // Each by itself: the more it forgets, the more of what was before is part of a state.
+                cases!(@$forgets the_server_forgets_one, &[Fault::Forget(1)], $name);
+                cases!(@$forgets the_server_forgets_two, &[Fault::Forget(2)], $name);
+                cases!(@$forgets the_server_forgets_four, &[Fault::Forget(4)], $name);
+                cases!(@$forgets the_server_forgets_eight, &[Fault::Forget(8)], $name);
             }
         )*
     };

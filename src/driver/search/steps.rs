@@ -157,9 +157,10 @@ impl World {
                         }
                     }
                 }
-                Fault::Forget => {
+                Fault::Forget(changes) => {
+                    let changes = *changes;
                     let done = self.wires().before.as_ref().map_or(0, Vec::len);
-                    for changes in [1, 2, 4, 8].into_iter().filter(|most| *most <= done) {
+                    if changes <= done {
                         steps.push(Step::Fault(Mishap::Forgets { changes }));
                     }
                 }

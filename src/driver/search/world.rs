@@ -159,13 +159,21 @@ impl World {
             let parts = Arc::clone(&world.hosts[host].parts);
             world.hosts[host].task = Some(Box::pin(async move { parts.all(calls).await }));
         }
-        let forgets = case.faults.contains(&Fault::Forget);
-        world.wires().before = forgets.then(Vec::new);
+        world.wires().before = (world.forgets() > 0).then(Vec::new);
         world.is_open = true;
         for host in 0..world.hosts.len() {
             world.go_on(host);
         }
         world
+    }
+
+    /// How many changes the server may forget.
+    fn forgets(&self) -> usize {
+        let faults = self.faults.iter().map(|fault| match fault {
+            Fault::Forget(changes) => *changes,
+            _ => 0,
+        });
+        faults.max().unwrap_or(0)
     }
 
     /// What hosts have been seen to touch.
@@ -357,7 +365,7 @@ impl World {
             (host.history, host.dead, host.clock.now()).hash(&mut hasher);
         }
         if let (None, Some(before)) = (self.fault, &wires.before) {
-            for disk in before.iter().rev().take(8) {
+            for disk in before.iter().rev().take(self.forgets()) {
                 disk.hash().hash(&mut hasher);
             }
         }
