@@ -410,8 +410,8 @@ impl Catalog {
                     }
                 };
                 fail::fail_point!("remove.begun", |_| crate::failpoint::die());
-                self.finish_removal(home, on, record, &entry).await?;
-                Some(entry)
+                let is_in_trash = self.finish_removal(home, on, record, &entry).await?;
+                is_in_trash.then_some(entry)
             }
             None => {
                 let entry = match on {
@@ -434,14 +434,15 @@ impl Catalog {
     }
 
     /// Finishes a removal whose mark is binding. Only now is it looked who else uses the directory:
-    /// a volume that is made of it from now on finds the mark ([`Self::create`]).
+    /// a volume that is made of it from now on finds the mark ([`Self::create`]). Whether the volume is in
+    /// the trash.
     async fn finish_removal(
         &self,
         home: &Admin,
         on: Option<&Admin>,
         record: &Record,
         entry: &TrashName,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<bool, CatalogError> {
         let mut on = on.filter(|_| record.moves_data());
         if on.is_some() {
             if !mutant::is_on(Mutant::RemoveTrustsItsList) {
@@ -451,9 +452,14 @@ impl Catalog {
                 on = None;
             }
         }
-        trash::finish_removal(home, on, record, entry).await?;
+        let finished = trash::finish_removal(home, on, record, entry).await?;
         fail::fail_point!("remove.finished", |_| crate::failpoint::die());
-        self.forget_removed(record).await
+        match finished {
+            true => self.forget_removed(record).await?,
+            // What has the name by now, the volume itself perhaps.
+            false => drop(self.fetch(&home.scoped(), &record.name).await?),
+        }
+        Ok(finished)
     }
 
     /// Forgets a volume that was removed, unless it has been made anew.

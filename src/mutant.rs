@@ -161,6 +161,8 @@ mutants! {
     RestoredUnseen,
     /// A restore deletes what it has taken before it has published what comes back.
     RestoreDeletesFirst,
+    /// A host that was held up in a removal takes what another one has restored meanwhile for what it removes.
+    RestoredIsRemovedAgain,
     /// A restore that was published in part puts back whatever has the name by then.
     PutBackUnseen,
     /// A claim counts wherever it was made, also in a directory that a restore has deleted.

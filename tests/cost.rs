@@ -431,7 +431,7 @@ fn each_call(lab: &'static Lab) -> Result {
     for (what, calls, most) in [
         ("Create", &create, 11),
         ("Create of what exists", &again, 6),
-        ("Remove", &remove, 23),
+        ("Remove", &remove, 26),
         ("Get of what is absent", &absent, 3),
     ] {
         lab::note(format!("{what}: {} RPCs {calls:?}", sum(calls)));

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::layout::TrashName;
 use super::share::{self, Published};
 use super::{Catalog, CatalogError, Copy, Stamp, data, layout, trash};
 use crate::chance;
@@ -196,7 +197,7 @@ impl Catalog {
         if let Some(home) = home
             && let Some(other) = self.removed_around(home, record).await?
         {
-            self.retract(home, record).await?;
+            self.retract(home, record, None).await?;
             return Err(CatalogError::Removing(other));
         }
         match self.place_and_keep(home, on, record, prepared).await {
@@ -206,7 +207,7 @@ impl Catalog {
                 source: error.into(),
             }),
             Err(error) => {
-                self.undo(None, on, record).await;
+                self.undo(None, on, record, false).await;
                 Err(error)
             }
         }
@@ -280,20 +281,30 @@ impl Catalog {
     }
 
     /// Takes back a volume that was made by a call whose caller is gone or that failed half-way:
-    /// its record, and its data directory while that is empty. With a home share its removal is
-    /// marked, so that no host has it or will ([`crate::cluster::removal`]).
-    pub async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
+    /// its record, and its data directory while that is empty. `marked`: its removal is, so that no host
+    /// has it or will ([`crate::cluster::removal`]).
+    pub async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record, marked: bool) {
         let undone = async {
+            let mark = match home {
+                // Not as this call has looked it up.
+                Some(home) => share::removal(&home.scoped(), record).await?,
+                None => None,
+            };
+            if let (Some(home), true, None) = (home, marked, &mark) {
+                // Another host has finished the removal; the volume may have been restored since.
+                let now = self.fetch(&home.scoped(), &record.name).await;
+                return now.map(drop);
+            }
             let used = data::is_used(on, record).await?;
             // Somebody who is no host of this cluster may have written to it.
             if used == Some(true) {
-                if let Some(home) = home {
-                    share::unmark(home, record).await?;
+                if let (Some(home), Some(mark)) = (home, &mark) {
+                    share::unmark(home, record, mark).await?;
                 }
                 return Ok(());
             }
             if let Some(home) = home
-                && !self.retract(home, record).await?
+                && !self.retract(home, record, mark.as_ref()).await?
             {
                 return Ok(());
             }
@@ -309,15 +320,21 @@ impl Catalog {
         }
     }
 
-    /// Takes a record from the share, if it is still the volume's: what was moved is looked at, and
-    /// put back if it is another one.
-    async fn retract(&self, home: &Admin, record: &Record) -> Result<bool, CatalogError> {
+    /// Takes a record from the share, if it is still the volume's, with the mark of this removal: what was
+    /// moved is looked at, and put back if it is another one, or one that was removed and restored.
+    async fn retract(
+        &self,
+        home: &Admin,
+        record: &Record,
+        mark: Option<&TrashName>,
+    ) -> Result<bool, CatalogError> {
         let volume = layout::volume(&record.name);
         let aside = layout::tmp().join(&format!("{}.undo", record.id));
         home.rename(&volume, &aside).await?;
         let json = home.read(&aside.join(layout::RECORD), MAX_RECORD).await?;
         let moved = json.and_then(|json| Record::from_json(&record.name, &json).ok());
-        let is_it = moved.is_none_or(|moved| moved.id == record.id);
+        let is_it = moved.is_some_and(|moved| moved.id == record.id)
+            && share::removal_in(home, &aside, record).await?.as_ref() == mark;
         if is_it || mutant::is_on(Mutant::UndoneByName) {
             share::discard(home, &aside).await;
         } else {

@@ -305,3 +305,21 @@ pub(super) async fn moved(
         there => Ok(there.is_some()),
     }
 }
+
+/// Puts data back that was moved away from a volume which stays, if it is there still: a restore may have
+/// moved it already.
+pub(super) async fn put_back(
+    admin: &Admin,
+    record: &Record,
+    trashed: &SharePath,
+) -> Result<(), CatalogError> {
+    if admin.attr(&record.data_dir).await?.is_some() {
+        return Ok(());
+    }
+    tracing::warn!(volume = %record.name, path = %record.data_dir,
+        "restored by another host during its removal: put back");
+    match admin.rename(trashed, &record.data_dir).await {
+        Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => Ok(()),
+        moved => Ok(moved?),
+    }
+}

@@ -8,6 +8,7 @@ use super::error::CatalogError;
 use super::layout::{self, FORMAT, Format, README, RECORD, TrashName};
 use super::local::Stamp;
 use crate::chance;
+use crate::cluster::layout::REMOVING;
 use crate::cluster::removal::{self as mark, Bound};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
@@ -217,7 +218,16 @@ pub(super) async fn removal(
     admin: &Admin,
     record: &Record,
 ) -> Result<Option<TrashName>, AdminError> {
-    let marker = admin.attr(&layout::removing(&record.name)).await?;
+    removal_in(admin, &layout::volume(&record.name), record).await
+}
+
+/// The same of a volume whose directory of the catalog is this one now.
+pub(super) async fn removal_in(
+    admin: &Admin,
+    dir: &SharePath,
+    record: &Record,
+) -> Result<Option<TrashName>, AdminError> {
+    let marker = admin.attr(&dir.join(REMOVING)).await?;
     Ok(marker.map(|attr| TrashName::of(record, attr.mtime)))
 }
 
@@ -249,16 +259,26 @@ pub(super) async fn begin_removal(
 }
 
 /// Takes the mark of a removal away from a volume that is to stay.
-pub(super) async fn unmark(admin: &Admin, record: &Record) -> Result<(), AdminError> {
-    let aside = layout::tmp().join(&format!("{}.unmarked", record.id));
-    match admin.rename(&layout::removing(&record.name), &aside).await {
-        Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => Ok(()),
-        moved => {
-            moved?;
-            discard(admin, &aside).await;
-            Ok(())
-        }
+pub(super) async fn unmark(
+    admin: &Admin,
+    record: &Record,
+    mark: &TrashName,
+) -> Result<(), AdminError> {
+    let (removing, aside) = (
+        layout::removing(&record.name),
+        layout::tmp().join(&format!("{}.unmarked", record.id)),
+    );
+    match admin.rename(&removing, &aside).await {
+        Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => return Ok(()),
+        moved => moved?,
     }
+    let moved = admin.attr(&aside).await?;
+    match moved.is_some_and(|moved| TrashName::of(record, moved.mtime) == *mark) {
+        true => discard(admin, &aside).await,
+        // Removed and restored meanwhile, and being removed again.
+        false => admin.rename(&aside, &removing).await?,
+    }
+    Ok(())
 }
 
 /// The volumes on the share, with the stamps of their directories.

@@ -413,7 +413,7 @@ async fn a_create_that_nobody_heard_of_leaves_nothing() {
     let host = lab.host("a").await;
     let record = host.made("db", &[]).await;
     host.catalog
-        .undo(Some(&host.admin), &host.admin, &record)
+        .undo(Some(&host.admin), &host.admin, &record, false)
         .await;
     assert_eq!(host.look_up("db").await, Known::Absent);
     assert!(!lab.path("db").exists());
@@ -437,7 +437,7 @@ async fn a_full_state_disk_leaves_nothing_half_made() {
         panic!("{error:?}");
     };
     let home = Some(&host.admin);
-    host.catalog.undo(home, &host.admin, &record).await;
+    host.catalog.undo(home, &host.admin, &record, false).await;
     assert!(!lab.path("db").exists() && !lab.path(".nfsvol/volumes/db").exists());
 }
 

@@ -23,7 +23,7 @@ use super::{restore, share};
 use crate::cluster::layout::REMOVING;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminErrorKind};
+use crate::nfs::admin::{Admin, AdminError, AdminErrorKind};
 use crate::volume::{MAX_RECORD, OnRemove, Record, VolumeName};
 
 /// What lies in `tmp/` longer than this was left by a crash; nothing takes near as long to make.
@@ -60,54 +60,123 @@ pub struct Trashed {
 }
 
 /// Moves a volume whose removal has begun to the trash. `home` holds its record, `on` its data, if
-/// that is to be moved.
+/// that is to be moved. Whether it is there now; otherwise another host has finished the removal, and
+/// the volume was restored since, or is about to be.
 pub(super) async fn finish_removal(
     home: &Admin,
     on: Option<&Admin>,
     record: &Record,
     entry: &TrashName,
-) -> Result<(), CatalogError> {
+) -> Result<bool, CatalogError> {
     make_dir(home, &entry.path()).await?;
     fail::fail_point!("remove.entry", |_| crate::failpoint::die());
+    let trashed = entry.path().join(TRASH_DATA);
     if let Some(on) = on {
         if on.share() != home.share() {
             make_dir(on, &entry.path()).await?;
         }
-        data::move_away(on, record, &entry.path().join(TRASH_DATA)).await?;
+        if data::move_away(on, record, &trashed).await? && !goes_on(home, record, entry).await? {
+            data::put_back(on, record, &trashed).await?;
+            leave(home, on, entry).await;
+            return Ok(false);
+        }
     }
     fail::fail_point!("remove.data", |_| crate::failpoint::die());
     let volume = layout::volume(&record.name);
-    let moved = entry.path().join(TRASH_VOLUME);
-    match home.rename(&volume, &moved).await {
-        Ok(()) => look_at_moved(home, record, &moved).await,
-        // Another host finished, or the reply was lost: then the name is free or taken anew.
-        Err(error) => match share::read(home, &record.name).await {
-            Ok(Some(there)) if there.id == record.id => Err(error.into()),
-            Ok(_) => Ok(()),
-            Err(_) => Err(error.into()),
-        },
+    let Err(error) = home.rename(&volume, &entry.path().join(TRASH_VOLUME)).await else {
+        return match look_at_moved(home, record, entry).await? {
+            Moved::Removed => Ok(true),
+            // Its mark was taken away, or it was restored.
+            Moved::Stays => {
+                if let Some(on) = on {
+                    data::put_back(on, record, &trashed).await?;
+                    leave(home, on, entry).await;
+                }
+                Ok(false)
+            }
+            Moved::Another => Ok(false),
+        };
+    };
+    // Another host finished, or the reply was lost: then the name is free or taken anew.
+    match share::read(home, &record.name).await {
+        Ok(Some(there)) if there.id == record.id && goes_on(home, record, entry).await? => {
+            Err(error.into())
+        }
+        Ok(_) => Ok(what_was_moved(home, record, entry).await? == Moved::Removed),
+        Err(_) => Err(error.into()),
     }
 }
 
+/// Whether a removal is still going on, or was finished by another host and not undone: a host that is held
+/// up does not see that the volume was restored by its id, or by that of its directory.
+async fn goes_on(home: &Admin, record: &Record, entry: &TrashName) -> Result<bool, AdminError> {
+    if mutant::is_on(Mutant::RestoredIsRemovedAgain) {
+        return Ok(true);
+    }
+    // Looked up anew: what this call has looked up may be in the trash by now.
+    let home = home.scoped();
+    let is_marked = share::removal(&home, record).await?.as_ref() == Some(entry);
+    Ok(is_marked || home.attr(&entry.path().join(TRASH_VOLUME)).await?.is_some())
+}
+
+/// Removes an entry that this host has made in vain.
+async fn leave(home: &Admin, on: &Admin, entry: &TrashName) {
+    for admin in [home, on] {
+        let _ = admin.remove_dir(&entry.path()).await;
+    }
+}
+
+/// What a removal finds that it has moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    Removed,
+    /// The volume itself, whose removal is not this one any more.
+    Stays,
+    Another,
+}
+
 /// Looks at the record that was moved: a host that was held up may have moved that of a volume
-/// that was made meanwhile, and puts it back.
+/// that was made or restored meanwhile, and puts it back.
 pub(super) async fn look_at_moved(
     home: &Admin,
     record: &Record,
-    moved: &SharePath,
-) -> Result<(), CatalogError> {
-    let Some(json) = home.read(&moved.join(layout::RECORD), MAX_RECORD).await? else {
-        return Ok(());
-    };
-    match Record::from_json(&record.name, &json) {
-        Ok(there) if there.id != record.id && !mutant::is_on(Mutant::RemovedUnseen) => {
-            tracing::warn!(volume = %record.name,
-                "made anew by another host during its removal: put back");
-            home.rename(moved, &layout::volume(&record.name)).await?;
-        }
-        _ => {}
+    entry: &TrashName,
+) -> Result<Moved, CatalogError> {
+    let moved = entry.path().join(TRASH_VOLUME);
+    let found = what_was_moved(home, record, entry).await?;
+    if found == Moved::Removed {
+        return Ok(found);
     }
-    Ok(())
+    tracing::warn!(volume = %record.name,
+        "made anew or restored by another host during its removal: put back");
+    match home.rename(&moved, &layout::volume(&record.name)).await {
+        // Not there any more: it was removed, and is being restored.
+        Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => Ok(Moved::Another),
+        back => Ok(back.map(|()| found)?),
+    }
+}
+
+async fn what_was_moved(
+    home: &Admin,
+    record: &Record,
+    entry: &TrashName,
+) -> Result<Moved, CatalogError> {
+    let moved = entry.path().join(TRASH_VOLUME);
+    if mutant::is_on(Mutant::RemovedUnseen) {
+        return Ok(Moved::Removed);
+    }
+    match record_in(home, &moved, &record.name).await {
+        Ok(Some(there)) if there.id == record.id => {}
+        Ok(_) | Err(CatalogError::Record { .. }) => return Ok(Moved::Another),
+        Err(error) => return Err(error),
+    }
+    let mark = share::removal_in(home, &moved, record).await?;
+    Ok(
+        match mark.as_ref() == Some(entry) || mutant::is_on(Mutant::RestoredIsRemovedAgain) {
+            true => Moved::Removed,
+            false => Moved::Stays,
+        },
+    )
 }
 
 /// Puts the data of a volume without a record on the share into its share's trash.

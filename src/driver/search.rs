@@ -356,6 +356,8 @@ cases! {
         VOLUME, [Mount("db")], [Remove("db")];
     remove_remove(long long long long long long):
         VOLUME, [Remove("db")], [Remove("db"), Create("db")];
+    remove_restore(long long long long long long):
+        VOLUME, [Remove("db")], [Remove("db"), Restore("db")];
     unmount_remove(long long long long long long):
         HELD, [Unmount("db")], [Remove("db")];
     restore_create(long long long long long long):
@@ -384,6 +386,12 @@ fn claims_find_what_is_put_back() {
 #[test]
 fn restores_find_what_is_put_back() {
     finds(Mutant::RestoresShareADirectory, restore_as::CASE);
+}
+
+#[test]
+#[ignore = "takes long"]
+fn removals_find_what_is_put_back() {
+    finds(Mutant::RestoredIsRemovedAgain, remove_restore::CASE);
 }
 
 #[test]

@@ -96,13 +96,16 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
 
     /// Takes a volume back that this host has made, unless another one has it by now.
     pub(super) async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
-        if !mutant::is_on(Mutant::UndoneByName)
-            && let Err(error) = self.begin_removal(home, Removed::Unmade(on), record).await
-        {
-            tracing::warn!(volume = %record.name, %error, "could not be taken back; it stays");
-            return;
+        let begun = match mutant::is_on(Mutant::UndoneByName) {
+            true => Ok(false),
+            false => self.begin_removal(home, Removed::Unmade(on), record).await,
+        };
+        match begun {
+            Ok(marked) => self.catalog.undo(home, on, record, marked).await,
+            Err(error) => {
+                tracing::warn!(volume = %record.name, %error, "could not be taken back; it stays");
+            }
         }
-        self.catalog.undo(home, on, record).await;
     }
 
     /// Whether the volume is held now, rather than being removed by another host.

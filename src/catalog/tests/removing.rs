@@ -1,7 +1,7 @@
 //! What a Remove takes, and what it leaves alone.
 
 use super::*;
-use crate::mutant::{Mutant, put_back};
+use crate::mutant::{Mutant, is_on, put_back};
 
 /// A share of its own beside the home share.
 fn other_share(lab: &TempDir, share: &str) -> Admin {
@@ -171,7 +171,7 @@ async fn removed_late() -> bool {
     let moved = data::moved(&a.admin, &old, &data, before).await.unwrap();
     let there = layout::volume(&old.name);
     a.admin.rename(&there, &volume).await.unwrap();
-    trash::look_at_moved(&a.admin, &old, &volume).await.unwrap();
+    trash::look_at_moved(&a.admin, &old, &entry).await.unwrap();
     let record = a.catalog.fetch(&a.admin, &old.name).await.unwrap();
     !moved && lab.path("db/file").exists() && record.is_some_and(|r| r.id != old.id)
 }
@@ -181,6 +181,67 @@ async fn what_takes_the_place_of_the_removed_meanwhile_is_put_back() {
     assert!(removed_late().await);
     let _back = put_back(Mutant::RemovedUnseen);
     assert!(!removed_late().await);
+}
+
+/// A host is held up in a removal that it has begun, when it has moved the data perhaps; another one finishes
+/// that, restores the volume, and may begin to remove it `again`. Whether the volume is whole afterwards, and
+/// known to the host that was held up.
+async fn restored_beside(moved: bool, again: bool) -> bool {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a").await, lab.host("b").await);
+    let old = a.made("db", &[]).await;
+    fs::write(lab.path("db/file"), "data").unwrap();
+    let entry = share::begin_removal(&a.admin, "a", &old).await.unwrap();
+    let on = Some(&b.admin);
+    b.catalog.finish(on, on, &old).await.unwrap();
+    b.restore("db", None).await.unwrap();
+    if again {
+        share::begin_removal(&b.admin, "b", &old).await.unwrap();
+        // Not in the same second: that would be the same entry.
+        let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+        let mark = fs::File::open(lab.path(".nfsvol/volumes/db/removing"));
+        mark.unwrap().set_modified(hours_ago).unwrap();
+    }
+    if moved {
+        let trashed = lab.path(entry.path().join("data").as_str());
+        fs::create_dir(trashed.parent().unwrap()).unwrap();
+        fs::rename(lab.path("db"), trashed).unwrap();
+    }
+    let on = Some(&a.admin);
+    let finished = a.catalog.finish_removal(&a.admin, on, &old, &entry);
+    finished.await.unwrap();
+    assert!(!lab.path(entry.path().as_str()).exists() || is_on(Mutant::RestoredIsRemovedAgain));
+    lab.path(".nfsvol/volumes/db/record.json").exists()
+        && lab.path("db/file").exists()
+        && a.catalog.get(&old.name).is_some()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_restored_meanwhile_is_not_removed_again() {
+    for (moved, again) in [(false, false), (true, false), (false, true), (true, true)] {
+        assert!(restored_beside(moved, again).await, "{moved} {again}");
+    }
+    let _back = put_back(Mutant::RestoredIsRemovedAgain);
+    assert!(!restored_beside(false, false).await);
+}
+
+/// A Create is taken back by a host that is held up, while another one finishes that and the volume is
+/// restored; whether it stays.
+async fn restored_beside_an_undo() -> bool {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a").await, lab.host("b").await);
+    let old = a.made("db", &[]).await;
+    share::begin_removal(&a.admin, "a", &old).await.unwrap();
+    let on = Some(&b.admin);
+    b.catalog.finish(on, on, &old).await.unwrap();
+    b.restore("db", None).await.unwrap();
+    a.catalog.undo(Some(&a.admin), &a.admin, &old, true).await;
+    lab.path(".nfsvol/volumes/db/record.json").exists() && lab.path("db").exists()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_restored_meanwhile_is_not_taken_back() {
+    assert!(restored_beside_an_undo().await);
 }
 
 /// A host begins the removal of an earlier volume of the name, and goes on with it: whether the one
@@ -218,7 +279,8 @@ async fn a_create_is_not_taken_back_once_somebody_has_written() {
     fs::write(lab.path("db/file"), "data").unwrap();
     let used = Catalog::check_unused(&a.admin, &record).await.unwrap_err();
     assert!(matches!(used, CatalogError::Used(_)), "{used}");
-    a.catalog.undo(Some(&a.admin), &a.admin, &record).await;
+    let home = Some(&a.admin);
+    a.catalog.undo(home, &a.admin, &record, true).await;
     let there = lab.path(".nfsvol/volumes/db");
     assert!(there.join("record.json").exists() && !there.join("removing").exists());
     assert!(lab.path("db/file").exists());
@@ -231,7 +293,8 @@ async fn undone_late() -> bool {
     let old = a.made("db", &[]).await;
     a.remove("db").await;
     b.made("db", &[]).await;
-    a.catalog.undo(Some(&a.admin), &a.admin, &old).await;
+    let home = Some(&a.admin);
+    a.catalog.undo(home, &a.admin, &old, false).await;
     lab.path("db").exists() && lab.path(".nfsvol/volumes/db/record.json").exists()
 }
 
