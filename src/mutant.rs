@@ -167,6 +167,8 @@ mutants! {
     PutBackUnseen,
     /// A claim counts wherever it was made, also in a directory that a restore has deleted.
     ClaimsAreNotLookedFor,
+    /// What hosts that were killed while they set a share up have left stays.
+    SetUpsStay,
     /// What cannot be deleted keeps all that comes after it.
     SweepEndsAtTheFirstError,
     /// A connection that gets no answer from its source port is tried from that port for ever.

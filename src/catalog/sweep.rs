@@ -4,9 +4,10 @@
 //! [`LEFT_OVER`], a host is silent for [`DEAD`]; both by the server's clock, and only while that and
 //! this host's agree.
 //!
-//! Costs a listing each of `tmp/`, `hosts/` and `volumes/`, and of each volume whose directory changed
-//! [`LATELY`]. Known limit: what a crash left in a volume's directory, and nobody swept for so long,
-//! stays until the volume is removed, and is deleted with it.
+//! Costs a listing each of `tmp/`, `hosts/` and `volumes/`, of each volume whose directory changed
+//! [`LATELY`], and of the export on a share that was set up as lately. Known limits: what a crash left in a
+//! volume's directory, and nobody swept for so long, stays until the volume is removed, and is deleted
+//! with it; what it left beside `.nfsvol/` then stays.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,7 +25,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// A host that was not heard of for so long is taken for scrapped: it holds nothing for hours already,
 /// and if it comes back it begins anew.
 const DEAD: Duration = DAY.saturating_mul(30);
-/// Only so long is what a crash left looked for in a volume's directory: one sweep a day finds it.
+/// Only so long is what a crash left looked for in a volume's directory, and beside `.nfsvol/`, where all of the
+/// users' files may be: one sweep a day finds it.
 const LATELY: Duration = DAY.saturating_mul(3);
 
 /// What was deleted, and the first thing that could not be.
@@ -62,7 +64,23 @@ impl Sweep<'_> {
             }
         }
         self.hosts().await?;
-        self.volumes().await
+        self.volumes().await?;
+        self.asides().await
+    }
+
+    /// Deletes what hosts that were killed while they set the share up have left beside `.nfsvol/`.
+    async fn asides(&mut self) -> Result<(), CatalogError> {
+        let made = self.admin.attr(&layout::format_file()).await?;
+        if made.is_none_or(|made| self.age(&made) > LATELY) || mutant::is_on(Mutant::SetUpsStay) {
+            return Ok(());
+        }
+        let root = SharePath::root();
+        for entry in self.list(&root).await? {
+            if entry.name.to_str().and_then(layout::as_own_aside).is_some() {
+                self.old(&root, &entry, LEFT_OVER).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn hosts(&mut self) -> Result<(), CatalogError> {

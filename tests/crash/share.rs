@@ -68,10 +68,13 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes what is in `tmp/` two hours old, so that it counts as left over.
+    /// Makes what crashes have left two hours old, so that it counts as left over.
     pub(crate) fn age_leftovers(&self) -> Result {
-        let mut names = self.names("tmp").into_iter();
-        names.try_for_each(|name| age(&self.own("tmp").join(name)))
+        for name in self.names("tmp") {
+            age(&self.own("tmp").join(name))?;
+        }
+        let mut asides = self.asides().into_iter();
+        asides.try_for_each(|name| age(&self.0.join(name)))
     }
 
     /// The same of what a restore has left beside a volume's record.
@@ -87,9 +90,15 @@ impl Disk {
     /// What nobody needs and a sweep should have taken.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let mut found = self.names("tmp");
-        let aside = |name: &String| name.starts_with(".nfsvol.");
-        found.extend(names(&self.0).into_iter().filter(aside));
+        found.extend(self.asides());
         found
+    }
+
+    /// What was to become `.nfsvol/`.
+    fn asides(&self) -> Vec<String> {
+        let mut names = names(&self.0);
+        names.retain(|name| name.starts_with(".nfsvol."));
+        names
     }
 }
 

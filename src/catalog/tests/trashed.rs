@@ -134,6 +134,35 @@ async fn a_sweep_goes_on_and_makes_nothing() {
     assert_eq!(fs::read_dir(users.path()).unwrap().count(), 0);
 }
 
+/// A host is killed while it sets the share up, and the next one before it has cleared up behind the two; how
+/// many of what the first and a third one, which is at it, have prepared are left by a sweep an hour later.
+async fn left_by_a_set_up() -> usize {
+    let lab = Lab::new();
+    let host = lab.host("a").await;
+    let [killed, at_it] = ["0", "1"].map(|id| lab.path(&format!(".nfsvol.{}", id.repeat(32))));
+    for aside in [&killed, &at_it] {
+        fs::create_dir_all(aside.join("volumes")).unwrap();
+    }
+    fs::create_dir(lab.path(".nfsvol.of-a-user")).unwrap();
+    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+    for old in [&killed, &lab.path(".nfsvol.of-a-user")] {
+        fs::File::open(old)
+            .unwrap()
+            .set_modified(hours_ago)
+            .unwrap();
+    }
+    host.catalog.sweep(&host.admin).await.unwrap();
+    assert!(at_it.exists() && lab.path(".nfsvol.of-a-user").exists());
+    usize::from(killed.exists()) + usize::from(at_it.exists())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_set_up_left_is_swept() {
+    assert_eq!(left_by_a_set_up().await, 1);
+    let _back = put_back(Mutant::SetUpsStay);
+    assert_eq!(left_by_a_set_up().await, 2);
+}
+
 /// Deeper than what is removed: stands for what cannot be deleted.
 const TOO_DEEP: usize = 520;
 
