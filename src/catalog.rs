@@ -26,6 +26,7 @@ mod sync;
 mod tests;
 mod trash;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -233,12 +234,19 @@ impl Catalog {
     }
 
     async fn read(&self, home: &Admin, name: &VolumeName) -> Result<Option<Record>, CatalogError> {
-        match self.copies.get(name) {
-            Some(_) if !mutant::is_on(Mutant::NoRecordNoVolume) => {
-                share::read_known(home, name).await
-            }
-            _ => share::read(home, name).await,
-        }
+        let unread = self.sync.lock().await.unread().contains_key(name);
+        let is_known = unread || self.copies.get(name).is_some();
+        let read = match is_known && !mutant::is_on(Mutant::NoRecordNoVolume) {
+            true => share::read_known(home, name).await,
+            false => share::read(home, name).await,
+        };
+        self.sync.lock().await.note(name, &read);
+        read
+    }
+
+    /// The volumes whose record on the home share could not be read when it was looked at last, and why.
+    pub async fn unread(&self) -> BTreeMap<VolumeName, String> {
+        self.sync.lock().await.unread().clone()
     }
 
     /// As [`fetch`](Self::fetch), but reads the record only if the volume's directory has changed
@@ -262,7 +270,9 @@ impl Catalog {
         match self.copies.get(name).filter(|copy| copy.stamp == stamp) {
             Some(copy) => Ok(Some(copy.record)),
             None => {
-                let Some(record) = share::read(home, name).await? else {
+                let read = share::read(home, name).await;
+                self.sync.lock().await.note(name, &read);
+                let Some(record) = read? else {
                     return self.fetch(home, name).await;
                 };
                 self.note(None, name, Some(record), stamp).await

@@ -127,6 +127,7 @@ impl Catalog {
         let record = self.to_put_back(home, on, name).await?;
         if !dry {
             share::rewrite(home, &record).await?;
+            self.sync.lock().await.note(name, &Ok(Some(record)));
             tracing::warn!(volume = %name, "its record is put back from this host's copy");
         }
         Ok(())

@@ -8,7 +8,7 @@
 //! listing of the same tick; a list is therefore trusted only when a second one, at least [`TICK`]
 //! later, finds the same stamp, and the whole is listed again every [`RELIST`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::local::{Copy, Stamp};
 use super::{Catalog, layout, share};
 use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
-use crate::volume::{VolumeName, json};
+use crate::volume::{Record, VolumeName, json};
 
 /// Where [`State`] is kept in the state directory.
 pub(super) const FILE: &str = "home.json";
@@ -41,8 +41,8 @@ pub(super) struct State {
     last: Option<(Stamp, Instant)>,
     /// When the stamp of `last` was first listed.
     first: Option<Instant>,
-    /// Volumes that were listed and whose record could not be read.
-    unread: HashSet<VolumeName>,
+    /// Volumes whose record could not be read when it was looked at last, and why.
+    unread: BTreeMap<VolumeName, String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +80,7 @@ impl State {
     }
 
     #[cfg(test)]
-    pub(super) fn listed(unread: HashSet<VolumeName>) -> Self {
+    pub(super) fn listed(unread: BTreeMap<VolumeName, String>) -> Self {
         let mut state = Self {
             unread,
             ..Self::default()
@@ -94,9 +94,25 @@ impl State {
         self.known.share_id.clone()
     }
 
+    /// Notes whether a record could be read.
+    pub(super) fn note(&mut self, name: &VolumeName, read: &Result<Option<Record>, CatalogError>) {
+        match read {
+            Ok(_) => drop(self.unread.remove(name)),
+            Err(error @ CatalogError::Record { .. }) => {
+                self.unread.insert(name.clone(), error.to_string());
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// The volumes whose record could not be read when it was looked at last, and why.
+    pub(super) fn unread(&self) -> &BTreeMap<VolumeName, String> {
+        &self.unread
+    }
+
     /// Whether a volume that the copy does not hold is none.
     pub(super) fn tells_of(&self, name: &VolumeName) -> bool {
-        let unread = self.unread.contains(name) && !mutant::is_on(Mutant::UnreadIsAbsent);
+        let unread = self.unread.contains_key(name) && !mutant::is_on(Mutant::UnreadIsAbsent);
         self.known.complete && !unread
     }
 }
@@ -180,7 +196,16 @@ impl Catalog {
     /// # Errors
     /// What the share answered; the local copy is then as it was, or further along.
     pub async fn poll(&self, home: &Admin) -> Result<Changes, CatalogError> {
-        self.follow(home, TICK).await
+        let changes = self.follow(home, TICK).await?;
+        let unread: Vec<_> = {
+            let state = self.sync.lock().await;
+            state.unread.keys().take(READS_AT_ONCE).cloned().collect()
+        };
+        // They may have been put right, which does not show in `volumes/`.
+        for name in unread {
+            let _ = self.fetch(home, &name).await;
+        }
+        Ok(changes)
     }
 
     /// Brings the local copy up to date with the home share, for what is decided on it.
@@ -231,13 +256,13 @@ impl Catalog {
         let before = self.copies.all();
         let listed = share::list(home).await?;
         let mut changes = Changes::default();
-        let mut unread = HashSet::new();
+        let torn = self.sync.lock().await.unread.clone();
+        let mut unread = BTreeMap::new();
         let changed: Vec<_> = listed
             .iter()
             .filter(|(name, stamp)| {
-                self.copies
-                    .get(name)
-                    .is_none_or(|copy| copy.stamp != Some(*stamp))
+                let copy = self.copies.get(name);
+                torn.contains_key(name) || copy.is_none_or(|copy| copy.stamp != Some(*stamp))
             })
             .cloned()
             .collect();
@@ -245,7 +270,7 @@ impl Catalog {
             let mut reads = tokio::task::JoinSet::new();
             for (name, stamp) in some.iter().cloned() {
                 let home = home.clone();
-                reads.spawn(async move { (share::read(&home, &name).await, name, stamp) });
+                reads.spawn(async move { (share::read_known(&home, &name).await, name, stamp) });
             }
             while let Some(read) = reads.join_next().await {
                 let Ok((read, name, stamp)) = read else {
@@ -265,8 +290,8 @@ impl Catalog {
                     Ok(None) => {}
                     // One damaged record must not hide the others, nor may it look removed.
                     Err(error @ CatalogError::Record { .. }) => {
-                        unread.insert(name.clone());
                         tracing::error!(volume = %name, %error, "record on the share unreadable");
+                        unread.insert(name, error.to_string());
                     }
                     Err(error) => return Err(error),
                 }

@@ -26,8 +26,9 @@ pub(super) fn table(rows: &Value, columns: &[(&str, &str)]) -> String {
     text
 }
 
+/// The volumes, and below them what is wrong with their records.
 pub(super) fn volumes(answer: &Value) -> String {
-    table(
+    let mut all = table(
         answer,
         &[
             ("NAME", "name"),
@@ -37,7 +38,13 @@ pub(super) fn volumes(answer: &Value) -> String {
             ("HELD BY", "held_by"),
             ("CREATED", "created"),
         ],
-    )
+    );
+    for line in answer.as_array().into_iter().flatten() {
+        if let Some(warning) = line["warning"].as_str() {
+            let _ = writeln!(all, "{}: {warning}", text(&line["name"]));
+        }
+    }
+    all
 }
 
 pub(super) fn trash(answer: &Value) -> String {
@@ -126,6 +133,19 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);
         assert!(lines[1].contains("db") && lines[1].contains("nas:/e"));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_told_of_below_the_list() {
+        let answer = json!([
+            { "name": "db", "share": "nas:/e", "warning": null },
+            { "name": "web", "warning": "torn; nfsvol repair web" },
+        ]);
+        let text = volumes(&answer);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4);
+        assert!(lines[2].trim().starts_with("web"), "{text}");
+        assert_eq!(lines[3], "web: torn; nfsvol repair web");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::cluster::LOOK_WAIT;
 use super::{Driver, DriverError};
 use crate::catalog::CatalogError;
 use crate::nfs::admin::Admin;
@@ -13,8 +14,9 @@ impl Driver {
         match question {
             Ask::Ls => {
                 self.look_soon().await;
+                let unread = self.catalog.unread().await;
                 // Of ten thousand volumes that takes a while, and renewals must not wait for it.
-                Ok(tokio::task::block_in_place(|| self.volume_lines()).into())
+                Ok(tokio::task::block_in_place(|| self.volume_lines(&unread)).into())
             }
             Ask::Inspect { name } => self.inspect(&name.parse()?).await,
             Ask::Status => Ok(self.daemon_status()),
@@ -35,6 +37,7 @@ impl Driver {
 
     async fn inspect(&self, name: &VolumeName) -> Result<Value, DriverError> {
         self.look_soon().await;
+        self.read_soon(name).await;
         let record = self.find(name).await?;
         let record = record.ok_or_else(|| CatalogError::Absent(name.clone()))?;
         Ok(json!({
@@ -43,6 +46,18 @@ impl Driver {
             "mountpoint": self.mountpoint(name),
             "status": self.volume_status(&record).await,
         }))
+    }
+
+    /// Reads a record anew if the home share answers soon: a server that was restarted may have torn it.
+    async fn read_soon(&self, name: &VolumeName) {
+        let read = async {
+            if let Some(home) = self.home().await? {
+                self.catalog.fetch(&home, name).await?;
+            }
+            Ok::<_, DriverError>(())
+        };
+        // What it was has to do, with a warning if it cannot be read.
+        let _ = tokio::time::timeout(LOOK_WAIT, read).await;
     }
 
     /// Frees everybody who waits for a volume whose server is away.

@@ -33,7 +33,7 @@ const ID_FILE: &str = "host-id";
 /// A container that was given a volume has it in its mount namespace after this time.
 pub(super) const STARTED: Duration = Duration::from_secs(3);
 /// How long `ls` and `inspect` wait for what the other hosts hold now.
-const LOOK_WAIT: Duration = Duration::from_millis(250);
+pub(super) const LOOK_WAIT: Duration = Duration::from_millis(250);
 /// How long after the last Unmount it is looked for the end of the volume's last process: a
 /// worker ends within milliseconds.
 const FREE_WAIT: Duration = Duration::from_millis(500);

@@ -1,6 +1,6 @@
 //! What `docker volume inspect` and the command line show of a volume and of this host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,6 +110,7 @@ impl Driver {
                     .to_owned(),
             );
         }
+        warnings.extend(self.catalog.unread().await.remove(&record.name));
         if !warnings.is_empty() {
             put("warnings", json!(warnings));
         }
@@ -177,8 +178,9 @@ impl Driver {
         hosts.collect::<Vec<_>>().join(", ")
     }
 
-    /// `nfsvol ls`: one look at /proc for all attached volumes, and one view of the other hosts.
-    pub(super) fn volume_lines(&self) -> Vec<Value> {
+    /// `nfsvol ls`: one look at /proc for all attached volumes, and one view of the other hosts. What
+    /// cannot be read on the home share has a warning, and is shown also if nothing else is known of it.
+    pub(super) fn volume_lines(&self, unread: &BTreeMap<VolumeName, String>) -> Vec<Value> {
         let records = self.catalog.list();
         let attached = self.attachments.names();
         let of_attached = records
@@ -193,9 +195,15 @@ impl Driver {
         let elsewhere = self.cluster.elsewhere();
         let line = |record: &Arc<Record>| {
             let here = holders.get(&record.name).map(Vec::as_slice);
-            self.volume_line(record, here, &elsewhere)
+            let mut line = self.volume_line(record, here, &elsewhere);
+            line["warning"] = json!(unread.get(&record.name));
+            line
         };
-        records.iter().map(line).collect()
+        let mut lines: Vec<Value> = records.iter().map(line).collect();
+        let is_known = |name: &VolumeName| records.iter().any(|record| record.name == *name);
+        let others = unread.iter().filter(|(name, _)| !is_known(name));
+        lines.extend(others.map(|(name, why)| json!({ "name": name, "warning": why })));
+        lines
     }
 
     fn volume_line(

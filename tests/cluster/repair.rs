@@ -57,6 +57,26 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
         );
     }
     ensure!(doctor.stdout.contains("-> nfsvol repair"), "{doctor:?}");
+    // What shows the volume warns, also from a copy.
+    let inspected = a.nfsvol.command(&["inspect", &empty])?;
+    for shown in [inspected, a.nfsvol.command(&["ls"])?] {
+        let way_out = format!("nfsvol repair {empty}");
+        ensure!(
+            shown.code == 0 && shown.stdout.contains(&way_out),
+            "{shown:?}"
+        );
+    }
+    let inspected = c.nfsvol.command(&["inspect", &empty])?;
+    let listed = c.nfsvol.command(&["ls"])?;
+    ensure!(
+        inspected.code == 1 && inspected.stderr.contains("nfsvol repair"),
+        "{inspected:?}"
+    );
+    let row = listed
+        .stdout
+        .lines()
+        .any(|line| line.trim().starts_with(&empty));
+    ensure!(row && listed.stdout.contains("nfsvol repair"), "{listed:?}");
     let shown = a.nfsvol.command(&["repair"])?;
     ensure!(shown.code == 1, "it asks: {shown:?}");
     for torn in ["format.json", &empty, &missing] {

@@ -20,7 +20,7 @@ async fn what_cannot_be_read_is_not_absent() {
 
 #[tokio::test]
 async fn a_copy_that_takes_the_unread_for_absent_is_found_out() {
-    let unread = [name("db")].into_iter().collect();
+    let unread = [(name("db"), "torn".to_owned())].into_iter().collect();
     let state = sync::State::listed(unread);
     assert!(!state.tells_of(&name("db")) && state.tells_of(&name("web")));
     let _back = mutant::put_back(Mutant::UnreadIsAbsent);

@@ -52,6 +52,52 @@ async fn a_torn_record_is_put_back_by_a_host_that_has_read_it() {
     }
 }
 
+/// What a host's lists warn of.
+async fn warned_of(host: &Host) -> Vec<String> {
+    let unread = host.catalog.unread().await;
+    let told = unread.values().all(|why| why.contains("nfsvol repair"));
+    assert!(told, "{unread:?}");
+    unread.keys().map(ToString::to_string).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_warned_of_until_it_can() {
+    let lab = Lab::new();
+    let a = lab.host("a").await;
+    a.made("db", &[]).await;
+    a.made("web", &[]).await;
+    let knows = follower(&lab, "b").await;
+    let volume = lab.path(".nfsvol/volumes/db");
+    fs::write(volume.join("record.json"), "").unwrap();
+    fs::remove_file(lab.path(".nfsvol/volumes/web/record.json")).unwrap();
+    // A host that has read neither; one that has is told when it reads one anew.
+    let new = follower(&lab, "c").await;
+    assert_eq!(warned_of(&new).await, ["db", "web"]);
+    knows
+        .catalog
+        .fetch(&knows.admin, &name("db"))
+        .await
+        .unwrap_err();
+    assert!(warned_of(&knows).await.contains(&"db".to_owned()));
+    for volume in ["db", "web"] {
+        knows.put_back(volume, false).await.unwrap();
+    }
+    new.catalog.poll(&new.admin).await.unwrap();
+    knows.catalog.poll(&knows.admin).await.unwrap();
+    for host in [&new, &knows] {
+        assert_eq!(warned_of(host).await, [""; 0]);
+    }
+    // What is gone is not warned of either.
+    fs::write(volume.join("record.json"), "").unwrap();
+    new.catalog
+        .fetch(&new.admin, &name("db"))
+        .await
+        .unwrap_err();
+    fs::remove_dir_all(&volume).unwrap();
+    new.catalog.poll(&new.admin).await.unwrap();
+    assert_eq!(warned_of(&new).await, [""; 0]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_removed_elsewhere_does_not_come_back() {
     let lab = Lab::new();
