@@ -76,7 +76,8 @@ test-long: ## Test for an hour: 24 moves of services, 600 volumes for 5 minutes,
 	NFSVOL_SIM_SEEDS=200..2200 $(CARGO) test --locked --features failpoints --test simulation
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --lib nothing_is_lost_and_everything_ends
 	$(CARGO) test --locked --features failpoints --lib -- --ignored driver::search::restore_create::without driver::search::claim_remove::without \
-	  driver::search::claim_claim::a_host_stops driver::search::create_remove::a_host_stops driver::search::restored_claims
+	  driver::search::claim_claim::a_host_stops driver::search::create_remove::a_host_stops driver::search::restored_claims \
+	  driver::search::restore_remove::the_server_forgets_one
 
 # The commit that the FUSE data path is measured beside, in the same run.
 BASELINE ?= e88eebb

@@ -390,12 +390,6 @@ fn restores_find_what_is_put_back() {
 
 #[test]
 #[ignore = "takes long"]
-fn removals_find_what_is_put_back() {
-    finds(Mutant::RestoredIsRemovedAgain, remove_restore::CASE);
-}
-
-#[test]
-#[ignore = "takes long"]
 fn restored_claims_find_what_is_put_back() {
     finds(Mutant::RestoredClaimsBeginAnew, claim_restore::CASE);
     finds(Mutant::ClaimsAreNotLookedFor, claim_first_restore::CASE);
