@@ -177,8 +177,9 @@ impl World {
             self.goes_on(&format!("go on after cut {cut} of the server"))?;
             self.load
                 .forget_writes(Kind::Async, on_disk, Instant::now());
-            let host = self.hosts.iter().find(|host| host.kind == Kind::Async);
-            self.load.make_again(host.context("no host")?, &forgotten)?;
+            let hosts = self.hosts.iter().filter(|host| host.kind == Kind::Async);
+            self.load
+                .make_again(&hosts.collect::<Vec<_>>(), &forgotten)?;
             let now = self.workers(self.hosts)?;
             ensure!(
                 now == before,

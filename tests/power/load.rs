@@ -322,8 +322,13 @@ impl Load {
     }
 
     /// Whatever a server forgot of volumes, or tore: repaired, or made again, they are there.
-    pub(crate) fn make_again(&self, host: &Host, names: &[String]) -> Result {
-        let repaired = host.nfsvol.command(&["repair", "--yes"])?;
+    pub(crate) fn make_again(&self, hosts: &[&Host], names: &[String]) -> Result {
+        let mut last = None;
+        for host in hosts {
+            // Of what one has no copy, another one has.
+            last = Some((host, host.nfsvol.command(&["repair", "--yes"])?));
+        }
+        let (host, repaired) = last.context("no host")?;
         ensure!(repaired.code == 0, "{repaired:?}");
         for name in names.iter().filter(|name| name.starts_with("made-")) {
             host.ok(Call::create(name, &[]))?;
