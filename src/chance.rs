@@ -1,7 +1,11 @@
 //! Random numbers and the time of day: what makes two runs of one thing differ. A test may put a
-//! source of its own in their place, for its thread.
+//! source of its own in their place, for its thread. And the time since the boot.
+
+mod sys;
 
 use std::time::{SystemTime, UNIX_EPOCH};
+
+pub(crate) use sys::since_boot;
 
 /// 64 random bits.
 ///

@@ -32,7 +32,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::attendant::{self, Attendant};
@@ -148,15 +147,6 @@ pub struct Fenced {
 
 async fn ask(guard: &Attendant, ask: Ask) -> io::Result<State> {
     guard.ask(&ask, ANSWER).await
-}
-
-/// Time since the host's boot, with suspension.
-fn now() -> Duration {
-    let time = clock_gettime(ClockId::Boottime);
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or(0),
-        u32::try_from(time.tv_nsec).unwrap_or(0),
-    )
 }
 
 /// The guards of a host, seen from the daemon.

@@ -9,7 +9,7 @@
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host | `engine` `fuse` `mount` `nfs` `plugin` `proc` `volume` |
 //! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `engine` |
 //! | [`guard`] | the fence of exclusive volumes on the kernel data path | `attendant` `chance` `engine` `files` `fuse` `mount` `mutant` `proc` `telemetry` `volume` |
-//! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `failpoint` `mount` `mutant` `nfs` `proc` `telemetry` `volume` |
+//! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `chance` `failpoint` `mount` `mutant` `nfs` `proc` `telemetry` `volume` |
 //! | [`mount`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `proc` `volume` |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback | `attendant` |
 //! | [`catalog`] | all records: on the home share, and a durable local copy | `chance` `cluster` `failpoint` `files` `mutant` `nfs` `volume` |
@@ -24,11 +24,11 @@
 //! | `files` | files that are durable and whole | `failpoint` |
 //! | `proc` | what /proc tells of processes | `mutant` |
 //! | `failpoint` | points at which a test kills the process | |
-//! | `chance` | random numbers and the time of day | |
+//! | `chance` | random numbers, the time of day and since the boot | |
 //! | [`mutant`] | mended faults that tests can put back | |
 //!
 //! Each room imports what its row says and nothing that stands above it; tests/rooms.rs holds the
-//! code to that. Only `mount::sys`, `fuse::sys` and `embedded::sys` hold unsafe code.
+//! code to that. Only `mount::sys`, `fuse::sys`, `embedded::sys` and `chance::sys` hold unsafe code.
 //!
 //! docs/ARCHITECTURE.md has the same list, and follows a Mount, a Remove and a write through the
 //! files.

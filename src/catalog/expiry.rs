@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::error::CatalogError;
 use super::layout::TrashName;
+use crate::chance;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::Share;
 
@@ -153,7 +153,7 @@ fn agree(one: u64, other: u64) -> bool {
 
 /// Seconds since the boot, also while the host slept.
 pub(crate) fn since_boot() -> u64 {
-    u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0)
+    chance::since_boot().as_secs()
 }
 
 #[cfg(test)]

@@ -9,14 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::attachments::Attachments;
 use super::elsewhere::Elsewhere;
 use super::together::{Together, Ways};
 use super::turns::Turns;
 use super::{Driver, DriverError};
 use crate::catalog::{Catalog, CatalogError};
+use crate::chance::since_boot;
 use crate::cluster::{Beat, Env, Holding, Host, Member, MemberError, Renewal, Times, layout};
 use crate::config::Config;
 use crate::engine;
@@ -52,11 +51,7 @@ pub(super) struct HostEnv;
 
 impl Env for HostEnv {
     fn now(&self) -> Duration {
-        let time = clock_gettime(ClockId::Boottime);
-        Duration::new(
-            u64::try_from(time.tv_sec).unwrap_or(0),
-            u32::try_from(time.tv_nsec).unwrap_or(0),
-        )
+        since_boot()
     }
 
     fn nonce(&self) -> String {

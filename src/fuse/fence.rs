@@ -19,13 +19,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::chance::since_boot;
 use crate::nfs::rpc::connector::{Connector, TcpConnector};
 
 /// What the daemon tells a worker at its start.
@@ -35,15 +35,6 @@ pub struct Fence {
     pub until: u64,
     /// How long unacknowledged bytes may stay under way, in milliseconds.
     pub under_way: u32,
-}
-
-/// Time since the host's boot, with suspension.
-fn now() -> Duration {
-    let time = clock_gettime(ClockId::Boottime);
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or(0),
-        u32::try_from(time.tv_nsec).unwrap_or(0),
-    )
 }
 
 /// Until when a worker may send.
@@ -63,7 +54,7 @@ impl Right {
 
     /// How long it lasts yet; zero when it has ended.
     fn left(&self) -> Duration {
-        Duration::from_nanos(self.until.load(Ordering::Acquire)).saturating_sub(now())
+        Duration::from_nanos(self.until.load(Ordering::Acquire)).saturating_sub(since_boot())
     }
 
     fn has_ended(&self) -> bool {
@@ -210,7 +201,7 @@ mod tests {
     use super::*;
 
     fn from_now(time: Duration) -> u64 {
-        u64::try_from((now() + time).as_nanos()).unwrap()
+        u64::try_from((since_boot() + time).as_nanos()).unwrap()
     }
 
     #[tokio::test]

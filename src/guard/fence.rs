@@ -30,8 +30,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cut::{self, Barrier};
 use super::root::Root;
-use super::{Fenced, Task, now};
+use super::{Fenced, Task};
 use crate::chance;
+use crate::chance::since_boot;
 use crate::engine;
 use crate::mount::MountInfo;
 use crate::mount::holders::{self, User};
@@ -59,7 +60,7 @@ fn is_among(device: &str, volumes: &str) -> bool {
 /// Takes the volume away; `until` is when the right ended. The barrier is what is still to be
 /// lowered.
 pub(super) async fn fence(task: &Task, until: u64, root: Root) -> (Fenced, Barrier) {
-    let (began, began_at) = (Instant::now(), now());
+    let (began, began_at) = (Instant::now(), since_boot());
     let under_way = Duration::from_millis(task.fence.under_way.into());
     // A quarter: what the engine does not do is done here, and that takes a moment too.
     let (containers, ending) = kill_containers(task, under_way / 4).await;
@@ -85,7 +86,10 @@ pub(super) async fn fence(task: &Task, until: u64, root: Root) -> (Fenced, Barri
         troubles: vec![format!("a step of the fence failed: {error}")],
         done: None,
     });
-    let took = work.done.unwrap_or_else(now).saturating_sub(began_at);
+    let took = work
+        .done
+        .unwrap_or_else(since_boot)
+        .saturating_sub(began_at);
     let by = Duration::from_nanos(until) + under_way;
     let fenced = Fenced {
         at: chance::host_time(),
@@ -152,7 +156,7 @@ struct Work {
 impl Work {
     fn take_away(mut self) -> Self {
         if self.throw_away_for_good() {
-            self.done = Some(now());
+            self.done = Some(since_boot());
         }
         if !self.have_ended() {
             self.wait_for_ends();

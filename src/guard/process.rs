@@ -17,8 +17,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::cut::Barrier;
 use super::fence;
 use super::root::Root;
-use super::{Ask, FENCED, State, Task, now};
+use super::{Ask, FENCED, State, Task};
 use crate::attendant::{self, Post, receive, send};
+use crate::chance::since_boot;
 use crate::files::write_whole;
 use crate::telemetry;
 
@@ -81,7 +82,7 @@ async fn watch(task: &Task, ready: impl FnOnce() -> io::Result<()>) -> io::Resul
 
     let mut until = task.fence.until;
     let mut reply = loop {
-        let left = Duration::from_nanos(until).saturating_sub(now());
+        let left = Duration::from_nanos(until).saturating_sub(since_boot());
         if left.is_zero() {
             tracing::error!(volume = %task.volume, "this host's right has ended: fencing");
             break None;
@@ -167,7 +168,7 @@ mod tests {
     use crate::volume::VolumeName;
 
     fn from_now(time: Duration) -> u64 {
-        u64::try_from((now() + time).as_nanos()).unwrap()
+        u64::try_from((since_boot() + time).as_nanos()).unwrap()
     }
 
     /// Of a file system that nothing has mounted.

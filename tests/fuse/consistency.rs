@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use libtest_mimic::Trial;
+use nfsvol::fuse::Fence;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use crate::lab::{Export, Ganesha, Lab, Result};
@@ -41,6 +42,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         fuse_trial("a_listing_goes_on_while_the_directory_changes", listing),
         fuse_trial("rights_are_the_servers", rights),
         fuse_trial("where_the_server_squashes_it_decides", squashed),
+        fuse_trial("a_right_to_send_is_measured_by_any_kernels_clock", right),
         fuse_trial(
             "an_attach_is_idempotent_and_a_detach_complete",
             attach_detach,
@@ -560,6 +562,24 @@ as 1000 'umask 0377; echo e >once; cat once'
 install -m 0400 /bin/true program
 cp /bin/true run; chmod 0711 run; as 1000 ./run",
     )
+}
+
+/// Of an exclusive volume the worker may send until then; some kernels have no vDSO to ask for the time.
+fn right(lab: &'static Lab) -> Result {
+    let host = Host::mount(nas(lab)?, "right", "")?;
+    host.detach()?;
+    let uptime = fs::read_to_string("/proc/uptime")?;
+    let uptime: u64 = uptime.split('.').next().context("no uptime")?.parse()?;
+    let mut attach = host.attach.clone();
+    attach.fence = Some(Fence {
+        until: (uptime + 3600) * 1_000_000_000,
+        under_way: 1000,
+    });
+    let deadline = Instant::now() + crate::ATTACH;
+    host.runtime.block_on(host.path.attach(attach, deadline))?;
+    fs::write(host.join("file"), "written")?;
+    ensure!(fs::read_to_string(host.join("file"))? == "written");
+    Ok(())
 }
 
 fn attach_detach(lab: &'static Lab) -> Result {
