@@ -139,6 +139,8 @@ mutants! {
     RemoveTrustsItsList,
     /// One server under two names is two servers.
     ServersByName,
+    /// A directory that a new volume has found is there still when no removal of another one is seen.
+    FoundIsThereForEver,
     /// A directory that has taken the place of a removed one is removed as well.
     RemovedUnseen,
     /// A data directory is known by the number that it had before it was put in place.

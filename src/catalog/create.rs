@@ -200,6 +200,15 @@ impl Catalog {
             self.retract(home, record, None).await?;
             return Err(CatalogError::Removing(other));
         }
+        if let Some(home) = home
+            && !prepared
+            && !mutant::is_on(Mutant::FoundIsThereForEver)
+            && !data::exists(on, &record.data_dir).await?
+        {
+            // What was found has gone with a removal that was over before its mark was looked for.
+            self.retract(home, record, None).await?;
+            return Ok(Published::Lost);
+        }
         match self.place_and_keep(home, on, record, prepared).await {
             Ok(()) => Ok(Published::Won),
             Err(error) if home.is_some() => Err(CatalogError::HalfMade {

@@ -350,6 +350,31 @@ async fn a_removal_is_finished_on_the_share_of_its_volume() {
     }
 }
 
+/// A volume is made of the directory of another one, which goes right after the volumes were listed:
+/// whether the new one has a directory.
+async fn has_a_directory_of_its_own() -> bool {
+    let share = std::thread::spawn(search::AtOnce::with_an_exclusive_volume);
+    let (share, state) = (share.join().unwrap(), tempfile::tempdir().unwrap());
+    let home = share.admin(0);
+    let catalog = Catalog::open(state.path(), Some(home.share().clone()), "a").unwrap();
+    share.move_after_a_listing(&[
+        ["db", ".nfsvol/trash/data"],
+        [".nfsvol/volumes/db", ".nfsvol/trash/volume"],
+    ]);
+    let (web, given) = (name("web"), options(&[("subdir", "db")]));
+    let made = catalog.create(Some(&home), &home, &web, &given, OnRemove::Trash);
+    made.await.unwrap();
+    assert!(share.is_there(".nfsvol/trash/volume") && share.is_there(".nfsvol/volumes/web"));
+    share.is_there("db")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_found_directory_that_goes_is_made_anew() {
+    assert!(has_a_directory_of_its_own().await);
+    let _back = mutant::put_back(Mutant::FoundIsThereForEver);
+    assert!(!has_a_directory_of_its_own().await);
+}
+
 /// A listing may leave out an entry while others change (RFC 1813, READDIR).
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_listing_leaves_out_is_not_gone() {

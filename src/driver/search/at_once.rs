@@ -20,6 +20,8 @@ struct State {
     disk: Disk,
     /// What listings leave out, and whether one has.
     left_out: Option<(String, bool)>,
+    /// What another host moves right after the next listing: from where, and to where.
+    moves: Vec<[&'static str; 2]>,
 }
 
 #[derive(Debug)]
@@ -33,12 +35,24 @@ impl AtOnce {
     pub(in crate::driver) fn with_an_exclusive_volume() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let disk = world::prepare(Start::Exclusive, dir.path());
-        let left_out = None;
-        Self(Arc::new(Mutex::new(State { disk, left_out })))
+        Self(Arc::new(Mutex::new(State {
+            disk,
+            left_out: None,
+            moves: Vec::new(),
+        })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
+    }
+
+    /// Right after the next listing another host moves these.
+    pub(in crate::driver) fn move_after_a_listing(&self, moves: &[[&'static str; 2]]) {
+        self.state().moves = moves.to_vec();
+    }
+
+    pub(in crate::driver) fn is_there(&self, path: &str) -> bool {
+        self.state().disk.at(path).is_some()
     }
 
     /// From now on no listing shows this name.
@@ -77,11 +91,15 @@ impl simulated::Server for Link {
         };
         let mut state = self.share.state();
         let reply = call.carry_out(&mut state.disk);
+        if procedure != NFS_PROGRAM::NFSPROC3_READDIRPLUS as u32 {
+            return Box::pin(std::future::ready(Ok(reply)));
+        }
+        for [from, to] in std::mem::take(&mut state.moves) {
+            state.disk.move_path(from, to);
+        }
         let reply = match &mut state.left_out {
-            Some((name, has)) if procedure == NFS_PROGRAM::NFSPROC3_READDIRPLUS as u32 => {
-                without(name, has, &reply)
-            }
-            _ => reply,
+            Some((name, has)) => without(name, has, &reply),
+            None => reply,
         };
         Box::pin(std::future::ready(Ok(reply)))
     }

@@ -307,6 +307,13 @@ impl Disk {
             .unwrap();
     }
 
+    /// Moves what lies at a path.
+    pub(super) fn move_path(&mut self, from: &str, to: &str) {
+        let [from, to] = [from, to].map(|path| path.rsplit_once('/').unwrap_or(("", path)));
+        let [from_dir, to_dir] = [from, to].map(|(dir, _)| self.at(dir).unwrap());
+        self.rename((from_dir, from.1), (to_dir, to.1)).unwrap();
+    }
+
     /// The paths of all objects.
     pub(super) fn paths(&self) -> Vec<String> {
         let mut paths = Vec::new();
