@@ -90,10 +90,10 @@ pub struct ServeArgs {
     )]
     allow_option: Vec<String>,
     /// How long removed volumes stay in the trash
-    #[arg(long, env = "NFSVOL_TRASH_TIME", default_value = "7days", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long, env = "NFSVOL_TRASH_TIME", default_value = "7days", value_parser = positive, value_name = "TIME")]
     trash_time: Duration,
     /// How often the home share is asked for volumes that other hosts made or removed
-    #[arg(long, env = "NFSVOL_POLL", default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long, env = "NFSVOL_POLL", default_value = "10s", value_parser = positive, value_name = "TIME")]
     poll: Duration,
     /// How long a host that is dead or cut off keeps its volumes from the others: 3 s to 1 hour
     #[arg(long, env = "NFSVOL_SESSION", default_value = "30s", value_parser = session_time, value_name = "TIME")]
@@ -112,7 +112,7 @@ pub struct ServeArgs {
     #[arg(long, env = "NFSVOL_DEADLINE", default_value = "50s", value_parser = below_patience, value_name = "TIME")]
     deadline: Duration,
     /// The longest that one directory operation on a share takes
-    #[arg(long, env = "NFSVOL_OP_DEADLINE", default_value = "5s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long, env = "NFSVOL_OP_DEADLINE", default_value = "5s", value_parser = positive, value_name = "TIME")]
     op_deadline: Duration,
     /// Where to serve metrics for Prometheus and the status page: PORT (on 127.0.0.1), IP:PORT, off
     #[arg(
@@ -158,6 +158,15 @@ fn below(text: &str, patience: Duration, call: &str) -> Result<Duration, String>
         ));
     }
     Ok(time)
+}
+
+/// A time of nothing would ask all the time, or delete for good what is removed by mistake.
+fn positive(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    match time.is_zero() {
+        true => Err("expected more than 0 s".to_owned()),
+        false => Ok(time),
+    }
 }
 
 fn session_time(text: &str) -> Result<Duration, String> {

@@ -700,8 +700,8 @@ async fn at_the_deadline_the_client_hears_of_it_and_what_comes_later_is_undone()
         answer,
         failed(
             "Mount of volume \"held\" did not finish within 300ms. It goes on in the background, \
-             and what it still does is undone. Most often an NFS server does not answer: `nfsvol \
-             status` shows which; then try again"
+             and what it still does is undone. Most often an NFS server does not answer, which \
+             `nfsvol status` shows, or another call for the volume waits; then try again"
         )
     );
     assert_eq!(plugin.driver.told(), ["mount held 9"]);

@@ -155,6 +155,18 @@ fn running() -> Vec<String> {
         .collect()
 }
 
+/// What is wrong with a mount, and what to do.
+const STALE: &str = "is stale: the server no longer knows it";
+const RESTART: &str = "restart these containers";
+const NO_WORKER: &str = "has lost its worker process";
+const RESTART_HERE_OR_THERE: &str = "restart these containers; those of an exclusive volume on the \
+     host that has it now (`nfsvol ls`)";
+const SERVER_FIRST: &str = "see to the server and the network first";
+const HANGS: &str = "hangs: its server does not answer";
+const WAIT: &str = "bring the server back: everything goes on by itself, and nothing is to be \
+     restarted. Where it will not come back, `nfsvol abort VOLUME` ends the waiting calls with an \
+     error; what was not synced is lost then";
+
 /// One finding for all mounts that answer, and one for each that does not.
 pub(super) async fn mounts(mount_root: &Path) -> Vec<Finding> {
     let mounts: Vec<MountEntry> = match MountInfo::read_below(mount_root) {
@@ -177,24 +189,23 @@ pub(super) async fn mounts(mount_root: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut well = 0;
     for (entry, look) in mounts.iter().zip(looks) {
-        let problem = match look {
-            Err(error) => error.to_string(),
+        let (problem, way_out) = match look {
+            Err(error) => (error.to_string(), SERVER_FIRST),
             Ok(look) => match timeout_at(until, look).await {
                 Ok(Ok(Ok(()))) => {
                     well += 1;
                     continue;
                 }
-                Ok(Ok(Err(Errno::STALE))) => "is stale: the server no longer knows it".to_owned(),
-                Ok(Ok(Err(Errno::NOTCONN))) => "has lost its worker process".to_owned(),
-                Ok(Ok(Err(errno))) => io::Error::from(errno).to_string(),
-                Ok(Err(_)) | Err(_) => "hangs: its server does not answer".to_owned(),
+                Ok(Ok(Err(Errno::STALE))) => (STALE.to_owned(), RESTART),
+                Ok(Ok(Err(Errno::NOTCONN))) => (NO_WORKER.to_owned(), RESTART_HERE_OR_THERE),
+                Ok(Ok(Err(errno))) => (io::Error::from(errno).to_string(), SERVER_FIRST),
+                Ok(Err(_)) | Err(_) => (HANGS.to_owned(), WAIT),
             },
         };
         findings.push(Finding::failed(
             "mounts",
             format!("{} {problem}{}", entry.mountpoint.display(), holding(entry)),
-            "see to the server first; then restart these containers. `nfsvol abort VOLUME` frees \
-             who hangs on a FUSE volume",
+            way_out,
         ));
     }
     if findings.is_empty() {

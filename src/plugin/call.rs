@@ -54,8 +54,8 @@ pub(super) async fn run<D: VolumeDriver>(
     };
     let late = format!(
         "{} did not finish within {}. It goes on in the background, and what it still does is \
-         undone. Most often an NFS server does not answer: `nfsvol status` shows which; then try \
-         again",
+         undone. Most often an NFS server does not answer, which `nfsvol status` shows, or another call \
+         for the volume waits; then try again",
         title(route, &call),
         humantime::format_duration(limit)
     );

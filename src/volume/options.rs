@@ -233,7 +233,7 @@ impl VolumeOptions {
     pub fn parse(given: &BTreeMap<String, String>) -> Result<Self, OptionError> {
         for (key, value) in given {
             let Some(key) = OPTION_NAMES.iter().find(|k| *k == key) else {
-                let nearest = nearest_of(key, &OPTION_NAMES);
+                let nearest = nearest_of(key, &there_now());
                 return Err(OptionError::Unknown {
                     key: key.clone(),
                     nearest,
@@ -451,6 +451,7 @@ mod tests {
         assert!(refusal("acess", "x").contains("did you mean \"access\"?"));
         assert!(refusal("zzz", "x").starts_with("unknown option \"zzz\"; the options are share"));
         assert!(!refusal("zzz", "x").contains("from"), "not there yet");
+        assert!(!refusal("ro", "x").contains("from"), "not there yet");
         assert!(refusal("access", "exlusive").contains("did you mean \"exclusive\"?"));
         for (key, value) in [
             ("uid", "root"),

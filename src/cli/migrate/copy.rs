@@ -93,8 +93,12 @@ async fn copy_one(
     let (copied, bytes) = outcome?;
     let_go?;
     let now = local_volumes(&args.docker_socket).await?;
-    check_unused(super::find(&now, &volume.name)?)
-        .context("the copy is complete, but its source may have changed meanwhile")?;
+    check_unused(super::find(&now, &volume.name)?).with_context(|| {
+        format!(
+            "the copy is complete, but its source may have changed meanwhile; remove volume \
+                 {name} before it is copied again"
+        )
+    })?;
     Ok(json!({
         "local": volume.name,
         "name": name,
