@@ -366,7 +366,7 @@ impl Catalog {
 
     /// Removes a volume; its data goes where `on_remove` says. `on` is the share of its data, for a
     /// record that [moves it](Record::moves_data). Returns the trash entry to purge at once, for
-    /// `on_remove=delete` and volumes that leave nothing to restore.
+    /// `on_remove=delete`.
     ///
     /// # Errors
     /// What the share answered; a removal that has begun is finished by the next call, by any host.
@@ -439,8 +439,9 @@ impl Catalog {
                 entry
             }
         };
-        let nothing_to_restore = record.on_remove != OnRemove::Trash || record.made.is_none();
-        Ok(entry.filter(|_| nothing_to_restore).map(|e| e.entry()))
+        // Where the data stays, its record is what can be restored.
+        let is_deleted = record.on_remove == OnRemove::Delete;
+        Ok(entry.filter(|_| is_deleted).map(|e| e.entry()))
     }
 
     /// Finishes a removal whose mark is binding. Only now is it looked who else uses the directory:

@@ -137,6 +137,12 @@ mutants! {
     RemoveTouchesEveryShare,
     /// A Remove looks for other users of its directory in its own list of volumes only.
     RemoveTrustsItsList,
+    /// A restore looks who uses a place before it moves data away from there, and not afterwards.
+    PlacesAreAskedForFirst,
+    /// A late removal moves data to a volume's place that another host deletes or restores elsewhere.
+    DataGoesBackUnasked,
+    /// Only another volume of its name is kept out by an exclusive one.
+    ExclusiveByName,
     /// One server under two names is two servers.
     ServersByName,
     /// A directory that a new volume has found is there still when no removal of another one is seen.

@@ -194,23 +194,29 @@ impl Catalog {
             return Ok(Published::Lost);
         }
         fail::fail_point!("create.published", |_| crate::failpoint::die());
-        if let Some(home) = home
-            && let Some(other) = self.removed_around(home, record).await?
-        {
-            self.retract(home, record, None).await?;
-            return Err(CatalogError::Removing(other));
-        }
-        if let Some(home) = home
-            && !prepared
-            && !mutant::is_on(Mutant::FoundIsThereForEver)
-            && !data::exists(on, &record.data_dir).await?
-        {
-            // What was found has gone with a removal that was over before its mark was looked for.
-            self.retract(home, record, None).await?;
-            return Ok(Published::Lost);
-        }
-        match self.place_and_keep(home, on, record, prepared).await {
-            Ok(()) => Ok(Published::Won),
+        let done = async {
+            if let Some(home) = home {
+                self.check_around(home, record).await?;
+                if !prepared
+                    && !mutant::is_on(Mutant::FoundIsThereForEver)
+                    && !data::exists(on, &record.data_dir).await?
+                {
+                    // It has gone with a removal that was over before its mark was looked for.
+                    return Ok(Published::Lost);
+                }
+            }
+            let placed = self.place_and_keep(home, on, record, prepared).await;
+            placed.map(|()| Published::Won)
+        };
+        match done.await {
+            Ok(Published::Won) => Ok(Published::Won),
+            taken_back @ (Ok(Published::Lost)
+            | Err(CatalogError::Removing(_) | CatalogError::Excluded { .. })) => {
+                if let Some(home) = home {
+                    self.retract(home, record, None).await?;
+                }
+                taken_back
+            }
             Err(error) if home.is_some() => Err(CatalogError::HalfMade {
                 record: Arc::new(record.clone()),
                 source: error.into(),
@@ -222,24 +228,32 @@ impl Catalog {
         }
     }
 
-    /// A volume that is being removed and whose directory overlaps with a new one's. The remover
-    /// marks, then looks at the volumes; a new volume is published, then the marks are looked at:
-    /// one of them sees the other.
-    async fn removed_around(
-        &self,
-        home: &Admin,
-        record: &Record,
-    ) -> Result<Option<Arc<Record>>, CatalogError> {
+    /// Refuses a new volume whose directory overlaps with that of a volume which is being removed, or
+    /// which it must not share its data with. The remover marks, then looks at the volumes; a new volume
+    /// is published, then the marks are looked at: one of them sees the other. So do two new ones.
+    async fn check_around(&self, home: &Admin, record: &Record) -> Result<(), CatalogError> {
         if !record.may_overlap() || mutant::is_on(Mutant::RemoveTrustsItsList) {
-            return Ok(None);
+            return Ok(());
         }
         self.catch_up(home).await?;
         for other in self.overlapping(record).await {
-            if other.moves_data() && share::removal(home, &other).await?.is_some() {
-                return Ok(Some(other));
+            let excluded = record.excludes(&other) && !mutant::is_on(Mutant::ExclusiveByName);
+            if !excluded && !other.moves_data() {
+                continue;
+            }
+            let is_removed = share::removal(home, &other).await?.is_some();
+            if is_removed && other.moves_data() {
+                return Err(CatalogError::Removing(other));
+            }
+            if excluded && !is_removed {
+                return Err(CatalogError::Excluded {
+                    path: record.data_dir.clone(),
+                    other: other.name.clone(),
+                    other_path: other.data_dir.clone(),
+                });
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     async fn place_and_keep(
@@ -340,15 +354,21 @@ impl Catalog {
         let volume = layout::volume(&record.name);
         let aside = layout::tmp().join(&format!("{}.undo", record.id));
         home.rename(&volume, &aside).await?;
-        let json = home.read(&aside.join(layout::RECORD), MAX_RECORD).await?;
-        let moved = json.and_then(|json| Record::from_json(&record.name, &json).ok());
-        let is_it = moved.is_some_and(|moved| moved.id == record.id)
-            && share::removal_in(home, &aside, record).await?.as_ref() == mark;
-        if is_it || mutant::is_on(Mutant::UndoneByName) {
+        let look = async {
+            let json = home.read(&aside.join(layout::RECORD), MAX_RECORD).await?;
+            let moved = json.and_then(|json| Record::from_json(&record.name, &json).ok());
+            Ok::<_, CatalogError>(
+                moved.is_some_and(|moved| moved.id == record.id)
+                    && share::removal_in(home, &aside, record).await?.as_ref() == mark,
+            )
+        };
+        let is_it = look.await;
+        if matches!(is_it, Ok(true)) || mutant::is_on(Mutant::UndoneByName) {
             share::discard(home, &aside).await;
         } else {
+            // Nor does what could not be looked at stay where a sweep would delete it.
             home.rename(&aside, &volume).await?;
         }
-        Ok(is_it)
+        is_it
     }
 }

@@ -245,15 +245,30 @@ pub(super) async fn make_parents(admin: &Admin, path: &SharePath) -> Result<(), 
     Ok(())
 }
 
-/// Moves the data directory to `to`, if it is the one that the driver made; whether it did.
+/// Where the data of a volume is that is being removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Away {
+    /// In the trash, moved by this call.
+    Moved,
+    /// There already, moved by another call: by one that was cut off, or by a host that is further on.
+    There,
+    /// Where it was, or gone.
+    Stays,
+}
+
+/// Moves the data directory to `to`, if it is the one that the driver made.
 pub(super) async fn move_away(
     admin: &Admin,
     record: &Record,
     to: &SharePath,
-) -> Result<bool, CatalogError> {
+) -> Result<Away, CatalogError> {
     debug_assert_eq!(to.components().next(), Some(OWN_DIR));
     let Some(made) = record.made else {
-        return Ok(false);
+        return Ok(Away::Stays);
+    };
+    let already = async || match admin.attr(to).await {
+        Ok(there) => Ok(there.map_or(Away::Stays, |_| Away::There)),
+        Err(error) => Err(error.into()),
     };
     let there = admin.attr(&record.data_dir).await?;
     let is_made = |attr: Attr| attr.fileid == made && attr.kind == Kind::Dir;
@@ -267,16 +282,14 @@ pub(super) async fn move_away(
             tracing::warn!(volume = %record.name, share = %admin.share(), path = %record.data_dir,
                 "the data stays: its directory is not the one that was made for the volume \
                  (brought back from a backup?). The next volume of this name finds it");
-            return Ok(false);
+            return Ok(Away::Stays);
         }
-        None => return Ok(admin.attr(to).await?.is_some()),
+        None => return already().await,
     };
     match admin.rename(&record.data_dir, to).await {
         Ok(()) => moved(admin, record, to, before).await,
         // Another host finished first, or the reply was lost.
-        Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => {
-            Ok(admin.attr(to).await?.is_some())
-        }
+        Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => already().await,
         Err(error) => Err(error.into()),
     }
 }
@@ -289,7 +302,7 @@ pub(super) async fn moved(
     record: &Record,
     to: &SharePath,
     before: Attr,
-) -> Result<bool, CatalogError> {
+) -> Result<Away, CatalogError> {
     let what = |attr: &Attr| (attr.mtime, attr.mode, attr.uid, attr.gid, attr.nlink);
     match admin.attr(to).await? {
         Some(attr)
@@ -300,9 +313,10 @@ pub(super) async fn moved(
             tracing::warn!(volume = %record.name, path = %record.data_dir,
                 "made anew by another host during its removal: put back");
             admin.rename(to, &record.data_dir).await?;
-            Ok(false)
+            Ok(Away::Stays)
         }
-        there => Ok(there.is_some()),
+        Some(_) => Ok(Away::Moved),
+        None => Ok(Away::Stays),
     }
 }
 
@@ -313,6 +327,8 @@ pub(super) async fn put_back(
     record: &Record,
     trashed: &SharePath,
 ) -> Result<(), CatalogError> {
+    // Looked up anew: the entry that this call knows may be on its way to be deleted.
+    let admin = admin.scoped();
     if admin.attr(&record.data_dir).await?.is_some() {
         return Ok(());
     }

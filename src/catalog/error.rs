@@ -142,6 +142,16 @@ pub enum CatalogError {
         other: VolumeName,
         other_path: SharePath,
     },
+    #[error(
+        "{path} overlaps with {other_path}, the directory of volume {other}, and of an exclusive \
+         volume's data no other volume may write any; name another subdir, or give the volume that \
+         only reads access=readonly"
+    )]
+    Excluded {
+        path: SharePath,
+        other: VolumeName,
+        other_path: SharePath,
+    },
     #[error("state directory: {what}: {source}; free space or repair it, then try again")]
     State { what: String, source: io::Error },
     #[error("share {0} holds no volumes of nfsvol (no .nfsvol directory): is it the right export?")]

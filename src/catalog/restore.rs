@@ -318,7 +318,7 @@ impl<'a> Restoring<'a> {
     /// Moves data that another restore of the entry has moved to another place back into the entry.
     async fn gather(&self, catalog: &Catalog) -> Result<(), CatalogError> {
         match self.elsewhere(catalog).await? {
-            Some(place) => self.fetch(&place).await,
+            Some(place) => self.fetch(catalog, &place).await,
             None => Ok(()),
         }
     }
@@ -353,22 +353,48 @@ impl<'a> Restoring<'a> {
         Ok(None)
     }
 
-    /// Moves data back into the entry, if that is still this restore's.
-    pub(super) async fn fetch(&self, place: &SharePath) -> Result<(), CatalogError> {
+    /// Moves data back into the entry, if that is still this restore's, and no volume was made of the place
+    /// meanwhile.
+    pub(super) async fn fetch(
+        &self,
+        catalog: &Catalog,
+        place: &SharePath,
+    ) -> Result<(), CatalogError> {
         let trashed = data_of(self.entry);
         let moved = self.on.rename(place, &trashed).await;
         if mutant::is_on(Mutant::DataIsFetchedFromVolumes) {
             return Ok(moved?);
         }
         // Who has taken the entry since may have made a volume of the data where it was.
-        let Err(lost) = self.check_taken().await else {
-            return Ok(moved?);
+        let lost = match self.check_taken().await {
+            Ok(()) => {
+                moved?;
+                match self.is_used(catalog, place).await {
+                    Ok(false) => return Ok(()),
+                    Ok(true) => in_the_way(self.on, place),
+                    Err(error) => error,
+                }
+            }
+            Err(lost) => lost,
         };
         match self.on.rename(&trashed, place).await {
             Err(error) if !matches!(error.kind, AdminErrorKind::NotFound) => Err(error.into()),
             // Not there: that one has moved it.
             _ => Err(lost),
         }
+    }
+
+    /// Whether a volume has a place that data was moved from. One that is made from now on finds nothing there.
+    async fn is_used(&self, catalog: &Catalog, place: &SharePath) -> Result<bool, CatalogError> {
+        if catalog.home.is_none() || mutant::is_on(Mutant::PlacesAreAskedForFirst) {
+            return Ok(false);
+        }
+        catalog.catch_up(self.home).await?;
+        let used = Record {
+            data_dir: place.clone(),
+            ..self.record.clone()
+        };
+        Ok(!catalog.overlapping(&used).await.is_empty())
     }
 
     /// Returns the number of the directory, if the driver made it.

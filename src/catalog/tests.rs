@@ -286,11 +286,17 @@ async fn on_remove_says_where_the_data_goes() {
     host.made("kept", &[("on_remove", "retain")]).await;
     host.made("gone", &[("on_remove", "delete")]).await;
     fs::write(lab.path("gone/x"), "x").unwrap();
-    for volume in ["kept", "gone"] {
-        let entry = host.remove(volume).await.expect("nothing to restore");
-        Catalog::purge(&host.admin, &entry).await.unwrap();
+    fs::create_dir(lab.path("found")).unwrap();
+    host.made("found", &[]).await;
+    let entry = host.remove("gone").await.expect("nothing to restore");
+    Catalog::purge(&host.admin, &entry).await.unwrap();
+    for volume in ["kept", "found"] {
+        assert_eq!(host.remove(volume).await, None, "to be restored");
+        assert!(lab.path(volume).exists());
+        host.restore(volume, None).await.unwrap();
+        assert!(lab.path(volume).exists());
     }
-    assert!(lab.path("kept").exists() && !lab.path("gone").exists());
+    assert!(!lab.path("gone").exists());
     assert_eq!(fs::read_dir(lab.path(".nfsvol/trash")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(lab.path(".nfsvol/tmp")).unwrap().count(), 0);
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::data;
+use super::data::{self, Away};
 use super::error::CatalogError;
 use super::layout::{self, RESTORED_FROM, TRASH_DATA, TRASH_VOLUME, TrashName};
 use super::{restore, share};
@@ -75,7 +75,11 @@ pub(super) async fn finish_removal(
         if on.share() != home.share() {
             make_dir(on, &entry.path()).await?;
         }
-        if data::move_away(on, record, &trashed).await? && !goes_on(home, record, entry).await? {
+        let away = data::move_away(on, record, &trashed).await?;
+        if away != Away::Stays
+            && !goes_on(home, record, entry).await?
+            && (away == Away::Moved || is_back(home, record).await?)
+        {
             data::put_back(on, record, &trashed).await?;
             leave(home, on, entry).await;
             return Ok(false);
@@ -119,6 +123,14 @@ async fn goes_on(home: &Admin, record: &Record, entry: &TrashName) -> Result<boo
     Ok(is_marked || home.attr(&entry.path().join(TRASH_VOLUME)).await?.is_some())
 }
 
+/// Whether the volume is there, restored. What lies in its entry otherwise is on its way out: to be deleted, or
+/// to where another host restores it.
+async fn is_back(home: &Admin, record: &Record) -> Result<bool, CatalogError> {
+    let there = share::read(&home.scoped(), &record.name).await?;
+    let is_back = there.is_some_and(|there| there.id == record.id);
+    Ok(is_back || mutant::is_on(Mutant::DataGoesBackUnasked))
+}
+
 /// Removes an entry that this host has made in vain.
 async fn leave(home: &Admin, on: &Admin, entry: &TrashName) {
     for admin in [home, on] {
@@ -150,8 +162,16 @@ pub(super) async fn look_at_moved(
     tracing::warn!(volume = %record.name,
         "made anew or restored by another host during its removal: put back");
     match home.rename(&moved, &layout::volume(&record.name)).await {
-        // Not there any more: it was removed, and is being restored.
-        Err(error) if matches!(error.kind, AdminErrorKind::NotFound) => Ok(Moved::Another),
+        // Not there any more: it was removed, and is being restored. Or the name was taken in between: then it
+        // stays in the trash.
+        Err(error)
+            if matches!(
+                error.kind,
+                AdminErrorKind::NotFound | AdminErrorKind::Exists | AdminErrorKind::NotEmpty
+            ) =>
+        {
+            Ok(Moved::Another)
+        }
         back => Ok(back.map(|()| found)?),
     }
 }

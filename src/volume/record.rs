@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{OnRemove, VolumeName, VolumeOptions};
+use super::{Access, OnRemove, VolumeName, VolumeOptions};
 use crate::nfs::address::{Share, SharePath};
 
 /// The format number of records that this version writes and reads.
@@ -137,6 +137,15 @@ impl Record {
     #[must_use]
     pub fn moves_data(&self) -> bool {
         self.made.is_some() && self.on_remove != OnRemove::Retain
+    }
+
+    /// Whether two volumes must not have data in common: one is exclusive, and the other may write.
+    #[must_use]
+    pub fn excludes(&self, other: &Self) -> bool {
+        let [own, its] = [self, other].map(|record| record.options.access);
+        (own == Access::Exclusive || its == Access::Exclusive)
+            && own != Access::Readonly
+            && its != Access::Readonly
     }
 
     /// Whether the data directory may lie in another volume's, or hold one.

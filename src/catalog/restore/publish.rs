@@ -41,6 +41,9 @@ pub(in crate::catalog) async fn delete_taken(
     record: &Record,
     keep_going: &(dyn Fn() -> bool + Sync),
 ) -> Result<(), CatalogError> {
+    if !keep_going() {
+        return Ok(());
+    }
     let nonce = layout::random_id().map_err(CatalogError::state("random bytes"))?;
     let (from, aside) = (
         volume.join(RESTORED_FROM),

@@ -1,5 +1,6 @@
 //! What a Remove takes, and what it leaves alone.
 
+use super::restore::{self, Restoring};
 use super::*;
 use crate::mutant::{Mutant, is_on, put_back};
 
@@ -100,6 +101,36 @@ async fn no_volume_is_made_of_a_directory_that_is_being_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_volume_that_may_write_is_made_of_an_exclusive_ones_directory() {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a").await, lab.host("b").await);
+    a.made("db", &[("access", "exclusive")]).await;
+    fs::create_dir(lab.path("db/inside")).unwrap();
+    for access in ["exclusive", "shared"] {
+        for subdir in ["db", "db/inside", "db/new"] {
+            let given = [("subdir", subdir), ("access", access)];
+            let refused = b.create("web", &given).await.unwrap_err();
+            assert!(
+                matches!(refused, CatalogError::Excluded { .. }),
+                "{refused}"
+            );
+            assert!(!lab.path(".nfsvol/volumes/web").exists());
+        }
+    }
+    assert!(!lab.path("db/new").exists());
+    let reads = [("subdir", "db"), ("access", "readonly")];
+    b.made("reader", &reads).await;
+
+    // Nor the other way round; shared ones may have it together.
+    a.made("shared", &[]).await;
+    let exclusive = [("subdir", "shared"), ("access", "exclusive")];
+    b.create("alone", &exclusive).await.unwrap_err();
+    b.made("together", &[("subdir", "shared")]).await;
+    let _back = put_back(Mutant::ExclusiveByName);
+    b.made("alone", &exclusive).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_volumes_of_one_directory_that_go_together_leave_nothing() {
     let lab = Lab::new();
     let a = lab.host("a").await;
@@ -134,10 +165,7 @@ async fn what_needs_nothing_of_a_share_touches_nothing_there() {
         made.await.unwrap();
         let record = a.record("db").await;
         // Nor is the share asked for.
-        let removed = a.catalog.remove(home, None, &record).await.unwrap();
-        Catalog::purge_both(home, None, &removed.unwrap())
-            .await
-            .unwrap();
+        a.catalog.remove(home, None, &record).await.unwrap();
         assert_eq!(a.look_up("db").await, Known::Absent);
     }
     // Nor by a host without a home share.
@@ -173,7 +201,9 @@ async fn removed_late() -> bool {
     a.admin.rename(&there, &volume).await.unwrap();
     trash::look_at_moved(&a.admin, &old, &entry).await.unwrap();
     let record = a.catalog.fetch(&a.admin, &old.name).await.unwrap();
-    !moved && lab.path("db/file").exists() && record.is_some_and(|r| r.id != old.id)
+    moved == data::Away::Stays
+        && lab.path("db/file").exists()
+        && record.is_some_and(|r| r.id != old.id)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,6 +244,35 @@ async fn restored_beside(moved: bool, again: bool) -> bool {
     lab.path(".nfsvol/volumes/db/record.json").exists()
         && lab.path("db/file").exists()
         && a.catalog.get(&old.name).is_some()
+}
+
+/// A removal is held up while another host finishes it, and has taken the entry to restore it under another name.
+/// Whether the data waits there for that one.
+async fn data_waits_for_the_restore() -> bool {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a").await, lab.host("b").await);
+    let old = a.made("db", &[]).await;
+    fs::write(lab.path("db/file"), "data").unwrap();
+    let entry = share::begin_removal(&a.admin, "a", &old).await.unwrap();
+    let on = Some(&b.admin);
+    b.catalog.finish(on, on, &old).await.unwrap();
+    let trashed = b.catalog.find_in_trash(&b.admin, "db").await.unwrap();
+    let web = restore::renamed(&trashed.record, &name("web")).unwrap();
+    let taken = Restoring::take(&b.admin, &b.admin, &trashed, web).await;
+    taken.unwrap().note().await.unwrap();
+    let on = Some(&a.admin);
+    let late = a.catalog.finish_removal(&a.admin, on, &old, &entry);
+    late.await.unwrap();
+    lab.path(entry.path().join("data").as_str())
+        .join("file")
+        .exists()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_host_restores_is_not_moved_to_where_it_was() {
+    assert!(data_waits_for_the_restore().await);
+    let _back = put_back(Mutant::DataGoesBackUnasked);
+    assert!(!data_waits_for_the_restore().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -137,9 +137,35 @@ async fn data_stays_with_the_volume() -> bool {
     third.note().await.unwrap();
     third.bring_data(&b.catalog).await.unwrap();
     third.publish().await.unwrap();
-    let late = slow.fetch(&place).await;
+    let late = slow.fetch(&a.catalog, &place).await;
     let told = matches!(late, Err(CatalogError::RestoredElsewhere(_)));
     told && lab.path("y/file").exists()
+}
+
+/// One restore has found where one that was cut off has put the data, and moves it only when another host has
+/// made a volume there. Whether that volume keeps its data.
+async fn data_stays_with_a_new_volume() -> bool {
+    let lab = Lab::new();
+    let b = lab.host("b").await;
+    let (a, entry) = removed_with_data(&lab).await;
+    cut_off(&b, &entry, 3).await;
+    let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
+    let record = restore::renamed(&entry.record, &name("z")).unwrap();
+    let taken = Restoring::take(&a.admin, &a.admin, &entry, record).await;
+    let slow = taken.unwrap();
+    slow.note().await.unwrap();
+    let place = slow.elsewhere(&a.catalog).await.unwrap().unwrap();
+    b.made(place.as_str(), &[]).await;
+    let late = slow.fetch(&a.catalog, &place).await;
+    let told = matches!(late, Err(CatalogError::PathTaken { .. }));
+    told && lab.path(place.as_str()).join("file").exists()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_late_restore_takes_a_new_volumes_data_away() {
+    assert!(data_stays_with_a_new_volume().await);
+    let _back = put_back(Mutant::PlacesAreAskedForFirst);
+    assert!(!data_stays_with_a_new_volume().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

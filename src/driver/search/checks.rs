@@ -244,8 +244,10 @@ impl World {
             return self.without_data("afterwards ");
         };
         let in_trash = place.strip_suffix("/data");
+        // That of a volume which has found its directory brings nothing back to another place.
         let begun = trashed(&disk).into_iter().find(|(at, record)| {
-            in_trash == Some(at) || record.data_dir.as_str().trim_matches('/') == place
+            let its = record.data_dir.as_str().trim_matches('/') == place;
+            in_trash == Some(at) || its && record.moves_data()
         });
         // Otherwise it is where a volume has it, or was found.
         let Some((entry, _)) = begun.filter(|_| !is_known(&volumes(&disk), &place)) else {
