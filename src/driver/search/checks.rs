@@ -244,10 +244,11 @@ impl World {
             return self.without_data("afterwards ");
         };
         let in_trash = place.strip_suffix("/data");
-        // That of a volume which has found its directory brings nothing back to another place.
+        // Not a volume's that has found the data where it was to have its own.
+        let (made, dir) = (disk.at(&place), place.as_str());
         let begun = trashed(&disk).into_iter().find(|(at, record)| {
-            let its = record.data_dir.as_str().trim_matches('/') == place;
-            in_trash == Some(at) || its && record.moves_data()
+            let its = record.data_dir.as_str().trim_matches('/') == dir;
+            in_trash == Some(at) || its && record.made == made
         });
         // Otherwise it is where a volume has it, or was found.
         let Some((entry, _)) = begun.filter(|_| !is_known(&volumes(&disk), &place)) else {

@@ -434,6 +434,14 @@ impl Process {
                 host.unname(name);
                 host.name(new_name, Some(source.ino), PATIENCE);
             }
+            // Without links the target was put out of the way; it stays so when the calls time out
+            // that would have brought it back.
+            Err(Errno(libc::ENOSPC))
+                if host.world.has_no_links() && host.world.model.is_in_doubt() =>
+            {
+                host.unname(name);
+                host.unname(new_name);
+            }
             Err(Errno(libc::ENOSPC)) => {
                 let after = host.world.names(&[name, new_name]);
                 host.world.saw(Seen::RenameRefused);
