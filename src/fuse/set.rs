@@ -76,7 +76,7 @@ impl Fs {
         set: &SetAttr,
         is_given_up: impl Fn() -> bool + Send,
     ) -> Result<()> {
-        if inode.is_file() {
+        if inode.is_file() && !is_given_up() {
             // What is written later must not undo the new size or times, nor be refused because
             // of the new owner.
             self.sync(inode).await?;
