@@ -11,6 +11,12 @@
 //!
 //! [`super::restore`] goes backwards. Purging first renames the entry into `tmp/`, so that nobody restores
 //! what is being deleted; what a crash leaves there is swept.
+//!
+//! Known limits: a removal that was held up takes the data of a volume that another host has restored meanwhile, sees
+//! that, and puts it back: if its host dies in between, or cannot reach the server, the data stays in the entry, where
+//! nobody lists it, and Mount refuses the volume. A server that has forgotten a removal's mark has the
+//! volume again, though Remove has said that it is gone. A purge of what another host has just begun to restore deletes
+//! the data that has not moved yet; that restore fails.
 
 use std::time::Duration;
 
