@@ -121,7 +121,8 @@ pub enum CatalogError {
     #[error("volume {0} exists; restore under another name (--as NAME), or remove it first")]
     NameTaken(VolumeName),
     #[error(
-        "share {share}: {path} is in the way; move it aside, or restore under another name (--as NAME)"
+        "share {share}: {path} is in the way; if it is no volume's directory (`nfsvol ls`), move it aside; \
+         otherwise remove that volume first, or restore under another name (--as NAME)"
     )]
     PathTaken { share: String, path: SharePath },
     #[error(
