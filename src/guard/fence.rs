@@ -149,7 +149,7 @@ struct Work {
     ending: Ending,
     barrier: Barrier,
     troubles: Vec<String>,
-    /// When nothing could be sent for the volume any more, by [`now`]; none if that is not known.
+    /// When nothing could be sent for the volume any more, by [`since_boot`]; none if that is not known.
     done: Option<Duration>,
 }
 
