@@ -353,6 +353,14 @@ mod tests {
     }
 
     #[test]
+    fn a_time_of_nothing_is_refused() {
+        assert_eq!(positive("1s"), Ok(Duration::from_secs(1)));
+        for text in ["0s", "0ms", "soon"] {
+            assert!(positive(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn options_that_give_rights_have_to_be_allowed_by_name() {
         let config = |patterns: &[&str], own: &str| Config {
             allow_option: patterns.iter().map(|p| (*p).to_owned()).collect(),
