@@ -55,6 +55,15 @@ fn soon() -> tokio::time::Instant {
     tokio::time::Instant::now() + LOOKUP_WAIT
 }
 
+/// Makes a file or directory two hours old.
+fn make_old(path: &Path) {
+    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+    fs::File::open(path)
+        .unwrap()
+        .set_modified(hours_ago)
+        .unwrap();
+}
+
 fn name(name: &str) -> VolumeName {
     name.parse().unwrap()
 }
@@ -334,11 +343,7 @@ async fn a_create_that_a_crash_cut_off_is_finished_by_the_next() {
     // As it is between the record and its directory.
     let aside = lab.path(&format!(".nfsvol/tmp/{}.data", made.id));
     fs::rename(lab.path("db"), &aside).unwrap();
-    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
-    fs::File::open(&aside)
-        .unwrap()
-        .set_modified(hours_ago)
-        .unwrap();
+    make_old(&aside);
     assert_eq!(host.catalog.sweep(&host.admin).await.unwrap(), 0);
     Catalog::ready(&host.admin, &made).await.unwrap();
     assert!(lab.path("db").exists());
@@ -514,10 +519,6 @@ async fn what_is_expired_is_purged_and_what_is_left_over_is_swept() {
         0,
         "may be under way"
     );
-    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
-    fs::File::open(&left)
-        .unwrap()
-        .set_modified(hours_ago)
-        .unwrap();
+    make_old(&left);
     assert_eq!(host.catalog.sweep(&host.admin).await.unwrap(), 1);
 }

@@ -14,10 +14,30 @@ use super::attachments::How;
 use super::reconcile::PODMAN;
 use super::*;
 use crate::attendant::Post;
+use crate::cluster::Env;
 use crate::embedded::{self, EmbeddedServer};
 use crate::mount::Held;
 use crate::nfs::probe::Reached;
 use crate::volume::OnRemove;
+
+/// The clock of a host that is tried without its daemon: it runs as the test's does.
+pub(super) struct Clock(tokio::time::Instant);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+}
+
+impl Env for Clock {
+    fn now(&self) -> Duration {
+        Duration::from_secs(1000) + self.0.elapsed()
+    }
+
+    fn nonce(&self) -> String {
+        format!("{:016x}", crate::chance::bits().unwrap())
+    }
+}
 
 /// A home share, and the state of a host that has it.
 struct Lab {

@@ -280,26 +280,13 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use tempfile::TempDir;
 
     use super::*;
     use crate::cluster::{Host, Times};
+    use crate::driver::tests::Clock;
     use crate::nfs::address::Share;
     use crate::nfs::admin::AdminSettings;
-
-    struct Clock(Instant);
-
-    impl Env for Clock {
-        fn now(&self) -> Duration {
-            Duration::from_secs(1000) + self.0.elapsed()
-        }
-
-        fn nonce(&self) -> String {
-            format!("{:016x}", crate::chance::bits().unwrap())
-        }
-    }
 
     /// A home share, and one with a user's own files.
     struct Shares {
@@ -342,7 +329,7 @@ mod tests {
             boot: "boot".to_owned(),
         };
         let times = Times::new(Duration::from_secs(30));
-        let member = Member::new(host, times, Clock(Instant::now()), []);
+        let member = Member::new(host, times, Clock::default(), []);
         let together = Together {
             catalog: &catalog,
             member: &member,

@@ -117,18 +117,7 @@ mod tests {
     use super::*;
     use crate::cluster::{Host, Times};
     use crate::driver::search::AtOnce;
-
-    struct Clock(Instant);
-
-    impl Env for Clock {
-        fn now(&self) -> Duration {
-            Duration::from_secs(1000) + self.0.elapsed()
-        }
-
-        fn nonce(&self) -> String {
-            format!("{:016x}", crate::chance::bits().unwrap())
-        }
-    }
+    use crate::driver::tests::Clock;
 
     struct One {
         member: Member<Clock>,
@@ -155,7 +144,7 @@ mod tests {
         };
         let times = Times::new(Duration::from_secs(30));
         One {
-            member: Member::new(host, times, Clock(Instant::now()), []),
+            member: Member::new(host, times, Clock::default(), []),
             turns: Turns::default(),
             home: share.admin(number),
             record: share.record("db"),

@@ -228,9 +228,7 @@ async fn restored_beside(moved: bool, again: bool) -> bool {
     if again {
         share::begin_removal(&b.admin, "b", &old).await.unwrap();
         // Not in the same second: that would be the same entry.
-        let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
-        let mark = fs::File::open(lab.path(".nfsvol/volumes/db/removing"));
-        mark.unwrap().set_modified(hours_ago).unwrap();
+        make_old(&lab.path(".nfsvol/volumes/db/removing"));
     }
     if moved {
         let trashed = lab.path(entry.path().join("data").as_str());

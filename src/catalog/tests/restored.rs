@@ -303,13 +303,11 @@ async fn what_a_restore_has_taken_is_swept_or_harmless() {
     host.restore("y", Some("x")).await.unwrap();
 
     leave();
-    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
-    let age = |dir: PathBuf| fs::File::open(dir).unwrap().set_modified(hours_ago);
     let whole = fs::read(&record).unwrap();
     for (contents, stays) in [(&b"torn"[..], true), (&whole[..], false)] {
         fs::write(&record, contents).unwrap();
-        age(volume.join("from")).unwrap();
-        age(volume.clone()).unwrap();
+        make_old(&volume.join("from"));
+        make_old(&volume);
         host.catalog.sweep(&host.admin).await.unwrap();
         assert_eq!(volume.join("from").exists(), stays);
     }

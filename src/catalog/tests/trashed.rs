@@ -115,15 +115,13 @@ async fn only_what_is_wanted_is_read() {
 async fn a_sweep_goes_on_and_makes_nothing() {
     let lab = Lab::new();
     let host = lab.host("a").await;
-    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
     let left = [
         ".nfsvol/tmp/purge.x",
         ".nfsvol/hosts/.nfsvol-tmp-0123456789abcdef",
     ];
     for left in left {
         fs::write(lab.path(left), "").unwrap();
-        let file = fs::File::open(lab.path(left)).unwrap();
-        file.set_modified(hours_ago).unwrap();
+        make_old(&lab.path(left));
     }
     assert_eq!(host.catalog.sweep(&host.admin).await.unwrap(), 2);
     let users = tempfile::tempdir().unwrap();
@@ -144,12 +142,8 @@ async fn left_by_a_set_up() -> usize {
         fs::create_dir_all(aside.join("volumes")).unwrap();
     }
     fs::create_dir(lab.path(".nfsvol.of-a-user")).unwrap();
-    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
     for old in [&killed, &lab.path(".nfsvol.of-a-user")] {
-        fs::File::open(old)
-            .unwrap()
-            .set_modified(hours_ago)
-            .unwrap();
+        make_old(old);
     }
     host.catalog.sweep(&host.admin).await.unwrap();
     assert!(at_it.exists() && lab.path(".nfsvol.of-a-user").exists());
@@ -175,15 +169,13 @@ fn left_by_a_sweep() -> usize {
         .unwrap();
     let lab = Lab::new();
     let host = runtime.block_on(lab.host("a"));
-    let hours_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
     let tmp = lab.path(".nfsvol/tmp");
     for number in 0..22 {
         let dir = tmp.join(format!("left-{number}"));
         let deep = [0, 21].contains(&number);
         let below = "d/".repeat(if deep { TOO_DEEP } else { 1 });
         fs::create_dir_all(dir.join(below)).unwrap();
-        let file = fs::File::open(&dir).unwrap();
-        file.set_modified(hours_ago).unwrap();
+        make_old(&dir);
     }
     let swept = runtime.block_on(host.catalog.sweep(&host.admin));
     assert!(swept.is_err(), "what cannot be deleted is told of");
