@@ -14,7 +14,7 @@ use crate::chance;
 use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
 use crate::volume::record::FORMAT;
-use crate::volume::{MAX_RECORD, OnRemove, Record, VolumeName, VolumeOptions};
+use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
 
 /// How often a Create starts over because another host was removing the volume just then.
 const CREATE_TRIES: usize = 5;
@@ -355,12 +355,9 @@ impl Catalog {
         let aside = layout::tmp().join(&format!("{}.undo", record.id));
         home.rename(&volume, &aside).await?;
         let look = async {
-            let json = home.read(&aside.join(layout::RECORD), MAX_RECORD).await?;
-            let moved = json.and_then(|json| Record::from_json(&record.name, &json).ok());
-            Ok::<_, CatalogError>(
-                moved.is_some_and(|moved| moved.id == record.id)
-                    && share::removal_in(home, &aside, record).await?.as_ref() == mark,
-            )
+            let is_it = trash::is_in(home, &aside, record).await?
+                && share::removal_in(home, &aside, record).await?.as_ref() == mark;
+            Ok::<_, CatalogError>(is_it)
         };
         let is_it = look.await;
         if matches!(is_it, Ok(true)) || mutant::is_on(Mutant::UndoneByName) {

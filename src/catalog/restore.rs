@@ -23,8 +23,8 @@
 //! what it acknowledged, all goes back into the entry, and `from` tells what it is. Nor is anything
 //! deleted once there is a new connection since the look: its server may have forgotten the restore, and
 //! have `from` in the trash. It is moved to `tmp/` and looked at there first, since the volume may have been
-//! removed meanwhile, and another one restored. A `from` that stays is not needed, and does no harm: it goes to the trash with the
-//! volume, comes back beneath another one, and a sweep deletes it ([`super::sweep`]).
+//! removed meanwhile, and another one restored. A `from` that stays is not needed, and does no harm: it goes
+//! to the trash with the volume, comes back beneath another one, and a sweep deletes it ([`super::sweep`]).
 //!
 //! Data that a restore which was cut off has moved elsewhere is moved back into the entry by the next one,
 //! which looks afterwards whether it still has the entry, and otherwise puts the data back: whoever has it
@@ -340,11 +340,7 @@ impl<'a> Restoring<'a> {
             if there.is_none_or(|attr| before.made != Some(attr.fileid)) {
                 continue;
             }
-            let used = Record {
-                name: self.record.name.clone(),
-                ..before.clone()
-            };
-            if !catalog.overlapping(&used).await.is_empty() {
+            if self.is_known_at(catalog, moved).await {
                 return Err(in_the_way(self.on, moved));
             }
             self.check_taken().await?;
@@ -390,11 +386,16 @@ impl<'a> Restoring<'a> {
             return Ok(false);
         }
         catalog.catch_up(self.home).await?;
+        Ok(self.is_known_at(catalog, place).await)
+    }
+
+    /// Whether a volume that this host knows has its data at a place, around it or in it.
+    async fn is_known_at(&self, catalog: &Catalog, place: &SharePath) -> bool {
         let used = Record {
             data_dir: place.clone(),
             ..self.record.clone()
         };
-        Ok(!catalog.overlapping(&used).await.is_empty())
+        !catalog.overlapping(&used).await.is_empty()
     }
 
     /// Returns the number of the directory, if the driver made it.

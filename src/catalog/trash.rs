@@ -191,10 +191,8 @@ async fn what_was_moved(
     if mutant::is_on(Mutant::RemovedUnseen) {
         return Ok(Moved::Removed);
     }
-    match record_in(home, &moved, &record.name).await {
-        Ok(Some(there)) if there.id == record.id => {}
-        Ok(_) | Err(CatalogError::Record { .. }) => return Ok(Moved::Another),
-        Err(error) => return Err(error),
+    if !is_in(home, &moved, record).await? {
+        return Ok(Moved::Another);
     }
     let mark = share::removal_in(home, &moved, record).await?;
     Ok(
@@ -203,6 +201,19 @@ async fn what_was_moved(
             false => Moved::Stays,
         },
     )
+}
+
+/// Whether a directory holds a volume's record. One that cannot be read is nobody's.
+pub(super) async fn is_in(
+    home: &Admin,
+    dir: &SharePath,
+    record: &Record,
+) -> Result<bool, CatalogError> {
+    match record_in(home, dir, &record.name).await {
+        Ok(there) => Ok(there.is_some_and(|there| there.id == record.id)),
+        Err(CatalogError::Record { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Puts the data of a volume without a record on the share into its share's trash.
