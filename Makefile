@@ -22,10 +22,10 @@ build: ## Build the release binary, target/release/nfsvol
 
 .PHONY: check
 check: $(TOOLS)/bin/cargo-deny ## Check format, lints, dependencies and documentation
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
-	$(TOOLS)/bin/cargo-deny --locked --all-features check $(DENY_CHECKS)
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
+	$(TOOLS)/bin/cargo-deny --locked --workspace --all-features check $(DENY_CHECKS)
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 # Built once; a cargo-deny that is installed already is taken as it is.
 $(TOOLS)/bin/cargo-deny:
@@ -45,9 +45,9 @@ $(JUDGES):
 
 .PHONY: test
 test: ## Test everything on real parts (as root; installs Debian packages that are absent)
-	tests/lab/setup
+	crates/lab/setup
 	+$(MAKE) --no-print-directory judges
-	$(TEST) --no-run
+	$(TEST) --workspace --no-run
 	+$(MAKE) --jobs=3 --keep-going --output-sync=target --no-print-directory $(TESTS:%=of-%)
 
 # Three at a time, because most of what they do is wait; each shows its output when it has ended. The
@@ -60,10 +60,10 @@ TESTS := $(LONGEST) $(filter-out $(LONGEST) upgrade,$(basename $(notdir $(wildca
 	simulation cluster_simulation unit docs-of-the-code)
 
 of-unit:
-	$(TEST) --lib --bins
+	$(TEST) --workspace --lib --bins
 
 of-docs-of-the-code:
-	$(TEST) --doc
+	$(TEST) --workspace --doc
 
 of-%:
 	$(TEST) --test $*
@@ -71,7 +71,7 @@ of-%:
 # More of what chance decides; the seeds that `make test` has tried are not tried again.
 .PHONY: test-long
 test-long: ## Test for an hour: 24 moves of services, 600 volumes for 5 minutes, 500 at rest, a soak of 10, 40 power failures, an upgrade from BASELINE, more simulations (as root)
-	tests/lab/setup
+	crates/lab/setup
 	+$(MAKE) --no-print-directory judges baseline
 	NFSVOL_TEST_LONG=1 $(CARGO) test --locked --no-fail-fast --features failpoints --test services --test churn --test soak --test power --test many --test upgrade
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --test cluster_simulation
@@ -95,8 +95,8 @@ baseline:
 
 .PHONY: bench
 bench: ## Measure beside peers and BASELINE=commit, into target/bench/summary.json (as root; ONLY=name for one trial)
-	tests/lab/setup
-	tests/lab/setup sshfs libnfs-utils openssh-server
+	crates/lab/setup
+	crates/lab/setup sshfs libnfs-utils openssh-server
 	+$(MAKE) --no-print-directory baseline
 	$(CARGO) bench --locked --bench figures -- --test-threads=1 $(ONLY)
 

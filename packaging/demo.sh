@@ -31,7 +31,7 @@ install_missing() {
     # The containers' only program, so it must stand alone.
     busybox=$(command -v busybox || true)
     if [ -z "$busybox" ] || ldd "$busybox" >/dev/null 2>&1; then missing+=(busybox-static); fi
-    [ ${#missing[@]} -eq 0 ] || "$(dirname "$(realpath "$0")")/../tests/lab/setup" "${missing[@]}"
+    [ ${#missing[@]} -eq 0 ] || "$(dirname "$(realpath "$0")")/../crates/lab/setup" "${missing[@]}"
 }
 
 remove_cgroups() { # the directories that dockerd made for this run's containers

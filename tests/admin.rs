@@ -1,7 +1,6 @@
 //! Directory operations and the probe on real NFS servers: nfs-ganesha and the Linux kernel's,
 //! over NFSv3 in user space and on a mount of the kernel's client.
 
-mod lab;
 #[allow(clippy::unwrap_used)]
 #[path = "../src/nfs/admin/scenarios.rs"]
 mod scenarios;
@@ -32,7 +31,7 @@ fn main() -> ExitCode {
         return on_mount(Path::new(dir));
     }
     let both = &[Part::Ganesha, Part::Guest];
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("ganesha_over_v3", &[Part::Ganesha], ganesha_over_v3),
             trial("knfsd_over_v3", &[Part::Knfsd, Part::Guest], knfsd_over_v3),

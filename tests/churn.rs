@@ -5,7 +5,6 @@
 //! 60 volumes for half a minute in `make test`, 600 for five in `make test-long`. A run is a
 //! function of its seed as far as its hosts' timing is; `NFSVOL_CHURN_SEED=SEED` sets it.
 
-mod lab;
 #[path = "churn/user.rs"]
 mod user;
 
@@ -49,7 +48,7 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|role| role == user::ROLE) {
         return user::main();
     }
-    lab::main(|| vec![trial("nothing_is_lost_or_left", NEEDS, churn)])
+    lab::main!(|| vec![trial("nothing_is_lost_or_left", NEEDS, churn)])
 }
 
 /// A host of the cluster.

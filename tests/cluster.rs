@@ -3,7 +3,6 @@
 
 #[path = "cluster/away.rs"]
 mod away;
-mod lab;
 #[path = "cluster/mixed.rs"]
 mod mixed;
 #[path = "cluster/races.rs"]
@@ -39,7 +38,7 @@ const SLACK: Duration = Duration::from_secs(3);
 static NAS: Shared<Ganesha> = Shared::new();
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("holders_are_seen_and_protect", DOCKER, holders),
             trial("a_dead_hosts_holds_end_with_its_session", FUSE, dead_host),

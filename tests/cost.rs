@@ -2,8 +2,6 @@
 //!
 //! docs/DESIGN.md ("What a host costs the server") states these figures; this keeps them true.
 
-mod lab;
-
 use std::fs;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -37,7 +35,7 @@ const FSSTAT: u32 = 18;
 
 fn main() -> ExitCode {
     let needs: &[Part] = &[Part::Ganesha];
-    lab::main(move || {
+    lab::main!(move || {
         vec![
             trial("a_host_at_rest_costs_one_call_a_poll", needs, at_rest),
             trial(

@@ -5,7 +5,6 @@
 mod any_moment;
 #[path = "crash/full_disk.rs"]
 mod full_disk;
-mod lab;
 #[path = "crash/points.rs"]
 mod points;
 #[path = "crash/share.rs"]
@@ -16,7 +15,7 @@ mod world;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         let mut trials = points::trials();
         trials.extend(any_moment::trials());
         trials.extend(full_disk::trials());

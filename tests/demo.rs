@@ -1,7 +1,5 @@
 //! The demonstrations that users run first: they succeed, and leave nothing behind.
 
-mod lab;
-
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
@@ -11,7 +9,7 @@ use lab::{Lab, Nfsvol, Node, Part, Result, trial};
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/demo.sh");
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("without_docker", &[Part::Fuse], without_docker),
             trial("with_docker", &[Part::Docker, Part::Fuse], with_docker),
@@ -40,7 +38,7 @@ fn unchanged(before: &str, after: &str) -> Result {
 fn without_docker(lab: &'static Lab) -> Result {
     let node = Node::machine(lab, "one")?;
     let before = traces(&node)?;
-    let said = node.ok(&[Nfsvol::BINARY, "demo"])?;
+    let said = node.ok(&[Nfsvol::binary(), "demo"])?;
     ensure!(said.contains("Nothing is left behind"), "{said}");
     unchanged(&before, &traces(&node)?)
 }
@@ -48,7 +46,7 @@ fn without_docker(lab: &'static Lab) -> Result {
 fn with_docker(lab: &'static Lab) -> Result {
     let node = Node::machine(lab, "two")?;
     let before = traces(&node)?;
-    let said = node.ok(&[SCRIPT, Nfsvol::BINARY])?;
+    let said = node.ok(&[SCRIPT, Nfsvol::binary()])?;
     ensure!(
         said.contains("3 bells") && said.contains("Done in"),
         "{said}"
@@ -59,7 +57,7 @@ fn with_docker(lab: &'static Lab) -> Result {
         "{SCRIPT} {} >/srv/out 2>&1 &
          until grep -q 'volume create' /srv/out; do sleep 0.1; done
          kill -TERM $!; wait $! || echo ended with $?",
-        Nfsvol::BINARY
+        Nfsvol::binary()
     ))?;
     ensure!(output.contains("ended with"), "{output}");
     ensure!(!node.sh("cat /srv/out")?.contains("Done in"));

@@ -13,7 +13,14 @@ const FOR_DEVELOPERS: [&str; 2] = [
     include_str!("../docs/DESIGN.md"),
 ];
 /// What the paths that documents name begin with.
-const DIRECTORIES: [&str; 5] = ["src/", "tests/", "docs/", "benches/", "packaging/"];
+const DIRECTORIES: [&str; 6] = [
+    "src/",
+    "crates/",
+    "tests/",
+    "docs/",
+    "benches/",
+    "packaging/",
+];
 /// What an error's text follows in the source; the others in an error's Display only.
 const MARKS: [&str; 4] = ["#[error(", "bail!(", "anyhow!(", "context("];
 /// What may stand between `context(` and the text.

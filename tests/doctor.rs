@@ -1,7 +1,5 @@
 //! `nfsvol doctor` on shares and hosts that are well, and on those that are not.
 
-mod lab;
-
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,7 +15,7 @@ const HEALTHY: Duration = Duration::from_secs(3);
 const DEAD: Duration = Duration::from_secs(12);
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("a_healthy_share", NFS, healthy),
             trial("shares_with_a_fault", NFS, faults),
@@ -57,7 +55,7 @@ struct Said {
 
 impl Said {
     fn on(node: &Node, args: &[&str]) -> Result<Self> {
-        let argv: Vec<&str> = [Nfsvol::BINARY, "doctor", "--json"]
+        let argv: Vec<&str> = [Nfsvol::binary(), "doctor", "--json"]
             .into_iter()
             .chain(args.iter().copied())
             .collect();
@@ -115,7 +113,7 @@ fn healthy(lab: &'static Lab) -> Result {
     ensure!(left == 0, "{left} entries are left on the share");
 
     // For people.
-    let table = node.run(&[Nfsvol::BINARY, "doctor", "nas:/srv/export"])?;
+    let table = node.run(&[Nfsvol::binary(), "doctor", "nas:/srv/export"])?;
     ensure!(table.stdout.contains("FAIL  daemon"), "{table}");
     ensure!(table.stdout.contains("-> Start it"), "{table}");
     ensure!(table.stderr.contains("one check failed"), "{table}");

@@ -1,8 +1,6 @@
 //! The embedded NFS server as a process: with the Linux kernel's NFS client, and with a daemon
 //! that comes and goes.
 
-mod lab;
-
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,7 +8,7 @@ use anyhow::{Context, ensure};
 use lab::{Lab, Nfsvol, Node, Part, Result, trial, wait_for};
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("kernel_client", &[Part::Guest], kernel_client),
             trial("outlives_the_daemon", &[Part::Root], outlives_the_daemon),
@@ -52,7 +50,7 @@ fn kernel_client(lab: &'static Lab) -> Result {
     let server = nas.spawn(
         "embedded-server",
         &[
-            Nfsvol::BINARY,
+            Nfsvol::binary(),
             "embedded-server",
             "--listen",
             &listen,

@@ -7,7 +7,6 @@
 
 #[path = "faults/kinds.rs"]
 mod kinds;
-mod lab;
 #[path = "faults/scenario.rs"]
 mod scenario;
 #[path = "faults/squash.rs"]
@@ -25,7 +24,7 @@ const FUSE: &[Part] = &[Part::Ganesha, Part::Fuse];
 const KERNEL: &[Part] = &[Part::Ganesha, Part::Guest];
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         let mut trials = Vec::new();
         for fault in FAULTS {
             let name = format!("{}_at_home", fault.name);

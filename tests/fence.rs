@@ -1,8 +1,6 @@
 //! Exclusive volumes on the kernel data path: two Docker hosts with the kernel's NFS client, of
 //! which one is cut off from the server while its container writes, with and without its daemon.
 
-mod lab;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -25,7 +23,7 @@ const STEP: Duration = Duration::from_secs(60);
 const SLACK: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         let parts = &[Part::Docker, Part::Ganesha, Part::Guest];
         vec![
             trial("a_guard_ends_who_has_the_volume", &[Part::Root], guard),
@@ -205,7 +203,7 @@ impl World {
 /// What a script says of the volume's end with a fault put back, or none.
 fn fenced(lab: &'static Lab, name: &str, script: &str, fault: &str) -> Result<String> {
     let node = Node::machine(lab, name)?;
-    let binary = lab::Nfsvol::BINARY;
+    let binary = lab::Nfsvol::binary();
     node.sh(&format!(
         "NFSVOL={binary}; export NFSVOL_MUTANT={fault}\n{VOLUME}{script}"
     ))

@@ -16,7 +16,6 @@ mod guests;
 mod host;
 #[path = "fuse/hostile.rs"]
 mod hostile;
-mod lab;
 #[path = "fuse/memory.rs"]
 mod memory;
 #[path = "fuse/model.rs"]
@@ -47,7 +46,7 @@ fn main() -> ExitCode {
     if let Some(code) = guests::as_guest() {
         return code;
     }
-    lab::main(|| {
+    lab::main!(|| {
         let mut trials = Vec::new();
         trials.extend(model::trials());
         trials.extend(consistency::trials());

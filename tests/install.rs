@@ -1,7 +1,5 @@
 //! What `make install`, the Debian package and the systemd units do, under a real systemd.
 
-mod lab;
-
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,7 +16,7 @@ const VOLUMES: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse, Part::System
 const COMES_UP: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("make_install_puts_what_the_docs_say", &[], make_install),
             trial("units_are_clean", &[Part::Systemd], units),
@@ -31,7 +29,7 @@ fn main() -> ExitCode {
 fn binary(lab: &Lab) -> Result<String> {
     let stripped = lab.dir().join("nfsvol");
     let stripped = stripped.to_str().context("the lab's path is not UTF-8")?;
-    process::run(&["strip", "-o", stripped, Nfsvol::BINARY])?.ok()?;
+    process::run(&["strip", "-o", stripped, Nfsvol::binary()])?.ok()?;
     Ok(stripped.to_owned())
 }
 
@@ -51,7 +49,7 @@ fn files(root: &Path) -> Result<BTreeSet<String>> {
 
 fn make_install(lab: &'static Lab) -> Result {
     let root = lab.dir().join("root");
-    let put = format!("DESTDIR={} BINARY={}", root.display(), Nfsvol::BINARY);
+    let put = format!("DESTDIR={} BINARY={}", root.display(), Nfsvol::binary());
     make(&format!("install {put}"))?;
     let table = OPERATIONS
         .split_once("## What `make install` puts where")
@@ -112,7 +110,7 @@ fn units(lab: &'static Lab) -> Result {
     let node = Node::machine(lab, "units")?;
     let root = node.dir().join("root");
     let root = root.display();
-    let put = format!("DESTDIR={root} PREFIX=/usr BINARY={}", Nfsvol::BINARY);
+    let put = format!("DESTDIR={root} PREFIX=/usr BINARY={}", Nfsvol::binary());
     // systemd-analyze looks for the programs and the manual pages that units name.
     let verified = node.run(&[
         "sh",

@@ -10,8 +10,6 @@
 
 #[path = "fuse/host.rs"]
 mod host;
-mod lab;
-
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::process::ExitCode;
@@ -20,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use host::{EXPORT, Host};
 use lab::process::Task;
-use lab::{Export, Ganesha, Lab, Node, Output, PJDFSTEST, Part, Result, Shared, trial};
+use lab::{Export, Ganesha, Lab, Node, Output, Part, Result, Shared, tool, trial};
 
 const NEEDS: &[Part] = &[Part::Ganesha, Part::Fuse, Part::Guest, Part::Judges];
 /// How long one judge may take on a loaded machine.
@@ -47,7 +45,7 @@ fn main() -> ExitCode {
     if let Some(code) = host::as_worker() {
         return code;
     }
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("fuse_passes_what_the_kernel_passes", NEEDS, posix),
             trial("fsx_finds_no_wrong_byte", NEEDS, fsx),
@@ -159,7 +157,8 @@ naptime = 0.02
 [dummy_auth]
 entries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]]
 END
-         RUST_BACKTRACE=0 {PJDFSTEST} -c $place/config -p $place/volume -s $place/other || [ $? = 1 ]"
+         RUST_BACKTRACE=0 {} -c $place/config -p $place/volume -s $place/other || [ $? = 1 ]",
+        tool("pjdfstest")
     )
 }
 

@@ -1,7 +1,5 @@
 //! The lab itself: its parts start, work together, and are gone afterwards however it ends.
 
-mod lab;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -19,7 +17,7 @@ use lab::{
 const DOOMED: &str = "NFSVOL_LAB_DOOMED";
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         if let Ok(end) = std::env::var(DOOMED) {
             return vec![trial("doomed", &[], move |lab| doomed(lab, &end))];
         }

@@ -1,8 +1,6 @@
 //! nfsvol as a managed plugin: made without a registry, configured by Docker, and what its
 //! containers notice when it crashes, is disabled or upgraded.
 
-mod lab;
-
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -24,7 +22,7 @@ const LET_GO: Duration = Duration::from_secs(120);
 static NAS: Shared<Ganesha> = Shared::new();
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("fuse", &[Part::Docker, Part::Ganesha, Part::Fuse], |lab| {
                 managed(lab, DataPath::Fuse)

@@ -3,8 +3,6 @@
 //!
 //! 60 volumes in `make test`, 500 in `make test-long`.
 
-mod lab;
-
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,7 +23,7 @@ const IDLE: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(280);
 
 fn main() -> ExitCode {
-    lab::main(|| vec![trial("idle_volumes_keep_no_port", NEEDS, many)])
+    lab::main!(|| vec![trial("idle_volumes_keep_no_port", NEEDS, many)])
 }
 
 fn many(lab: &'static Lab) -> Result {

@@ -1,8 +1,6 @@
 //! Moving in: directories that are on the share already, volumes of Docker's `local` driver, and
 //! Compose files that were written for it.
 
-mod lab;
-
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,7 +22,7 @@ const EXPORT: &str = "/srv/export";
 const STEP: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("adopt_directories", PARTS, adopt),
             trial("migrate_nfs_volumes", PARTS, migrate),
@@ -127,7 +125,7 @@ fn adopt(lab: &'static Lab) -> Result {
 
     // Also where no daemon runs.
     let share = site.nas.share(EXPORT);
-    let again = [Nfsvol::BINARY, "adopt", "--share", &share, "adopted/rows"];
+    let again = [Nfsvol::binary(), "adopt", "--share", &share, "adopted/rows"];
     site.nas.node().ok(&again)?;
     let read = site.host.run("-v rows:/rows", "cat /rows/file")?;
     ensure!(read == "kept", "{read}");

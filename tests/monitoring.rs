@@ -2,8 +2,6 @@
 
 #[path = "monitoring/keyboard.rs"]
 mod keyboard;
-mod lab;
-
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -40,7 +38,7 @@ fn main() -> ExitCode {
         Part::Browser,
         Part::Prometheus,
     ];
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("rules_hold", &[Part::Prometheus], |_| rules()),
             trial("watched", all, watched),

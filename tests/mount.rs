@@ -4,8 +4,6 @@
 //! ([`inside_guest`]): every run is a process of its own, so each step also shows that the next
 //! process finds what the last one left.
 
-mod lab;
-
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -33,7 +31,7 @@ fn main() -> ExitCode {
     if args.next().as_deref() == Some("kernel-path") {
         return inside_guest(&args.collect::<Vec<_>>());
     }
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("every_version_carries_a_volume", GANESHA, every_version),
             trial("the_best_version_is_negotiated", KNFSD, best_version),

@@ -1,8 +1,6 @@
 //! Docker Engine 26.1, which is Debian 13's, beside the engine of all other tests: the same volumes,
 //! the main job.
 
-mod lab;
-
 use std::process::ExitCode;
 
 use anyhow::ensure;
@@ -14,7 +12,7 @@ const PARTS: &[Part] = &[Part::Docker, Part::NewerEngine, Part::Ganesha, Part::F
 const VERSION: &str = "26.1.";
 
 fn main() -> ExitCode {
-    lab::main(|| vec![trial("a_volume_moves_between_engines", PARTS, moves)])
+    lab::main!(|| vec![trial("a_volume_moves_between_engines", PARTS, moves)])
 }
 
 /// Starts the engine on a machine, below a root file system of its own; what nfsvol mounts there

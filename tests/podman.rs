@@ -3,8 +3,6 @@
 //! It takes HTTP 200 for success without looking at `Err`, and waits for 5 s unless its
 //! configuration says otherwise (libpod/plugin/volume_api.go).
 
-mod lab;
-
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,7 +16,7 @@ use serde_json::Value;
 const PARTS: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse, Part::Podman];
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("podman_and_docker_share_volumes", PARTS, volumes),
             trial("commands_end_nothing_that_is_in_use", PARTS, many_commands),

@@ -23,7 +23,6 @@
 //! Known limits: both exports are on one disk, whose journal the `sync` one keeps short: what the
 //! `async` one forgets is mostly the bytes of files, not their names.
 
-mod lab;
 #[path = "power/load.rs"]
 mod load;
 
@@ -51,7 +50,7 @@ const FORGOTTEN: Duration = Duration::from_secs(40);
 const ALL_ASYNC: &str = "NFSVOL_POWER_ASYNC";
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         let parts = &[Part::Guest, Part::Knfsd, Part::Fuse];
         vec![
             trial("a_server_without_power_loses_nothing", parts, server),

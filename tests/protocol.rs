@@ -5,8 +5,6 @@
 //! another kind have one of their own. What users do with volumes is in `tutorial.rs`, every byte
 //! on the socket in `socket.rs`.
 
-mod lab;
-
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
@@ -28,7 +26,7 @@ const RETRIES: Duration = Duration::from_secs(16);
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             // Slow, and beside the others: they have hosts of their own.
             trial("a_plugin_that_comes_late_is_found", NEEDS, late_plugin),

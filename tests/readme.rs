@@ -1,7 +1,5 @@
 //! What README shows works as it is written there, on the lab's hosts.
 
-mod lab;
-
 use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
@@ -14,7 +12,7 @@ const SHARE: (&str, &str) = ("nas:/export", "nas:/srv/export");
 const PARTS: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse];
 
 fn main() -> ExitCode {
-    lab::main(|| vec![trial("readme_does_what_it_says", PARTS, readme)])
+    lab::main!(|| vec![trial("readme_does_what_it_says", PARTS, readme)])
 }
 
 /// A Docker host on which a user follows README.
@@ -26,11 +24,11 @@ struct Host {
 impl Host {
     fn new(lab: &'static Lab, name: &str) -> Result<Self> {
         let node = Box::leak(Box::new(Node::machine(lab, name)?));
-        // What `make install` does; tests/lab has no compiler on its hosts.
+        // What `make install` does; the lab has no compiler on its hosts.
         node.sh(&format!(
             "mount -t tmpfs tmpfs /usr/local/bin
              install -m 0755 {} /usr/local/bin/nfsvol",
-            Nfsvol::BINARY
+            Nfsvol::binary()
         ))?;
         let engine = Engine::start(lab, node)?;
         engine.image("alpine", "", &["CMD [\"sh\"]"])?;

@@ -1,8 +1,6 @@
 //! The NFSv3 client of the FUSE data path against real servers: nfs-ganesha and the Linux
 //! kernel's.
 
-mod lab;
-
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -24,7 +22,7 @@ const EXPORT: &str = "/srv/export";
 const BLOCK: u32 = 64 * 1024;
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial("procedures_on_ganesha", &[Part::Ganesha], |lab| {
                 let nas = nas(lab)?;

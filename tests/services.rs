@@ -4,7 +4,6 @@
 //!
 //! Once each in `make test`, [`LONG`] times in `make test-long`.
 
-mod lab;
 #[path = "services/web.rs"]
 mod web;
 
@@ -48,7 +47,7 @@ const WRITE: Duration = Duration::from_secs(5);
 const WRITES: usize = 20;
 
 fn main() -> ExitCode {
-    lab::main(|| vec![trial("services_move_in_a_swarm", PARTS, moves)])
+    lab::main!(|| vec![trial("services_move_in_a_swarm", PARTS, moves)])
 }
 
 /// A service of docs/examples, and how its users reach it.

@@ -7,8 +7,6 @@
 
 #[path = "fuse/host.rs"]
 mod host;
-mod lab;
-
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -36,7 +34,7 @@ fn main() -> ExitCode {
     if let Some(code) = host::as_worker() {
         return code;
     }
-    lab::main(|| {
+    lab::main!(|| {
         // By name it runs at any time.
         let soak = trial("nothing_fails_in_ten_minutes", NEEDS, soak);
         vec![soak.with_ignored_flag(!lab::long())]

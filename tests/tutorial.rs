@@ -3,8 +3,6 @@
 //! One set of scenarios; each is a trial on every [`Way`] that a volume's bytes can travel, where
 //! all scenarios share one host.
 
-mod lab;
-
 use std::fs;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -83,7 +81,7 @@ const SCENARIOS: [Scenario; 14] = [
 ];
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         let each = SCENARIOS
             .iter()
             .flat_map(|scenario| WAYS.iter().map(move |way| (way, scenario)));

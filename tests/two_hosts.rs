@@ -1,8 +1,6 @@
 //! One share, two Docker hosts: what is written on one is read on the other, whatever happened to
 //! the container and the host that wrote it.
 
-mod lab;
-
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -32,7 +30,7 @@ const fn volume(name: &'static str, on: Server, version: &'static str) -> Volume
 }
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         vec![
             trial(
                 "kernel",

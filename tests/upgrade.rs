@@ -1,15 +1,13 @@
 //! An upgrade of the daemon from an earlier commit (BASELINE in the Makefile) with volumes attached, on both
 //! data paths: what serves them goes on, and the new daemon lets go of it. `make test-long` runs it.
 
-mod lab;
-
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::ganesha::LONG_LEASE;
 use lab::{
-    BEFORE, Call, DataPath, Export, Ganesha, Lab, Nfsvol, Node, Part, Result, calls, trial,
+    Call, DataPath, Export, Ganesha, Lab, Nfsvol, Node, Part, Result, before, calls, trial,
     wait_for,
 };
 use serde_json::Value;
@@ -27,7 +25,7 @@ const WRITER: &str = "n=0; while :; do
 done";
 
 fn main() -> ExitCode {
-    lab::main(|| {
+    lab::main!(|| {
         let fuse = &[Part::Before, Part::Ganesha, Part::Fuse];
         let kernel = &[Part::Before, Part::Ganesha, Part::Fuse, Part::Guest];
         vec![
@@ -68,7 +66,7 @@ fn upgrade(lab: &'static Lab, data_path: DataPath) -> Result {
     let others = [&args[..], &["fuse", "--mount-deadline", "4s"]].concat();
     let other = Node::machine(lab, &format!("{word}-b"))?;
     let _other = Nfsvol::start(&other, &others, &[])?;
-    let before = Nfsvol::start_binary(&node, BEFORE, &ours, &[])?;
+    let before = Nfsvol::start_binary(&node, &before(), &ours, &[])?;
     let ok = |call| calls::one(&node, call)?.ok();
     let lines = |volume: &str| {
         let log = nas.local(EXPORT).join(volume).join("log");

@@ -7,10 +7,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lab::ganesha::{MOUNT_PORT, NFS_PORT};
+use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Proxy, Result, calls, trial};
 use libtest_mimic::Trial;
 
-use crate::lab::ganesha::{MOUNT_PORT, NFS_PORT};
-use crate::lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Proxy, Result, calls, trial};
 use crate::load;
 use crate::report::{Report, Samples, Target};
 
@@ -124,7 +124,7 @@ fn before(lab: &'static Lab) -> Result {
     let proxy = Proxy::start(lab, "before-far", &server.ip(), &[NFS_PORT, MOUNT_PORT])?;
     proxy.delay(FAR);
     let sides = [
-        Side::start(lab, &server, "now", Nfsvol::BINARY)?,
+        Side::start(lab, &server, "now", Nfsvol::binary())?,
         Side::start(lab, &server, "before", BASELINE)?,
     ];
     let size = MEGABYTES.to_string();
@@ -148,7 +148,7 @@ fn before(lab: &'static Lab) -> Result {
     let tar = lab.dir().join("tree.tar");
     let tar = tar.to_str().context("the path is not UTF-8")?;
     let checkout = env!("CARGO_MANIFEST_DIR");
-    crate::lab::process::sh(&format!("tar -C {checkout} -cf {tar} src tests docs"))?.ok()?;
+    lab::process::sh(&format!("tar -C {checkout} -cf {tar} src tests docs"))?.ok()?;
     let untar = |side: &Side, dir: &str, round| {
         let tree = format!("{dir}/tree.{round}");
         side.node.sh(&format!("mkdir {tree}"))?;
@@ -230,9 +230,9 @@ fn known(report: &Report, side: &Side, server: &Ganesha) -> Result {
     let (mut many, mut none) = (Vec::new(), Vec::new());
     let dir = side.mount("known", &[])?;
     side.node
-        .run_task(&crate::lab::process::Task {
+        .run_task(&lab::process::Task {
             limit: Some(Duration::from_secs(300)),
-            ..crate::lab::process::Task::new(&["sh", "-euc", &format!("ls -l {dir} | wc -l")])
+            ..lab::process::Task::new(&["sh", "-euc", &format!("ls -l {dir} | wc -l")])
         })?
         .ok()?;
     for _ in 0..ROUNDS {

@@ -6,15 +6,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use libtest_mimic::Trial;
-use serde_json::Value;
-
-use crate::lab::docker::{DOCKER, IMAGE};
-use crate::lab::ganesha::{MOUNT_PORT, NFS_PORT};
-use crate::lab::{
+use lab::docker::{DOCKER, IMAGE};
+use lab::ganesha::{MOUNT_PORT, NFS_PORT};
+use lab::{
     Call, DataPath, Export, Ganesha, Host, Lab, Nfsvol, Node, Part, Proxy, Result, calls, trial,
     wait_for,
 };
+use libtest_mimic::Trial;
+use serde_json::Value;
+
 use crate::report::{Report, Samples, Target};
 use crate::socket::serve;
 

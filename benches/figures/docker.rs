@@ -5,10 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use lab::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-
-use crate::lab::Result;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 

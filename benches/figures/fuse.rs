@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use libtest_mimic::Trial;
-
-use crate::lab::ganesha::{MOUNT_PORT, NFS_PORT};
-use crate::lab::{
+use lab::ganesha::{MOUNT_PORT, NFS_PORT};
+use lab::{
     Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Process, Proxy, Result, Shared, calls, trial,
     wait_for,
 };
+use libtest_mimic::Trial;
+
 use crate::load;
 use crate::report::{Report, Samples, Target};
 use crate::socket::serve;

@@ -1,12 +1,12 @@
 //! The kernel data path in a guest: volumes by an engine's API, and throughput.
 
 use anyhow::Context;
+use lab::docker::{Engine, IMAGE};
+use lab::{Call, Export, Ganesha, Lab, Node, Part, Result, calls, trial};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::docker::Cycle;
-use crate::lab::docker::{Engine, IMAGE};
-use crate::lab::{Call, Export, Ganesha, Lab, Node, Part, Result, calls, trial};
 use crate::load;
 use crate::report::{Report, Samples, Target};
 use crate::socket::serve;

@@ -12,12 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use lab::process::Task;
+use lab::{Node, Result};
 use nfsvol::nfs::address::Share;
 use nfsvol::nfs::admin::{Admin, AdminSettings};
 use rustix::fs::{Advice, fadvise};
-
-use crate::lab::process::Task;
-use crate::lab::{Node, Result};
 
 pub(crate) const ROLE: &str = "load";
 pub(crate) const MIB: u64 = 1 << 20;

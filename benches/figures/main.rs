@@ -1,6 +1,6 @@
 //! The figures that nfsvol promises, measured on real parts beside their peers: `make bench`.
 //!
-//! Each trial starts what it needs in a lab of its own (tests/lab), takes medians of several
+//! Each trial starts what it needs in a lab of its own (crates/lab), takes medians of several
 //! rounds in which the peers have their turns too, and notes figures ([`report`]). What touches a
 //! file system or a socket runs as a process on the lab's node ([`load`]), so no time of the lab
 //! is in a figure. A figure that misses its target fails nothing: it is shown as missed.
@@ -21,8 +21,6 @@ mod cluster;
 mod docker;
 mod fuse;
 mod kernel;
-#[path = "../../tests/lab/mod.rs"]
-mod lab;
 mod load;
 mod operation;
 mod report;
@@ -48,7 +46,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    let code = lab::main(|| {
+    let code = lab::main!(|| {
         let mut trials = socket::trials();
         trials.extend(kernel::trials());
         trials.extend(fuse::trials());

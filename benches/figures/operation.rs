@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
+use lab::docker::{Engine, IMAGE};
+use lab::{Export, Ganesha, Lab, Nfsvol, Node, Part, Result, trial};
 use libtest_mimic::Trial;
 
-use crate::lab::docker::{Engine, IMAGE};
-use crate::lab::{Export, Ganesha, Lab, Nfsvol, Node, Part, Result, trial};
 use crate::report::{Report, Samples, Target};
 
 const ROUNDS: usize = 5;
@@ -65,7 +65,7 @@ fn doctor(lab: &'static Lab) -> Result {
     let node = Node::machine(lab, "doctor-host")?;
     let share = server.share("/srv/doctor");
     let times = |rounds: usize| -> Result<Vec<f64>> {
-        let doctor = [Nfsvol::BINARY, "doctor", "--json", &share];
+        let doctor = [Nfsvol::binary(), "doctor", "--json", &share];
         let run = |_| Ok(node.run(&doctor)?.took.as_secs_f64());
         (0..rounds).map(run).collect()
     };

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use comfy_table::{Table, presets};
+use lab::Result;
 use serde::{Deserialize, Serialize};
-
-use crate::lab::Result;
 
 /// What a figure has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

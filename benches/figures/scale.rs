@@ -7,11 +7,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use lab::process::Output;
+use lab::{Call, Export, Ganesha, Lab, Node, Part, Result, calls, trial, wait_for};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::lab::process::Output;
-use crate::lab::{Call, Export, Ganesha, Lab, Node, Part, Result, calls, trial, wait_for};
 use crate::load;
 use crate::report::{Report, Samples, Target};
 use crate::socket::serve;

@@ -4,9 +4,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use lab::{Answer, Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Result, calls, trial};
 use libtest_mimic::Trial;
 
-use crate::lab::{Answer, Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Result, calls, trial};
 use crate::load;
 use crate::report::{Report, Samples, Target};
 
@@ -168,7 +168,7 @@ fn catalog(lab: &'static Lab) -> Result {
             "start",
             Nfsvol::SOCKET,
             "/VolumeDriver.List {}",
-            Nfsvol::BINARY,
+            Nfsvol::binary(),
             "serve",
             "--share",
             &share,

@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lab::process::Task;
+use lab::{Call, Export, Ganesha, Lab, Node, Part, Result, calls, trial};
 use libtest_mimic::Trial;
 
 use crate::before::rpcs;
-use crate::lab::process::Task;
-use crate::lab::{Call, Export, Ganesha, Lab, Node, Part, Result, calls, trial};
 use crate::load;
 use crate::report::{Report, Samples, Target};
 use crate::socket::serve;

@@ -10,10 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use lab::{Call, Nfsvol, Result, calls};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::lab::{Call, Nfsvol, Result, calls};
 
 pub(crate) const ROLE: &str = "churn-user";
 /// Who is in an exclusive volume has a file of this name and its own in it.

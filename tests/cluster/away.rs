@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lab::{Call, Lab, Result, wait_for};
 
-use crate::lab::{Call, Lab, Result, wait_for};
 use crate::{Host, SESSION, fresh, nas};
 
 /// Within this time a host has followed what others did.

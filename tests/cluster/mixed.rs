@@ -1,8 +1,8 @@
 //! One directory of the share for those who write and those who only read, on two hosts.
 
 use anyhow::ensure;
+use lab::{Call, Lab, Result};
 
-use crate::lab::{Call, Lab, Result};
 use crate::{EXPORT, Host, fresh, mountpoint, nas, remove_when_free};
 
 /// A volume for who publishes, and one with access=readonly for who reads, of the same directory.

@@ -5,9 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
+use lab::{Answer, Call, Ganesha, Lab, Node, Result, wait_for};
 use serde_json::{Value, json};
 
-use crate::lab::{Answer, Call, Ganesha, Lab, Node, Result, wait_for};
 use crate::{EXCLUSIVE, EXPORT, Host, fresh, nas};
 
 /// Of each race: who is faster is another one each time.
@@ -88,7 +88,7 @@ pub(crate) fn races(lab: &'static Lab) -> Result {
         mount_or_remove(&cluster)?;
         winners.insert(exclusive(&cluster)?);
     }
-    crate::lab::note(format!("won by {winners:?}"));
+    lab::note(format!("won by {winners:?}"));
     Ok(())
 }
 

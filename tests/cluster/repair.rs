@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::ensure;
+use lab::{Call, Export, Ganesha, Lab, Result, wait_for};
 
-use crate::lab::{Call, Export, Ganesha, Lab, Result, wait_for};
 use crate::{EXPORT, Host, fresh};
 
 /// From the server's start until every host asks it again.

@@ -1,8 +1,8 @@
 //! What a power failure left of one volume's worker, and another volume's worker.
 
 use anyhow::ensure;
+use lab::{Call, Lab, Nfsvol, Node, Result};
 
-use crate::lab::{Call, Lab, Nfsvol, Node, Result};
 use crate::{EXPORT, FUSE_ARGS, fresh, mountpoint, nas};
 
 /// A socket of one volume names the number that another volume's worker has now. Mounting the one

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::{anyhow, ensure};
+use lab::{Call, Lab, Result};
 
-use crate::lab::{Call, Lab, Result};
 use crate::{Host, fresh, nas};
 
 /// How often whoever has the volume may have it again, until the other has got it. Without turns it is

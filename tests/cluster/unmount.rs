@@ -4,8 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{anyhow, ensure};
+use lab::{Call, Lab, Nfsvol, Node, Result, wait_for};
 
-use crate::lab::{Call, Lab, Nfsvol, Node, Result, wait_for};
 use crate::{EXPORT, FUSE_ARGS, Host, fresh, nas};
 
 /// Two tells of what a host holds.

@@ -6,10 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use lab::calls::Answer;
+use lab::{Call, Part, Result, trial, wait_for};
 use libtest_mimic::Trial;
 
-use crate::lab::calls::Answer;
-use crate::lab::{Call, Part, Result, trial, wait_for};
 use crate::world::{Path, World};
 
 /// How long the daemon is killed again and again.
@@ -78,7 +78,7 @@ fn storm(world: World) -> Result {
             .collect();
         let clients = clients?;
         let files: usize = clients.iter().map(|client| client.files.len()).sum();
-        crate::lab::note(format!(
+        lab::note(format!(
             "killed {killed} times while {files} files were written"
         ));
         storm.map(|()| clients)

@@ -2,9 +2,9 @@
 //! half done, the rest goes on, and all is well once there is room.
 
 use anyhow::ensure;
+use lab::{Call, Part, Result, trial};
 use libtest_mimic::Trial;
 
-use crate::lab::{Call, Part, Result, trial};
 use crate::world::{Path, World};
 
 pub(crate) fn trials() -> Vec<Trial> {

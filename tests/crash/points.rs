@@ -11,10 +11,10 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lab::{Call, Nfsvol, Part, Result, trial, wait_for};
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::lab::{Call, Nfsvol, Part, Result, trial, wait_for};
 use crate::world::{Path, SWEPT, World};
 
 /// The call that is under way when the daemon dies.

@@ -5,10 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
+use lab::Result;
+use lab::process::run;
 use serde_json::Value;
-
-use crate::lab::Result;
-use crate::lab::process::run;
 
 /// A share as a directory of the server.
 #[derive(Clone, Debug)]

@@ -6,13 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use lab::ganesha::LONG_LEASE;
+use lab::process::Task;
+use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Process, Result, Shared, calls, wait_for};
 use serde_json::Value;
 
-use crate::lab::ganesha::LONG_LEASE;
-use crate::lab::process::Task;
-use crate::lab::{
-    Call, Export, Ganesha, Lab, Nfsvol, Node, Process, Result, Shared, calls, wait_for,
-};
 use crate::share::Disk;
 
 const EXPORT: &str = "/srv/crash";
@@ -80,7 +78,7 @@ impl Host {
 
     /// Starts the daemon with fail points that its start passes, and waits for its end.
     pub(crate) fn dies_at_start(&self, points: &str) -> Result {
-        let mut argv = vec![Nfsvol::BINARY, "serve"];
+        let mut argv = vec![Nfsvol::binary(), "serve"];
         argv.extend(self.args());
         let env = HashMap::from([("FAILPOINTS".to_owned(), points.to_owned())]);
         let task = Task {

@@ -1,8 +1,7 @@
 //! The faults: how each begins and ends, and what the calls answer meanwhile.
 
 use anyhow::Context;
-
-use crate::lab::{Export, Ganesha, Node, Result};
+use lab::{Export, Ganesha, Node, Result};
 
 /// A server that can fail.
 pub(crate) struct Faulty {

@@ -6,10 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
+use lab::node::Process;
+use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, Shared, calls, wait_for};
 
 use crate::kinds::{self, Answer, EXPORT, Fault, Faulty, Held};
-use crate::lab::node::Process;
-use crate::lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, Shared, calls, wait_for};
 
 /// From the deadline to the answer in the test's hands, on a machine that is busy with other things.
 /// What waits for a server without a deadline would wait for as long as the fault lasts.
@@ -244,7 +244,7 @@ impl Scenario {
                 during = self.once_more().context("during the fault")?;
             }
         }
-        crate::lab::note(format!(
+        lab::note(format!(
             "{}: p99 before {before:?}, during {during:?}",
             self.node.name()
         ));
@@ -388,7 +388,7 @@ impl Scenario {
                 self.limits.deadline
             };
             ensure!(answer.took < deadline + SLACK, "too late: {answer}");
-            crate::lab::note(format!("{}: {answer}", case.prefix));
+            lab::note(format!("{}: {answer}", case.prefix));
             let words = match expected {
                 // The server may have been started anew for the fault.
                 Answer::Works
@@ -444,7 +444,7 @@ impl Scenario {
             while answer.status != 200 && began.elapsed() < RECOVERY {
                 answer = self.call(call.clone())?;
             }
-            crate::lab::note(format!(
+            lab::note(format!(
                 "{}, {:?} after the fault: {answer}",
                 case.prefix,
                 began.elapsed()

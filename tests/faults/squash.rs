@@ -1,8 +1,7 @@
 //! root_squash where the server's anonymous user may make directories.
 
 use anyhow::ensure;
-
-use crate::lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, calls};
+use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, calls};
 
 const EXPORT: &str = "/srv/squashed";
 /// Ganesha's `Anonymous_Uid`.

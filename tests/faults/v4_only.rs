@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, calls, wait_for};
 use serde_json::Value;
 
 use crate::kinds::{EXPORT, exports};
-use crate::lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, calls, wait_for};
 
 const VOLUMES: &str = "/var/lib/nfsvol/mnt/volumes";
 /// Of `--deadline`, with what it takes until the test has the answer.
@@ -66,7 +66,7 @@ pub(crate) fn works(lab: &'static Lab) -> Result {
         Call::get("db"),
     ] {
         let answer = calls::one(node, call)?;
-        crate::lab::note(format!("silent: {answer}"));
+        lab::note(format!("silent: {answer}"));
         ensure!(answer.took < ANSWERED, "{answer}");
         if answer.call.contains(".Get") {
             answer.ok()?;
@@ -111,7 +111,7 @@ fn comes_back(node: &Node, volume: &str) -> Result {
         answer.status == 200
     })
     .with_context(|| last.clone())?;
-    crate::lab::note(format!("{volume}: {:?}", began.elapsed()));
+    lab::note(format!("{volume}: {:?}", began.elapsed()));
     Ok(())
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn needs_the_kernel(lab: &'static Lab) -> Result {
     }
     let _nfsvol = serve(node, server)?;
     let text = calls::one(node, Call::create("db", &[]))?.fails()?;
-    crate::lab::note(format!("without the kernel's client: {text}"));
+    lab::note(format!("without the kernel's client: {text}"));
     for word in [
         server.share(EXPORT).as_str(),
         "only NFSv4",

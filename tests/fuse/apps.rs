@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use lab::process::Task;
+use lab::{Lab, Result};
 use libtest_mimic::Trial;
 
-use crate::lab::process::Task;
-use crate::lab::{Lab, Result};
 use crate::{Host, fuse_trial, nas};
 
 /// How long a script may take on a loaded machine.
@@ -25,7 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 pub(crate) fn judged() -> Trial {
     fuse_trial("fsx", |lab| {
         let host = Host::mount(nas(lab)?, "fsx", "")?;
-        script(&host, &crate::lab::fsx::script(".")).map(drop)
+        script(&host, &lab::fsx::script(".")).map(drop)
     })
 }
 

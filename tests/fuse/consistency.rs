@@ -9,11 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use lab::{Export, Ganesha, Lab, Result};
 use libtest_mimic::Trial;
 use nfsvol::fuse::Fence;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
-use crate::lab::{Export, Ganesha, Lab, Result};
 use crate::{EXPORT, Host, fuse_trial, nas};
 
 pub(crate) fn trials() -> Vec<Trial> {

@@ -10,11 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use lab::{Lab, Proxy, Result};
 use libtest_mimic::Trial;
 use rustix::fs::OFlags;
 use rustix::io::ReadWriteFlags;
 
-use crate::lab::{Lab, Proxy, Result};
 use crate::{EXPORT, Host, fuse_trial, nas};
 
 pub(crate) fn trials() -> Vec<Trial> {

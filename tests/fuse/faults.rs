@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use lab::{Export, Ganesha, Lab, Result, Shared};
 use libtest_mimic::Trial;
 use nfsvol::fuse::Fence;
 
-use crate::lab::{Export, Ganesha, Lab, Result, Shared};
 use crate::{EXPORT, Host, fuse_trial};
 
 /// A server of its own, because these trials stop it.
@@ -393,7 +393,7 @@ fn dead_worker(lab: &'static Lab) -> Result {
     let local = nas.local(EXPORT).join("deadworker");
     let names = || -> Result<usize> { Ok(fs::read_dir(&local)?.count()) };
     ensure!(names()? == 2, "no hidden file");
-    let worker = crate::lab::process::pid(host.status()?.pid)?;
+    let worker = lab::process::pid(host.status()?.pid)?;
     rustix::process::kill_process(worker, rustix::process::Signal::KILL)?;
     let killed = Instant::now();
     while fs::read(host.join("file")).is_ok() {

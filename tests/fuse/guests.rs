@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use lab::process::Task;
+use lab::{Lab, Linux, Node, Part, Result, trial};
 use libtest_mimic::{Arguments, Trial};
 
 use crate::host::{EXPORT, Served};
-use crate::lab::process::Task;
-use crate::lab::{Lab, Linux, Node, Part, Result, trial};
 use crate::{apps, consistency, durability, ganesha, model};
 
 const OLDER: &[Part] = &[Part::Ganesha, Part::Fuse, Part::Guest, Part::Judges];
@@ -97,7 +97,7 @@ fn inside(lab: &'static Lab, name: &str, linux: Linux) -> Result {
     let (took, kernel) = (output.took, guest.sh("uname -r")?);
     let said = output.ok()?;
     let summary = said.lines().find(|line| line.starts_with("test result"));
-    crate::lab::note(format!(
+    lab::note(format!(
         "in a guest with Linux {kernel}: {} ({took:.0?})",
         summary.context(said.clone())?
     ));

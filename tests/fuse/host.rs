@@ -12,13 +12,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use lab::{Ganesha, Result};
 use nfsvol::fuse::worker::{self, SUBCOMMAND};
 use nfsvol::fuse::{Attach, FuseOptions, FusePath, WorkerStatus};
 use nfsvol::nfs::address::SharePath;
 use nfsvol::volume::VolumeName;
 use tokio::runtime::Runtime;
-
-use crate::lab::{Ganesha, Result};
 
 /// What the tests' server exports.
 pub(crate) const EXPORT: &str = "/srv/fuse";

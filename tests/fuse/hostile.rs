@@ -4,11 +4,11 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use lab::liar::{Liar, Lie};
+use lab::process::Task;
+use lab::{Lab, Result};
 use libtest_mimic::Trial;
 
-use crate::lab::liar::{Liar, Lie};
-use crate::lab::process::Task;
-use crate::lab::{Lab, Result};
 use crate::{EXPORT, Host, fuse_trial, memory, nas};
 
 /// `io_timeout` of the mount, and how long a program with a few requests may take then.

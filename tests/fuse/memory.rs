@@ -6,11 +6,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lab::process::Task;
+use lab::proxy::Proxy;
+use lab::{Result, wait_for};
 use libtest_mimic::Trial;
 
-use crate::lab::process::Task;
-use crate::lab::proxy::Proxy;
-use crate::lab::{Result, wait_for};
 use crate::{EXPORT, Host, fuse_trial, nas};
 
 /// What a worker may hold at most: its caches (docs/DESIGN.md) and what it is made of, in bytes.

@@ -11,12 +11,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use lab::{Lab, Result};
 use libtest_mimic::Trial;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rustix::fs::{CWD, RenameFlags};
 
-use crate::lab::{Lab, Result};
 use crate::{Host, fuse_trial, nas};
 
 /// Sequences tried, each with up to [`STEPS`] operations.

@@ -6,11 +6,11 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::ensure;
+use lab::liar::{Liar, Lie};
+use lab::process::run;
+use lab::{Lab, Result};
 use libtest_mimic::Trial;
 
-use crate::lab::liar::{Liar, Lie};
-use crate::lab::process::run;
-use crate::lab::{Lab, Result};
 use crate::{EXPORT, Host, fuse_trial, nas};
 
 /// More than one answer of READDIRPLUS holds.

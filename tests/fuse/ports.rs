@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, ensure};
+use lab::{Lab, Result};
 use libtest_mimic::Trial;
 
-use crate::lab::{Lab, Result};
 use crate::{Host, fuse_trial, nas};
 
 pub(crate) fn trials() -> Vec<Trial> {

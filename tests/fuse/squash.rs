@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
+use lab::{Export, Ganesha, Lab, Result};
 use libtest_mimic::Trial;
 
-use crate::lab::{Export, Ganesha, Lab, Result};
 use crate::{EXPORT, Host, fuse_trial};
 
 /// nfs-ganesha's `Anonymous_Uid`, -2.

@@ -4,9 +4,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use anyhow::{Context, ensure};
+use lab::{Node, Result, wait_for};
 use serde_json::{Value, json};
 
-use crate::lab::{Node, Result, wait_for};
 use crate::{CHROMIUM, SOON};
 
 const DRIVER: &str = "/usr/bin/chromedriver";

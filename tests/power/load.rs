@@ -8,11 +8,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use lab::process::Task;
+use lab::{Call, Knfsd, Lab, Nfsvol, Node, Result, calls, wait_for};
 use serde_json::Value;
 
 use crate::Kind;
-use crate::lab::process::Task;
-use crate::lab::{Call, Knfsd, Lab, Nfsvol, Node, Result, calls, wait_for};
 
 /// The exclusive volume of each share.
 pub(crate) const EXCLUSIVE: &str = "turns";

@@ -5,9 +5,9 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use lab::docker::IMAGE;
+use lab::{Lab, Result, wait_for};
 
-use crate::lab::docker::IMAGE;
-use crate::lab::{Lab, Result, wait_for};
 use crate::{EXPORT, MOVE, Swarm};
 
 const STACK: &str = include_str!("../../docs/examples/stack.yaml");

@@ -39,7 +39,7 @@ struct Piece {
 /// Calls by (program, procedure).
 pub type Calls = BTreeMap<(u32, u32), u64>;
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     /// Of every byte, in each direction, in microseconds.
     delay: AtomicU64,
@@ -52,6 +52,7 @@ struct State {
 }
 
 /// A proxy in front of one server's ports.
+#[derive(Debug)]
 pub struct Proxy {
     ip: String,
     state: Arc<State>,

@@ -75,6 +75,7 @@ impl Export {
 }
 
 /// The server; its exports are directories of its node.
+#[derive(Debug)]
 pub struct Ganesha {
     node: &'static Node,
     process: Process<'static>,

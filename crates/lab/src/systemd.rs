@@ -23,6 +23,7 @@ const TARGETS: &str = "basic sockets multi-user paths timers slices network netw
                        local-fs local-fs-pre swap umount shutdown";
 
 /// systemd on a node.
+#[derive(Debug)]
 pub struct Systemd {
     node: &'static Node,
     process: Process<'static>,

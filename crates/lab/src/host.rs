@@ -19,6 +19,7 @@ pub enum DataPath {
 }
 
 /// A node with its engine and its nfsvol.
+#[derive(Debug)]
 pub struct Host {
     engine: Engine,
     nfsvol: Nfsvol<'static>,

@@ -1,6 +1,6 @@
 //! The lab: real Docker hosts, NFS servers and kernel NFS clients on one machine.
 //!
-//! A test binary with `harness = false` hands its trials to [`main`]; one process then owns one
+//! A test binary with `harness = false` hands its trials to [`main!`]; one process then owns one
 //! lab for all of them. That process runs in PID, mount, network, UTS and IPC namespaces of its
 //! own, below an init that the outer process starts with a parent-death signal. So whatever
 //! happens (a panic, a failed trial, SIGINT, SIGKILL of any of the three) the kernel ends every
@@ -24,9 +24,6 @@
 //!
 //! Addresses are 10.77.0.0/24 on a bridge of the lab's own network namespace; the test process
 //! itself is 10.77.0.1 and can talk to every node.
-
-// One library, compiled into several test binaries that each use a part of it.
-#![allow(dead_code, unreachable_pub, unused_imports)]
 
 pub mod calls;
 pub mod docker;
@@ -86,23 +83,61 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(60);
 const LOG_LINES: usize = 40;
 /// Where labs keep their files: on a disk, because servers need file handles.
 const LABS: &str = "/var/tmp";
-/// The root file system of Docker Engine 26.1, which tests/lab/setup makes.
+/// The root file system of Docker Engine 26.1, which crates/lab/setup makes.
 pub const NEWER_ENGINE: &str = "/var/cache/nfsvol-lab/trixie";
-/// Other people's judges of file systems, which the Makefile installs.
-pub const PJDFSTEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/pjdfstest");
-pub const FSX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin/fsx");
-/// The program of BASELINE, an earlier commit, which `make baseline` builds.
-pub const BEFORE: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/target/bench/baseline/release/nfsvol"
-);
 const PREFIX: &str = "nfsvol-lab-";
 
-/// Runs the trials in a lab of their own and answers as a test harness does.
+/// What a test binary knows of the program that it tries: [`main!`] fills it in.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct Tried {
+    pub program: &'static str,
+    pub checkout: &'static str,
+}
+
+static TRIED: OnceLock<Tried> = OnceLock::new();
+
+fn tried() -> &'static Tried {
+    TRIED.get().expect("main! is what starts a lab")
+}
+
+/// The checkout of the program that is tried.
+pub fn checkout() -> &'static str {
+    tried().checkout
+}
+
+/// A judge of file systems that others wrote, where the Makefile installs it.
+pub fn tool(name: &str) -> String {
+    format!("{}/target/tools/bin/{name}", checkout())
+}
+
+/// The program of BASELINE, an earlier commit, which `make baseline` builds.
+pub fn before() -> String {
+    format!("{}/target/bench/baseline/release/nfsvol", checkout())
+}
+
+/// The body of a test binary's `main`: runs the trials that the closure answers in a lab of their
+/// own, and answers as a test harness does.
 ///
-/// The test binary is also the lab's init and the agent on its nodes: `trials` is called only
+/// The test binary is also the lab's init and the agent on its nodes: the closure is called only
 /// where trials are listed or run.
-pub fn main(trials: impl FnOnce() -> Vec<Trial>) -> ExitCode {
+#[macro_export]
+macro_rules! main {
+    ($trials:expr) => {
+        $crate::main_of(
+            $crate::Tried {
+                program: env!("CARGO_BIN_EXE_nfsvol"),
+                checkout: env!("CARGO_MANIFEST_DIR"),
+            },
+            $trials,
+        )
+    };
+}
+
+/// What [`main!`] calls.
+#[doc(hidden)]
+pub fn main_of(tried: Tried, trials: impl FnOnce() -> Vec<Trial>) -> ExitCode {
+    TRIED.get_or_init(|| tried);
     // `cargo bench` says so, and the trials of a bench are run as any others.
     let args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     let args: Vec<String> = args.collect();
@@ -238,19 +273,27 @@ pub fn missing(parts: &[Part]) -> Option<String> {
             .or_else(|| absent("/usr/bin/chromedriver", "chromium-driver")),
         Part::Prometheus => absent("/usr/bin/prometheus", "prometheus"),
         Part::NewerEngine => (!Path::new(NEWER_ENGINE).exists())
-            .then(|| format!("{NEWER_ENGINE} is absent (tests/lab/setup makes it)")),
-        Part::NewerLinux => (!Path::new(node::NEWER_LINUX).exists())
-            .then(|| format!("{} is absent (tests/lab/setup makes it)", node::NEWER_LINUX)),
+            .then(|| format!("{NEWER_ENGINE} is absent (crates/lab/setup makes it)")),
+        Part::NewerLinux => (!Path::new(node::NEWER_LINUX).exists()).then(|| {
+            format!(
+                "{} is absent (crates/lab/setup makes it)",
+                node::NEWER_LINUX
+            )
+        }),
         Part::Compose => absent("/usr/bin/docker-compose", "docker-compose"),
         Part::Soak => absent("/usr/bin/fio", "fio")
             .or_else(|| absent("/usr/bin/stress-ng", "stress-ng"))
             .or_else(|| absent("/usr/bin/sqlite3", "sqlite3")),
-        Part::Judges => [PJDFSTEST, FSX]
-            .iter()
+        Part::Judges => ["pjdfstest", "fsx"]
+            .map(tool)
+            .into_iter()
             .find(|tool| !Path::new(tool).exists())
             .map(|tool| format!("{tool} is absent (`make judges` installs it)")),
-        Part::Before => (!Path::new(BEFORE).exists())
-            .then(|| format!("{BEFORE} is absent (`make baseline` builds it)")),
+        Part::Before => {
+            let before = before();
+            let is_absent = !Path::new(&before).exists();
+            is_absent.then(|| format!("{before} is absent (`make baseline` builds it)"))
+        }
         Part::Podman => absent("/usr/bin/podman", "podman crun"),
         Part::Fuse => absent("/dev/fuse", "a kernel with fuse")
             .or_else(|| absent("/usr/bin/fusermount3", "fuse3")),
@@ -259,6 +302,7 @@ pub fn missing(parts: &[Part]) -> Option<String> {
 
 /// A part that several trials share: started by the first one that asks, and its failure told
 /// to each of them.
+#[derive(Debug)]
 pub struct Shared<T>(OnceLock<std::result::Result<T, String>>);
 
 impl<T> Shared<T> {
@@ -277,6 +321,7 @@ impl<T> Shared<T> {
 }
 
 /// The lab that this process owns.
+#[derive(Debug)]
 pub struct Lab {
     dir: PathBuf,
     next_address: AtomicU8,

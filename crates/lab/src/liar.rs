@@ -64,6 +64,7 @@ pub enum Lie {
 /// goes on from a cookie.
 type Calls = Arc<Mutex<HashMap<[u8; 4], (u32, u32, bool)>>>;
 
+#[derive(Debug)]
 pub struct Liar {
     ip: String,
     lie: Arc<Mutex<Option<Lie>>>,

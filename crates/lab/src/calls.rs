@@ -176,6 +176,7 @@ fn make(socket: &str, calls: &[Call]) -> Vec<Answer> {
 }
 
 /// Calls one after another, from a process on the node itself; the connection is kept.
+#[derive(Debug)]
 pub struct Connection {
     socket: String,
     stream: Option<BufReader<UnixStream>>,

@@ -8,12 +8,11 @@ use anyhow::Context;
 
 use super::node::{Node, Process};
 use super::process::{self, Output, Task};
-use super::{Lab, Result, Shared, wait_for};
+use super::{Lab, Result, Shared, checkout, tried, wait_for};
 
 pub const DOCKERD: &str = "/usr/sbin/dockerd";
 /// The client that belongs to that engine; a newer one in PATH may refuse its API.
 pub const DOCKER: &str = "/usr/bin/docker";
-const CREATE_PLUGIN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/plugin/create.sh");
 pub const BUSYBOX: &str = "/usr/bin/busybox";
 /// dockerd starts in 1 s on a machine, in 10 s in a guest.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -23,6 +22,7 @@ const DOCKER_LIMIT: Duration = Duration::from_secs(150);
 pub const IMAGE: &str = "busybox";
 
 /// A Docker host: a node with its engine.
+#[derive(Debug)]
 pub struct Engine {
     node: &'static Node,
     dockerd: Process<'static>,
@@ -182,9 +182,10 @@ impl Engine {
         process::sh(&format!(
             "exec 9>{stripped}.lock; flock 9
              [ -e {stripped} ] || strip -o {stripped} {}
-             LIBRARIES=1 DOCKER='{DOCKER} -H {}' {CREATE_PLUGIN} {stripped}",
-            Nfsvol::BINARY,
+             LIBRARIES=1 DOCKER='{DOCKER} -H {}' {}/plugin/create.sh {stripped}",
+            Nfsvol::binary(),
             self.url,
+            checkout(),
         ))?
         .ok()
         .map(drop)
@@ -220,19 +221,24 @@ fn busybox_root() -> Result<String> {
 }
 
 /// A running `nfsvol serve`.
+#[derive(Debug)]
 pub struct Nfsvol<'a> {
     process: Process<'a>,
 }
 
 impl<'a> Nfsvol<'a> {
-    pub const BINARY: &'static str = env!("CARGO_BIN_EXE_nfsvol");
     pub const SOCKET: &'static str = "/run/docker/plugins/nfsvol.sock";
     /// From its start to its socket.
     const READY_LIMIT: Duration = Duration::from_secs(20);
 
+    /// The program that is tried.
+    pub fn binary() -> &'static str {
+        tried().program
+    }
+
     /// Starts it on a node with these arguments of `serve` and this environment.
     pub fn start(node: &'a Node, args: &[&str], env: &[(&str, &str)]) -> Result<Self> {
-        Self::start_binary(node, Self::BINARY, args, env)
+        Self::start_binary(node, Self::binary(), args, env)
     }
 
     /// As [`Self::start`], of another build.
@@ -305,7 +311,7 @@ impl<'a> Nfsvol<'a> {
 
     /// `nfsvol ARGS` on the same node.
     pub fn command(&self, args: &[&str]) -> Result<Output> {
-        let argv: Vec<&str> = [Self::BINARY]
+        let argv: Vec<&str> = [Self::binary()]
             .into_iter()
             .chain(args.iter().copied())
             .collect();

@@ -24,10 +24,10 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 
 use super::process::{self, LIMIT, Output, Task};
-use super::{Address, Lab, Result, Shared, wait_for};
+use super::{Address, Lab, Result, Shared, checkout, wait_for};
 
 pub const UML: &str = "/usr/bin/linux.uml";
-/// Where tests/lab/setup puts Linux 7.2, in the same places.
+/// Where crates/lab/setup puts Linux 7.2, in the same places.
 pub const NEWER_LINUX: &str = "/var/cache/nfsvol-lab/linux-7.2";
 /// The agent's port on a guest.
 const AGENT: u16 = 1023;
@@ -38,6 +38,7 @@ const ANSWER_SLACK: Duration = Duration::from_secs(10);
 /// Guests' disks are sparse files.
 const DISK: &str = "8G";
 
+#[derive(Debug)]
 enum Kind {
     Machine,
     Guest {
@@ -67,6 +68,7 @@ impl Linux {
 }
 
 /// A computer of the lab.
+#[derive(Debug)]
 pub struct Node {
     name: String,
     address: Address,
@@ -357,7 +359,7 @@ impl Node {
         let dir = self.dir.display();
         let hosts = self.dir.with_file_name("hosts");
         let hosts = hosts.display();
-        let checkout = env!("CARGO_MANIFEST_DIR");
+        let checkout = checkout();
         // A checkout below /srv, /run or (in a guest) /tmp is seen through what is mounted there.
         let (kernel, disk, checkout_again, agent) = match self.kind {
             Kind::Machine => (
@@ -513,6 +515,7 @@ fn xstate_shim() -> Result<PathBuf> {
 }
 
 /// A daemon on a node. Dropping it leaves it running: the lab's end is its end.
+#[derive(Debug)]
 pub struct Process<'a> {
     node: &'a Node,
     name: String,

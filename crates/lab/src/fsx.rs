@@ -1,7 +1,7 @@
 //! [fsx](https://crates.io/crates/fsx): random reads, writes, maps, cuts and syncs of one file, whose
 //! bytes it knows. A program that the Makefile installs.
 
-use super::FSX;
+use super::tool;
 
 /// Seeds of fsx, and how many steps it does with each on a small file and on a large one.
 const SEEDS: &str = "1 2";
@@ -13,6 +13,7 @@ const LARGE: usize = 200_000;
 
 /// Runs it with these seeds on files in `dir`: small calls on small files, then large ones.
 pub fn script(dir: &str) -> String {
+    let fsx = tool("fsx");
     format!(
         "for seed in {SEEDS}; do
            for size in 1000 {LARGE}; do
@@ -30,7 +31,7 @@ sendfile = 5
 posix_fadvise = 2
 copy_file_range = 2
 END
-             {FSX} -q -N {STEPS_EACH} -S $seed -f /tmp/fsx.$$ -P /tmp {dir}/file-$seed-$size
+             {fsx} -q -N {STEPS_EACH} -S $seed -f /tmp/fsx.$$ -P /tmp {dir}/file-$seed-$size
            done
          done; rm /tmp/fsx.$$"
     )

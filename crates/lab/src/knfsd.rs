@@ -20,6 +20,7 @@ const ROOT: &str = "/srv";
 const LEASE: u32 = 10;
 
 /// The server; `no_root_squash`, writable, at [`EXPORT`] or what it was told to export.
+#[derive(Debug)]
 pub struct Knfsd {
     node: Node,
     /// Below the image, with further options of each.
