@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
-use lab::node::Process;
+use lab::Process;
 use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, Shared, calls, wait_for};
 
 use crate::kinds::{self, Answer, EXPORT, Fault, Faulty, Held};

@@ -63,10 +63,6 @@ impl Call {
         Self::new("List", &json!({}))
     }
 
-    pub fn path(name: &str) -> Self {
-        Self::new("Path", &json!({ "Name": name }))
-    }
-
     pub fn mount(name: &str, id: &str) -> Self {
         Self::new("Mount", &json!({ "Name": name, "ID": id }))
     }
@@ -151,7 +147,7 @@ pub fn percentile(answers: &[Answer], percent: usize) -> Duration {
 
 /// `lab-calls SOCKET`: reads series of calls from standard input, writes the answers to standard
 /// output.
-pub fn main(args: &[String]) -> Result<ExitCode> {
+pub(crate) fn main(args: &[String]) -> Result<ExitCode> {
     let socket = args.first().context("lab-calls needs a socket")?;
     let series: Vec<Vec<Call>> = serde_json::from_reader(std::io::stdin())?;
     let answers: Vec<Vec<Answer>> = std::thread::scope(|scope| {

@@ -10,7 +10,7 @@ use super::node::{Node, Process};
 use super::process::{self, Output, Task};
 use super::{Lab, Result, Shared, checkout, tried, wait_for};
 
-pub const DOCKERD: &str = "/usr/sbin/dockerd";
+pub(crate) const DOCKERD: &str = "/usr/sbin/dockerd";
 /// The client that belongs to that engine; a newer one in PATH may refuse its API.
 pub const DOCKER: &str = "/usr/bin/docker";
 pub const BUSYBOX: &str = "/usr/bin/busybox";
@@ -36,7 +36,11 @@ impl Engine {
     }
 
     /// As [`Self::start`] with further arguments for dockerd.
-    pub fn start_with(lab: &'static Lab, node: &'static Node, args: &[&str]) -> Result<Self> {
+    pub(crate) fn start_with(
+        lab: &'static Lab,
+        node: &'static Node,
+        args: &[&str],
+    ) -> Result<Self> {
         let socket = node.dir().join("docker.sock");
         let parent = format!("/{}/{}", lab.cgroup(), node.name());
         let (url, mut argv) = if node.is_guest() {

@@ -14,8 +14,8 @@ use super::node::{Node, Process};
 use super::process::Task;
 use super::{Lab, Result, wait_for};
 
-pub const GANESHA: &str = "/usr/bin/ganesha.nfsd";
-pub const RPCBIND: &str = "/usr/sbin/rpcbind";
+pub(crate) const GANESHA: &str = "/usr/bin/ganesha.nfsd";
+pub(crate) const RPCBIND: &str = "/usr/sbin/rpcbind";
 /// Ganesha is ready in 3 s on an idle machine.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 pub const NFS_PORT: u16 = 2049;

@@ -8,8 +8,8 @@ use anyhow::Context;
 use super::node::Node;
 use super::{Lab, Result, process, wait_for};
 
-pub const EXPORTFS: &str = "/usr/sbin/exportfs";
-pub const MKFS_XFS: &str = "/usr/sbin/mkfs.xfs";
+pub(crate) const EXPORTFS: &str = "/usr/sbin/exportfs";
+pub(crate) const MKFS_XFS: &str = "/usr/sbin/mkfs.xfs";
 /// What clients mount, with every version.
 pub const EXPORT: &str = "/export";
 /// Where it is on the server. Its parent is the root that a v4 client sees, as the guest's own

@@ -15,9 +15,9 @@ use super::proxy::NFS;
 use super::{Lab, Result, process};
 
 /// NFSv3 procedures (RFC 1813 section 3).
-pub const LOOKUP: u32 = 3;
+const LOOKUP: u32 = 3;
 const REMOVE: u32 = 12;
-pub const READDIRPLUS: u32 = 17;
+const READDIRPLUS: u32 = 17;
 /// Statuses of RFC 1813 section 2.6.
 const BAD_COOKIE: u32 = 10_003;
 const NOTSUPP: u32 = 10_004;

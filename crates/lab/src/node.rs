@@ -10,13 +10,16 @@
 //! are overlays on the node's own directory or disk, /run, /tmp and /mnt are in memory. What is
 //! below /var/lib survives [`Node::power_off`] and [`Node::boot`], as on a real computer.
 
+mod boot;
+mod daemon;
+
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -24,11 +27,13 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 
 use super::process::{self, LIMIT, Output, Task};
-use super::{Address, Lab, Result, Shared, checkout, wait_for};
+use super::{Address, Lab, Result, wait_for};
 
-pub const UML: &str = "/usr/bin/linux.uml";
+pub use daemon::Process;
+
+pub(crate) const UML: &str = "/usr/bin/linux.uml";
 /// Where crates/lab/setup puts Linux 7.2, in the same places.
-pub const NEWER_LINUX: &str = "/var/cache/nfsvol-lab/linux-7.2";
+pub(crate) const NEWER_LINUX: &str = "/var/cache/nfsvol-lab/linux-7.2";
 /// The agent's port on a guest.
 const AGENT: u16 = 1023;
 /// From the start of a node to its agent's first answer; a guest takes 2 s on an idle machine.
@@ -91,7 +96,7 @@ impl Node {
     }
 
     /// Boots a guest with this much memory and further disk images, its /dev/ubdb and on.
-    pub fn guest_with(
+    pub(crate) fn guest_with(
         lab: &'static Lab,
         name: &str,
         memory: &'static str,
@@ -269,183 +274,6 @@ impl Node {
         format!("port{}", self.address.0)
     }
 
-    fn machine_command(&self, exe: &str, script: &Path) -> Result<Command> {
-        let (name, link) = (&self.name, self.link());
-        process::sh(&format!(
-            "ip netns add {name}
-             ip link add {link} type veth peer name eth0 address {hardware} netns {name}
-             ip link set {link} master br0 up
-             ip -n {name} link set lo up
-             ip -n {name} addr add {v4}/24 dev eth0
-             ip -n {name} -6 addr add {v6}/64 dev eth0 nodad
-             ip -n {name} link set eth0 up
-             ip -n {name} route add default via 10.77.0.1",
-            v4 = self.ip(),
-            v6 = self.ip6(),
-            hardware = self.address.hardware(),
-        ))?
-        .ok()?;
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{name}"))
-            .args([
-                "unshare",
-                "--mount",
-                "--uts",
-                "--ipc",
-                "--pid",
-                "--fork",
-                "--kill-child",
-            ])
-            .args([
-                "--mount-proc",
-                "--propagation",
-                "private",
-                "--",
-                exe,
-                "lab-init",
-                "sh",
-                "-eu",
-            ])
-            .arg(script);
-        Ok(command)
-    }
-
-    fn guest_command(
-        &self,
-        exe: &str,
-        script: &Path,
-        linux: Linux,
-        (memory, disks): (&str, &[PathBuf]),
-    ) -> Result<Command> {
-        let link = self.link();
-        process::sh(&format!(
-            "ip tuntap add dev {link} mode tap && ip link set {link} master br0 up"
-        ))?
-        .ok()?;
-        let mut command = Command::new("unshare");
-        command
-            .env("LD_PRELOAD", xstate_shim()?)
-            .args(["--pid", "--fork", "--kill-child", "--", exe, "lab-init"])
-            .arg(format!("{}{UML}", linux.root()))
-            .arg(format!("mem={memory}"))
-            .args([
-                "root=/dev/root",
-                "rootfstype=hostfs",
-                "rootflags=/",
-                "ro",
-                "quiet",
-            ])
-            .args(["con=null", "con0=null,fd:1", "uml_dir=/run/uml"])
-            .arg(format!(
-                "umid={}-{}",
-                self.name,
-                self.boots.load(Ordering::Relaxed)
-            ))
-            .arg(format!("vec0:transport=tap,ifname={link},depth=128,gro=1"))
-            .arg(format!("ubda={}", self.dir.join("disk.img").display()));
-        if linux == Linux::V7_2 {
-            command.arg("seccomp=on"); // six times as quick as ptrace; 6.1 does not have it
-        }
-        for (letter, disk) in ('b'..).zip(disks) {
-            command.arg(format!("ubd{letter}={}", disk.display()));
-        }
-        command.arg(format!("init={}", script.display()));
-        Ok(command)
-    }
-
-    /// What a node does first; ends as the agent.
-    fn boot_script(&self, exe: &str) -> String {
-        let dir = self.dir.display();
-        let hosts = self.dir.with_file_name("hosts");
-        let hosts = hosts.display();
-        let checkout = checkout();
-        // A checkout below /srv, /run or (in a guest) /tmp is seen through what is mounted there.
-        let (kernel, disk, checkout_again, agent) = match self.kind {
-            Kind::Machine => (
-                String::new(),
-                format!(
-                    "disk={dir}/disk; mkdir -p $disk/checkout; rm -f {dir}/agent.sock
-                     mount --bind {checkout} $disk/checkout"
-                ),
-                format!("mount --bind $disk/checkout {checkout}"),
-                format!("exec {exe} lab-agent unix:{dir}/agent.sock"),
-            ),
-            Kind::Guest { linux, .. } => (
-                self.guest_kernel(linux),
-                // The node's directory is on the machine: logs are read there.
-                format!(
-                    "mount -t tmpfs tmpfs /mnt
-                     mount -t hostfs -o {dir} none {dir}
-                     mount /dev/ubda /mnt; disk=/mnt"
-                ),
-                format!("mount -t hostfs -o {checkout} none {checkout}"),
-                format!("exec {exe} lab-init {exe} lab-agent {}:{AGENT}", self.ip()),
-            ),
-        };
-        format!(
-            "#!/bin/sh -eu
-             export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-             {kernel}
-             {disk}
-             hostname {name}
-             mount --make-rshared /
-             for private in etc var/lib; do
-                 mkdir -p $disk/$private.upper $disk/$private.work
-                 upper=$disk/$private.upper,workdir=$disk/$private.work
-                 mount -t overlay -o lowerdir=/$private,upperdir=$upper overlay /$private
-             done
-             for own in docker nfsvol; do
-                 mkdir -p $disk/$own /var/lib/$own
-                 mount --bind $disk/$own /var/lib/$own
-             done
-             mkdir -p $disk/srv
-             mount --bind $disk/srv /srv
-             mount --bind {hosts} /etc/hosts
-             mount -t tmpfs -o mode=0755 tmpfs /run
-             mkdir -p /run/lock /run/docker/plugins
-             [ -e {checkout}/Cargo.toml ] || {{ mkdir -p {checkout}; {checkout_again}; }}
-             {agent}
-            ",
-            name = self.name,
-        )
-    }
-
-    /// What the machine has done already and a guest's kernel has not.
-    fn guest_kernel(&self, linux: Linux) -> String {
-        format!(
-            "mount -t proc proc /proc
-             mount -t sysfs sysfs /sys
-             mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
-             mkdir -p /dev/pts /dev/shm /dev/mqueue
-             [ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
-             mount -t devpts -o mode=0600,ptmxmode=0666 devpts /dev/pts
-             mount -t tmpfs tmpfs /dev/shm
-             mount -t mqueue mqueue /dev/mqueue
-             mount -t tmpfs -o mode=1777 tmpfs /tmp
-             mount -t tmpfs -o mode=0755 tmpfs /sys/fs/cgroup
-             while read -r name _ _ enabled; do
-                 [ \"$enabled\" = 1 ] || continue
-                 mkdir -p /sys/fs/cgroup/$name
-                 mount -t cgroup -o $name cgroup /sys/fs/cgroup/$name
-             done </proc/cgroups
-             mkdir -p /tmp/modules/lib/modules
-             ln -s {linux}/usr/lib/uml/modules/$(uname -r) /tmp/modules/lib/modules/$(uname -r)
-             for module in overlay fuse nfsv3 nfsv4 bridge veth br_netfilter; do
-                 modprobe -d /tmp/modules $module
-             done
-             ip link set lo up
-             ip link set vec0 address {hardware}
-             ip addr add {v4}/24 dev vec0
-             ip -6 addr add {v6}/64 dev vec0 nodad
-             ip link set vec0 up",
-            linux = linux.root(),
-            v4 = self.ip(),
-            v6 = self.ip6(),
-            hardware = self.address.hardware(),
-        )
-    }
-
     fn ask(&self, task: &Task) -> Result<Output> {
         let limit = task.limit.unwrap_or(LIMIT) + ANSWER_SLACK;
         match self.kind {
@@ -491,125 +319,5 @@ impl Node {
         let process = Process::new(self, name, Task::new(argv))?;
         process.start()?;
         Ok(process)
-    }
-}
-
-/// What lets linux.uml run on processors with AMX (xstate.c), built once with the C compiler that
-/// Rust links with.
-fn xstate_shim() -> Result<PathBuf> {
-    static SHIM: Shared<PathBuf> = Shared::new();
-    let shim = SHIM.get(|| {
-        let lab = Lab::get()?.dir();
-        let (source, shim) = (lab.join("xstate.c"), lab.join("xstate.so"));
-        fs::write(&source, include_str!("xstate.c"))?;
-        let argv = ["cc", "-shared", "-fPIC", "-O2", "-o"].map(PathBuf::from);
-        let argv: Vec<_> = argv
-            .iter()
-            .chain([&shim, &source])
-            .filter_map(|arg| arg.to_str())
-            .collect();
-        process::run(&argv)?.ok()?;
-        Ok(shim)
-    })?;
-    Ok(shim.clone())
-}
-
-/// A daemon on a node. Dropping it leaves it running: the lab's end is its end.
-#[derive(Debug)]
-pub struct Process<'a> {
-    node: &'a Node,
-    name: String,
-    task: Task,
-    log: PathBuf,
-    /// Its process id, in which boot of the node.
-    pid: Mutex<Option<(u32, u32)>>,
-}
-
-impl<'a> Process<'a> {
-    /// A daemon that is not started yet.
-    pub fn new(node: &'a Node, name: &str, task: Task) -> Result<Self> {
-        let log = node.dir.join(format!("logs/{name}.log"));
-        Lab::get()?.watch_log(&format!("{} {name}", node.name), &log);
-        let task = Task {
-            log: Some(log.clone()),
-            ..task
-        };
-        Ok(Self {
-            node,
-            name: name.to_owned(),
-            task,
-            log,
-            pid: Mutex::default(),
-        })
-    }
-
-    pub fn node(&self) -> &'a Node {
-        self.node
-    }
-
-    /// Starts it, again if it has ended.
-    pub fn start(&self) -> Result {
-        let pid = self.node.ask(&self.task)?.ok()?.parse()?;
-        let boot = self.node.boots.load(Ordering::Relaxed);
-        *self.pid.lock().map_err(|_| anyhow!("a trial panicked"))? = Some((pid, boot));
-        Ok(())
-    }
-
-    /// Its process id on the node; an error if it was not started since the node booted.
-    pub fn pid(&self) -> Result<u32> {
-        let pid = *self.pid.lock().map_err(|_| anyhow!("a trial panicked"))?;
-        pid.filter(|&(_, boot)| boot == self.node.boots.load(Ordering::Relaxed))
-            .map(|(pid, _)| pid)
-            .with_context(|| format!("{} was not started on {}", self.name, self.node.name))
-    }
-
-    /// Sends a signal by name: `TERM`, `STOP`, `CONT`, `KILL`.
-    pub fn signal(&self, signal: &str) -> Result {
-        self.node
-            .ok(&["kill", "-s", signal, &self.pid()?.to_string()])?;
-        Ok(())
-    }
-
-    /// Whether it runs; not if it was started before the node's last boot.
-    pub fn is_running(&self) -> Result<bool> {
-        let Ok(pid) = self.pid() else {
-            return Ok(false);
-        };
-        Ok(self.node.run(&["kill", "-s", "0", &pid.to_string()])?.code == 0)
-    }
-
-    /// Waits until it has ended.
-    pub fn wait(&self, limit: Duration) -> Result {
-        let what = format!("{} on {} to end", self.name, self.node.name);
-        wait_for(&what, limit, || {
-            self.is_running().is_ok_and(|running| !running)
-        })
-    }
-
-    /// SIGKILL, and waits for the end.
-    pub fn kill(&self) -> Result {
-        self.signal("KILL")?;
-        self.wait(Duration::from_secs(10))
-    }
-
-    /// SIGTERM, and waits for the end for at most 20 s.
-    pub fn stop(&self) -> Result {
-        self.signal("TERM")?;
-        self.wait(Duration::from_secs(20))
-    }
-
-    /// What it has written so far.
-    pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
-    }
-
-    /// Waits until its log holds `text`.
-    pub fn wait_log(&self, text: &str, limit: Duration) -> Result {
-        let what = format!("`{text}` in the log of {} on {}", self.name, self.node.name);
-        wait_for(&what, limit, || self.log().contains(text))
-    }
-
-    pub fn task_mut(&mut self) -> &mut Task {
-        &mut self.task
     }
 }

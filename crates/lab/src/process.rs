@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::Result;
 
 /// Commands of the lab end within this time unless the caller gives another.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// What a command answered.
 #[derive(Clone, Debug)]
@@ -141,7 +141,7 @@ impl Task {
     }
 
     /// Starts the command in the background and answers its pid; a thread reaps it.
-    pub fn start(&self) -> Result<u32> {
+    pub(crate) fn start(&self) -> Result<u32> {
         let log = self
             .log
             .as_ref()
@@ -197,7 +197,7 @@ pub fn sh(script: &str) -> Result<Output> {
 
 /// `lab-init COMMAND…`: the first process of a PID namespace or of a guest. Starts the command,
 /// reaps every orphan, and ends with the command's exit code.
-pub fn init(argv: &[String]) -> Result<ExitCode> {
+pub(crate) fn init(argv: &[String]) -> Result<ExitCode> {
     let (program, args) = argv.split_first().context("lab-init needs a command")?;
     let child = Command::new(program).args(args).spawn()?;
     let child = pid(child.id())?;
@@ -226,7 +226,7 @@ struct Reply {
 }
 
 /// `lab-agent unix:PATH|HOST:PORT`: runs the commands that come in, one on each connection.
-pub fn agent(args: &[String]) -> Result<ExitCode> {
+pub(crate) fn agent(args: &[String]) -> Result<ExitCode> {
     let address = args.first().context("lab-agent needs an address")?;
     if let Some(path) = address.strip_prefix("unix:") {
         for stream in UnixListener::bind(path)?.incoming() {
@@ -285,7 +285,7 @@ fn serve(input: impl Read, mut output: impl Write) -> Result {
 }
 
 /// Sends a task over a connection to an agent and waits for its answer.
-pub fn ask(mut stream: impl Read + Write, task: &Task) -> Result<Output> {
+pub(crate) fn ask(mut stream: impl Read + Write, task: &Task) -> Result<Output> {
     serde_json::to_writer(&mut stream, task)?;
     stream.write_all(b"\n")?;
     stream.flush()?;

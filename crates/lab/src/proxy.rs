@@ -45,7 +45,6 @@ struct State {
     delay: AtomicU64,
     /// What comes in is kept back until this is false again.
     silent: AtomicBool,
-    refuse: AtomicBool,
     calls: Mutex<Calls>,
     connections: Mutex<Vec<TcpStream>>,
     accepted: AtomicU64,
@@ -71,10 +70,6 @@ impl Proxy {
             thread::spawn(move || {
                 for client in listener.incoming().flatten() {
                     state.accepted.fetch_add(1, Ordering::Relaxed);
-                    if state.refuse.load(Ordering::Relaxed) {
-                        reset(&client);
-                        continue;
-                    }
                     let Ok(server) = TcpStream::connect(&target) else {
                         reset(&client);
                         continue;
@@ -100,11 +95,6 @@ impl Proxy {
     /// Keeps connections open and passes nothing on, or passes on what was kept back.
     pub fn silence(&self, silent: bool) {
         self.state.silent.store(silent, Ordering::Relaxed);
-    }
-
-    /// Resets new connections.
-    pub fn refuse(&self, refuse: bool) {
-        self.state.refuse.store(refuse, Ordering::Relaxed);
     }
 
     /// Resets the connections that are open now; answers how many.

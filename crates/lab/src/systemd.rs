@@ -16,7 +16,7 @@ use super::node::{Node, Process};
 use super::process::Output;
 use super::{Lab, Result, wait_for};
 
-pub const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+pub(crate) const SYSTEMD: &str = "/usr/lib/systemd/systemd";
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// What the units of nfsvol and Docker refer to, as systemd itself brings it.
 const TARGETS: &str = "basic sockets multi-user paths timers slices network network-online \
@@ -95,17 +95,13 @@ END
         Ok(systemd)
     }
 
-    pub fn node(&self) -> &'static Node {
-        self.node
-    }
-
     /// What the services have written.
     pub fn log(&self) -> String {
         fs::read_to_string(log(self.node)).unwrap_or_default()
     }
 
     /// Runs a shell script where systemd runs.
-    pub fn run(&self, script: &str) -> Result<Output> {
+    pub(crate) fn run(&self, script: &str) -> Result<Output> {
         let pid = self.process.pid()?.to_string();
         let children = self
             .node
