@@ -18,7 +18,7 @@ use super::node::Node;
 use super::process::Task;
 
 /// The longest that one call is waited for: dockerd's own patience for Mount.
-const PATIENCE: Duration = Duration::from_secs(120);
+const CALL_LIMIT: Duration = Duration::from_secs(120);
 
 /// One call, made `times` times with `{n}` in its body replaced by 0, 1, …
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -126,7 +126,6 @@ pub fn side_by_side(node: &Node, series: &[Vec<Call>]) -> Result<Vec<Vec<Answer>
     let exe = exe.to_str().context("the path is not UTF-8")?;
     let task = Task {
         stdin: serde_json::to_string(series)?,
-        limit: Some(PATIENCE),
         ..Task::new(&[exe, "lab-calls", Nfsvol::SOCKET])
     };
     Ok(serde_json::from_str(&node.run_task(&task)?.ok()?)?)
@@ -220,7 +219,7 @@ fn ask(
         Some(stream) => stream,
         None => {
             let stream = UnixStream::connect(socket)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(CALL_LIMIT))?;
             connection.insert(BufReader::new(stream))
         }
     };

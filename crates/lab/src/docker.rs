@@ -2,22 +2,17 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::node::{Node, Process};
 use super::process::{self, Output, Task};
-use super::{Lab, Result, Shared, checkout, tried, wait_for};
+use super::{Lab, PATIENCE, Result, Shared, checkout, tried, wait_for};
 
 pub(crate) const DOCKERD: &str = "/usr/sbin/dockerd";
 /// The client that belongs to that engine; a newer one in PATH may refuse its API.
 pub const DOCKER: &str = "/usr/bin/docker";
 pub const BUSYBOX: &str = "/usr/bin/busybox";
-/// dockerd starts in 1 s on a machine, in 10 s in a guest.
-const READY_LIMIT: Duration = Duration::from_secs(120);
-/// A `docker run` in a guest takes 6 to 9 s when the machine has nothing else to do.
-const DOCKER_LIMIT: Duration = Duration::from_secs(150);
 /// The image that every engine has.
 pub const IMAGE: &str = "busybox";
 
@@ -83,7 +78,7 @@ impl Engine {
     fn ready(&self) -> Result {
         wait_for(
             &format!("dockerd on {}", self.node.name()),
-            READY_LIMIT,
+            PATIENCE,
             || {
                 process::run(&[DOCKER, "-H", &self.url, "version"])
                     .is_ok_and(|output| output.code == 0)
@@ -120,11 +115,7 @@ impl Engine {
             .into_iter()
             .chain(args.iter().copied())
             .collect();
-        let mut output = Task {
-            limit: Some(DOCKER_LIMIT),
-            ..Task::new(&argv)
-        }
-        .run()?;
+        let mut output = process::run(&argv)?;
         output.command = format!("{}$ docker {}", self.node.name(), args.join(" "));
         Ok(output)
     }
@@ -232,8 +223,6 @@ pub struct Nfsvol<'a> {
 
 impl<'a> Nfsvol<'a> {
     pub const SOCKET: &'static str = "/run/docker/plugins/nfsvol.sock";
-    /// From its start to its socket.
-    const READY_LIMIT: Duration = Duration::from_secs(20);
 
     /// The program that is tried.
     pub fn binary() -> &'static str {
@@ -280,13 +269,16 @@ impl<'a> Nfsvol<'a> {
     /// Starts it again after its end and waits for its socket.
     pub fn up(&self) -> Result {
         self.process.start()?;
-        wait_for("nfsvol's socket", Self::READY_LIMIT, || {
-            self.process
-                .node()
-                .run(&["grep", "-q", Self::SOCKET, "/proc/net/unix"])
-                .is_ok_and(|output| output.code == 0)
+        let node = self.process.node();
+        let mut has_ended = false;
+        wait_for("nfsvol's socket", PATIENCE, || {
+            let listens = node.run(&["grep", "-q", Self::SOCKET, "/proc/net/unix"]);
+            has_ended = self.process.is_running().is_ok_and(|running| !running);
+            has_ended || listens.is_ok_and(|output| output.code == 0)
         })
-        .with_context(|| self.process.log())
+        .with_context(|| self.process.log())?;
+        ensure!(!has_ended, "nfsvol has ended: {}", self.process.log());
+        Ok(())
     }
 
     /// SIGTERM, wait for the end, start.

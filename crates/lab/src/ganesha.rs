@@ -6,18 +6,15 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 
 use super::node::{Node, Process};
 use super::process::Task;
-use super::{Lab, Result, wait_for};
+use super::{Lab, PATIENCE, Result, wait_for};
 
 pub(crate) const GANESHA: &str = "/usr/bin/ganesha.nfsd";
 pub(crate) const RPCBIND: &str = "/usr/sbin/rpcbind";
-/// Ganesha is ready in 3 s on an idle machine.
-const READY_LIMIT: Duration = Duration::from_secs(60);
 pub const NFS_PORT: u16 = 2049;
 pub const MOUNT_PORT: u16 = 20048;
 /// Seconds of a v4 client's lease, and of the grace after a restart: short, as restarts wait for
@@ -121,7 +118,7 @@ impl Ganesha {
         // The process keeps a reference to its node, and servers live as long as the lab.
         let node: &'static Node = Box::leak(Box::new(Node::machine(lab, name)?));
         let rpcbind = node.spawn("rpcbind", &[RPCBIND, "-f", "-w"])?;
-        wait_for("rpcbind", READY_LIMIT, || {
+        wait_for("rpcbind", PATIENCE, || {
             node.run(&["test", "-S", "/run/rpcbind.sock"])
                 .is_ok_and(|output| output.code == 0)
         })
@@ -221,7 +218,7 @@ impl Ganesha {
         } else {
             &ports[..1]
         };
-        wait_for("ganesha to answer", READY_LIMIT, || {
+        wait_for("ganesha to answer", PATIENCE, || {
             ports
                 .iter()
                 .all(|port| std::net::TcpStream::connect(port).is_ok())

@@ -1,12 +1,10 @@
 //! The Linux kernel's NFS server (v3, v4.0, v4.1, v4.2) in a guest, on an XFS image with
 //! reflinks.
 
-use std::time::Duration;
-
 use anyhow::Context;
 
 use super::node::Node;
-use super::{Lab, Result, process, wait_for};
+use super::{Lab, PATIENCE, Result, process, wait_for};
 
 pub(crate) const EXPORTFS: &str = "/usr/sbin/exportfs";
 pub(crate) const MKFS_XFS: &str = "/usr/sbin/mkfs.xfs";
@@ -85,7 +83,7 @@ impl Knfsd {
             format!("{}:2049", self.ip()),
             format!("{}:20048", self.ip()),
         ];
-        wait_for("the kernel's NFS server", Duration::from_secs(30), || {
+        wait_for("the kernel's NFS server", PATIENCE, || {
             ports
                 .iter()
                 .all(|port| std::net::TcpStream::connect(port).is_ok())

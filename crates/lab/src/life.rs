@@ -12,15 +12,12 @@ use libtest_mimic::{Arguments, Trial};
 
 use super::part::missing;
 use super::trial::patience;
-use super::{LAB, Lab, Part, Result, TRIED, Tried, calls, process, wait_for};
+use super::{LAB, Lab, PATIENCE, Part, Result, TRIED, Tried, calls, process, wait_for};
 
 /// The whole lab ends after this long, whatever hangs.
-const LAB_LIMIT: Duration = Duration::from_secs(25 * 60);
+const LAB_LIMIT: Duration = Duration::from_secs(40 * 60);
 /// Trials that run at a time unless `--test-threads` says otherwise: most of what they do is wait.
 const SIDE_BY_SIDE: usize = 4;
-/// How long the processes of a lab may take to go: a guest of some hundred megabytes takes a moment,
-/// and more on a busy machine.
-const LEAVE_LIMIT: Duration = Duration::from_secs(60);
 /// Where labs keep their files: on a disk, because servers need file handles.
 const LABS: &str = "/var/tmp";
 const PREFIX: &str = "nfsvol-lab-";
@@ -174,7 +171,7 @@ fn remove(dir: &Path) -> Result {
         remove_cgroup(&tree.join(name))?;
     }
     let lives = |pid: &Path| fs::read_link(pid.join("cwd")).is_ok_and(|at| at.starts_with(dir));
-    wait_for("the lab's processes to be gone", LEAVE_LIMIT, || {
+    wait_for("the lab's processes to be gone", PATIENCE, || {
         fs::read_dir("/proc").is_ok_and(|all| !all.flatten().any(|pid| lives(&pid.path())))
     })?;
     fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))
@@ -192,7 +189,7 @@ fn remove_cgroup(dir: &Path) -> Result {
     }
     wait_for(
         &format!("cgroup {} to become empty", dir.display()),
-        LEAVE_LIMIT,
+        PATIENCE,
         || fs::remove_dir(dir).is_ok() || !dir.exists(),
     )
 }

@@ -26,8 +26,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 
-use super::process::{self, LIMIT, Output, Task};
-use super::{Address, Lab, Result, wait_for};
+use super::process::{self, Output, Task};
+use super::{Address, Lab, PATIENCE, Result, wait_for};
 
 pub use daemon::Process;
 
@@ -36,8 +36,6 @@ pub(crate) const UML: &str = "/usr/bin/linux.uml";
 pub(crate) const NEWER_LINUX: &str = "/var/cache/nfsvol-lab/linux-7.2";
 /// The agent's port on a guest.
 const AGENT: u16 = 1023;
-/// From the start of a node to its agent's first answer; a guest takes 2 s on an idle machine.
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// An answer may come this much later than the command's own limit.
 const ANSWER_SLACK: Duration = Duration::from_secs(10);
 /// Guests' disks are sparse files.
@@ -219,7 +217,7 @@ impl Node {
             ..Task::new(&["true"])
         };
         let mut dead = false;
-        wait_for(&format!("{} to boot", self.name), BOOT_LIMIT, || {
+        wait_for(&format!("{} to boot", self.name), PATIENCE, || {
             dead = matches!(child.try_wait(), Ok(Some(_)));
             dead || self.ask(&ping).is_ok_and(|output| output.code == 0)
         })?;
@@ -275,7 +273,7 @@ impl Node {
     }
 
     fn ask(&self, task: &Task) -> Result<Output> {
-        let limit = task.limit.unwrap_or(LIMIT) + ANSWER_SLACK;
+        let limit = task.limit.unwrap_or(PATIENCE) + ANSWER_SLACK;
         match self.kind {
             Kind::Machine => {
                 let stream = UnixStream::connect(self.dir.join("agent.sock"))?;
@@ -292,7 +290,7 @@ impl Node {
         .with_context(|| format!("on {}", self.name))
     }
 
-    /// Runs a command on the node to its end, for at most a minute.
+    /// Runs a command on the node to its end, for at most [`PATIENCE`].
     pub fn run(&self, argv: &[&str]) -> Result<Output> {
         self.ask(&Task::new(argv))
     }

@@ -17,10 +17,7 @@ use anyhow::{Context, anyhow, bail};
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
-use super::Result;
-
-/// Commands of the lab end within this time unless the caller gives another.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+use super::{PATIENCE, Result};
 
 /// What a command answered.
 #[derive(Clone, Debug)]
@@ -74,7 +71,7 @@ pub struct Task {
     pub argv: Vec<String>,
     pub env: HashMap<String, String>,
     pub stdin: String,
-    /// The command and all of its process group are killed after this long.
+    /// The command and all of its process group are killed after this long, [`PATIENCE`] without one.
     pub limit: Option<Duration>,
     /// Start it in the background with its output appended to this file; answer its pid.
     pub log: Option<PathBuf>,
@@ -114,7 +111,7 @@ impl Task {
         }
         let stdout = collect(child.stdout.take());
         let stderr = collect(child.stderr.take());
-        let limit = self.limit.unwrap_or(LIMIT);
+        let limit = self.limit.unwrap_or(PATIENCE);
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break status;

@@ -7,17 +7,15 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
 use super::docker::{DOCKERD, Engine};
 use super::node::{Node, Process};
 use super::process::Output;
-use super::{Lab, Result, wait_for};
+use super::{Lab, PATIENCE, Result, wait_for};
 
 pub(crate) const SYSTEMD: &str = "/usr/lib/systemd/systemd";
-const READY_LIMIT: Duration = Duration::from_secs(60);
 /// What the units of nfsvol and Docker refer to, as systemd itself brings it.
 const TARGETS: &str = "basic sockets multi-user paths timers slices network network-online \
                        local-fs local-fs-pre swap umount shutdown";
@@ -86,7 +84,7 @@ END
         lab.watch_log(&format!("{} units", node.name()), &log(node));
         let process = node.spawn("systemd", &["sh", "-euc", &script])?;
         let systemd = Self { node, process };
-        wait_for("systemd to answer", READY_LIMIT, || {
+        wait_for("systemd to answer", PATIENCE, || {
             systemd
                 .run("systemctl show --property=Version")
                 .is_ok_and(|output| output.code == 0)

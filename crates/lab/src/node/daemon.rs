@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 
 use super::Node;
 use crate::process::Task;
-use crate::{Lab, Result, wait_for};
+use crate::{Lab, PATIENCE, Result, wait_for};
 
 /// A daemon on a node. Dropping it leaves it running: the lab's end is its end.
 #[derive(Debug)]
@@ -87,13 +87,13 @@ impl<'a> Process<'a> {
     /// SIGKILL, and waits for the end.
     pub fn kill(&self) -> Result {
         self.signal("KILL")?;
-        self.wait(Duration::from_secs(10))
+        self.wait(PATIENCE)
     }
 
-    /// SIGTERM, and waits for the end for at most 20 s.
+    /// SIGTERM, and waits for the end.
     pub fn stop(&self) -> Result {
         self.signal("TERM")?;
-        self.wait(Duration::from_secs(20))
+        self.wait(PATIENCE)
     }
 
     /// What it has written so far.
