@@ -17,7 +17,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow, ensure};
 use lab::process::Task;
-use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Result, calls, trial, wait_for};
+use lab::{
+    Call, Export, Ganesha, Lab, Nfsvol, Node, PATIENCE, Part, Result, calls, trial, wait_for,
+};
 use serde_json::{Value, json};
 use user::{Plan, Report};
 
@@ -26,17 +28,9 @@ const EXPORT: &str = "/srv/churn";
 const HOSTS: [&str; 3] = ["churn-a", "churn-b", "churn-c"];
 /// Users of each host, at work at the same time.
 const LANES: u64 = 2;
-/// What follows a change by itself does so within some polls of the catalog (10 s) and a round of
-/// the daemon's tidying (a minute).
-const SETTLED: Duration = Duration::from_secs(120);
 /// Volumes that take part, and for how long.
 const SHORT: (u64, Duration) = (60, Duration::from_secs(30));
 const LONG: (u64, Duration) = (600, Duration::from_secs(300));
-/// How much longer than that a user may take who waits for a server that was killed.
-const SLACK: Duration = Duration::from_secs(200);
-/// Within this time after a restart every host has found the server to be back: a share that gave no
-/// answer is asked again 15 s later at the latest.
-const BACK: Duration = Duration::from_secs(60);
 /// What the users may have been about when the server was killed. What such a call leaves in `tmp/`
 /// is swept an hour later.
 const UNFINISHED: usize = 24;
@@ -94,7 +88,7 @@ impl Host {
     /// Waits until the host's daemon is answered by its share again.
     fn finds_its_share(&self) -> Result {
         let ask = || self.ok(Call::new("Nfsvol.TrashLs", &json!({})));
-        wait_for("the server to be found", BACK, || ask().is_ok())
+        wait_for("the server to be found", PATIENCE, || ask().is_ok())
     }
 
     /// Has the host's users at work.
@@ -103,7 +97,7 @@ impl Host {
         let exe = exe.to_str().context("the path is not UTF-8")?;
         let task = Task {
             stdin: serde_json::to_string(plan)?,
-            limit: Some(Duration::from_secs(plan.seconds) + SLACK),
+            limit: Some(Duration::from_secs(plan.seconds) + PATIENCE),
             ..Task::new(&[exe, user::ROLE])
         };
         Ok(serde_json::from_str(&self.node.run_task(&task)?.ok()?)?)
@@ -328,7 +322,7 @@ fn with_seed(lab: &'static Lab, seed: u64) -> Result {
     settle(&hosts, &share)?;
     for host in &hosts {
         let logs = || host.node.sh("ls /var/lib/nfsvol/fuse");
-        wait_for("workers' logs to be gone", SETTLED, || {
+        wait_for("workers' logs to be gone", PATIENCE, || {
             logs().is_ok_and(|logs| logs.is_empty())
         })
         .with_context(|| format!("on {}: {:?}", host.node.name(), logs()))?;
@@ -355,7 +349,7 @@ fn settle(hosts: &[Host], share: &Share) -> Result {
         left.retain(|_, left| !left.is_empty());
         Ok(left)
     };
-    wait_for("nothing to be left", SETTLED, || {
+    wait_for("nothing to be left", PATIENCE, || {
         left().is_ok_and(|left| left.is_empty())
     })
     .with_context(|| format!("{:#?}", left()))

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::host::{DataPath, Host};
-use lab::{Export, Ganesha, Lab, Nfsvol, Node, Part, Result, Shared, trial, wait_for};
+use lab::{Export, Ganesha, Lab, Nfsvol, Node, PATIENCE, Part, Result, Shared, trial, wait_for};
 use serde_json::Value;
 
 const NFS: &[Part] = &[Part::Ganesha];
 const ALL: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse];
-/// The promises, with room for a machine that does other things too.
-const HEALTHY: Duration = Duration::from_secs(3);
-const DEAD: Duration = Duration::from_secs(12);
+/// The promises are 3 s and 12 s; this is with room for a machine that does other things too.
+const HEALTHY: Duration = Duration::from_secs(15);
+const DEAD: Duration = Duration::from_secs(40);
 
 fn main() -> ExitCode {
     lab::main!(|| {
@@ -209,13 +209,13 @@ fn host(lab: &'static Lab) -> Result {
     // Another host makes the volume anew with other options; Docker here shows its own.
     let other = Host::start(lab, "other", DataPath::Fuse, "home:/srv/export")?;
     engine.ok(&["rm", "-f", "holder"])?;
-    wait_for("the volume to be free", DEAD, || {
+    wait_for("the volume to be free", PATIENCE, || {
         other.engine().ok(&["volume", "rm", "db"]).is_ok()
     })?;
     other
         .engine()
         .ok(&["volume", "create", "-d", "nfsvol", "-o", "mode=0750", "db"])?;
-    wait_for("the options to differ", Duration::from_secs(40), || {
+    wait_for("the options to differ", PATIENCE, || {
         Said::on(node, &[]).is_ok_and(|said| {
             said.has("options", &["warning", "db", "0700", "0750"])
                 .is_ok()

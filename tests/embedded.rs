@@ -2,10 +2,9 @@
 //! that comes and goes.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::{Lab, Nfsvol, Node, Part, Result, trial, wait_for};
+use lab::{Lab, Nfsvol, Node, PATIENCE, Part, Result, trial, wait_for};
 
 fn main() -> ExitCode {
     lab::main!(|| {
@@ -57,7 +56,7 @@ fn kernel_client(lab: &'static Lab) -> Result {
             "/srv/share",
         ],
     )?;
-    server.wait_log("serving a local directory", Duration::from_secs(20))?;
+    server.wait_log("serving a local directory", PATIENCE)?;
     let guest = Node::guest(lab, "client")?;
     let mount = "nolock,vers=3,proto=tcp,mountproto=tcp,port=111,mountport=111";
     let share = format!("{}:/srv/share", nas.ip());
@@ -89,7 +88,7 @@ fn daemon(node: &Node) -> Result<Nfsvol<'_>> {
 fn server_of(node: &Node) -> Result<u32> {
     let script = "cat /var/lib/nfsvol/embedded/*/server; pgrep -f '[n]fsvol embedded-server'";
     let mut found = String::new();
-    wait_for("the embedded server", Duration::from_secs(30), || {
+    wait_for("the embedded server", PATIENCE, || {
         found = node.sh(script).unwrap_or_default();
         found.lines().count() == 2 && found.starts_with("127.0.0.1:")
     })?;
@@ -99,7 +98,7 @@ fn server_of(node: &Node) -> Result<u32> {
 
 /// The daemon's way to the share works: its catalog is reached.
 fn healthy(nfsvol: &Nfsvol<'_>) -> Result {
-    wait_for("a healthy share", Duration::from_secs(30), || {
+    wait_for("a healthy share", PATIENCE, || {
         let status = nfsvol.command(&["status"]).and_then(|output| output.ok());
         status.is_ok_and(|text| text.contains("healthy: true"))
     })
@@ -131,7 +130,7 @@ fn is_started_again(lab: &'static Lab) -> Result {
     let (server, address) = (server_of(&node)?, "cat /var/lib/nfsvol/embedded/*/server");
     let before = node.sh(address)?;
     node.sh(&format!("kill -KILL {server}"))?;
-    wait_for("another server", Duration::from_secs(30), || {
+    wait_for("another server", PATIENCE, || {
         server_of(&node).is_ok_and(|now| now != server)
     })?;
     // Workers and mounts reconnect to the address that they know.

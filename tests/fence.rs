@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use lab::ganesha::LONG_LEASE;
-use lab::{DataPath, Export, Ganesha, Host, Lab, Node, Part, Result, trial, wait_for};
+use lab::{DataPath, Export, Ganesha, Host, Lab, Node, PATIENCE, Part, Result, trial, wait_for};
 
 const EXPORT: &str = "/srv/fence";
 /// One volume for each protocol, each with a log that is synced line by line and a file that is not.
@@ -16,8 +16,8 @@ const VOLUMES: [(&str, &str); 2] = [("three", "3"), ("four", "4.1")];
 const FILES: [&str; 2] = ["log", "lazy"];
 /// A fence has a sixth of it, and guests are slow.
 const SESSION: &str = "40s";
-/// A step in a guest that is not timed.
-const STEP: Duration = Duration::from_secs(60);
+/// A container whose start was given up is started again after this long.
+const AGAIN: Duration = Duration::from_secs(30);
 /// How much later than as long as the cut lasted TCP would have sent what it had: it doubles its
 /// pauses.
 const SLACK: Duration = Duration::from_secs(10);
@@ -316,7 +316,7 @@ fn cut_off(lab: &'static Lab) -> Result {
     }
     let options = format!("-d --name=writer --restart=always {mounts}");
     a.try_run(&options, WRITER)?.ok()?;
-    wait_for("the container to write", STEP, || world.lines() > 20)?;
+    wait_for("the container to write", PATIENCE, || world.lines() > 20)?;
     for (name, version) in VOLUMES {
         let status = &a.inspect(name)?["Status"];
         ensure!(
@@ -353,7 +353,7 @@ fn a_dead_guard_is_replaced(world: &World) -> Result {
     let before = guard()?;
     ensure!(before.len() == VOLUMES.len(), "guards: {before:?}");
     a.node().sh(&format!("kill -9 {}", before.join(" ")))?;
-    wait_for("new guards", STEP, || {
+    wait_for("new guards", PATIENCE, || {
         let watched = || {
             a.inspect(name)
                 .is_ok_and(|v| v["Status"]["guard"]["watching"]["until"].is_u64())
@@ -364,7 +364,7 @@ fn a_dead_guard_is_replaced(world: &World) -> Result {
     })
     .with_context(|| format!("{before:?}, {:?}", guard()))?;
     let lines = world.lines();
-    wait_for("the container to write on", STEP, || {
+    wait_for("the container to write on", PATIENCE, || {
         world.lines() > lines + 2
     })
 }
@@ -380,7 +380,7 @@ fn cut_and_taken_over(world: &World, mounts: &str, taker: &str, daemon: Daemon) 
     let began = Instant::now();
     b.try_run(&format!("-d --name={taker} {mounts}"), TAKER)?
         .ok()?;
-    wait_for("the other host to read", STEP, || {
+    wait_for("the other host to read", PATIENCE, || {
         b.ok(&format!("logs {taker}"))
             .is_ok_and(|said| said == "copied")
     })?;
@@ -434,9 +434,9 @@ fn goes_back(world: &World, taker: &str) -> Result {
     b.ok(&format!("stop -t 1 {taker}"))?;
     let lines = world.lines();
     let mut tried = Instant::now();
-    wait_for("the first host to have it again", 2 * STEP, || {
+    wait_for("the first host to have it again", PATIENCE, || {
         // Its start was given up if the other host had the volume for long.
-        if tried.elapsed() > STEP / 2 && !world.is_running(a, "writer") {
+        if tried.elapsed() > AGAIN && !world.is_running(a, "writer") {
             tried = Instant::now();
             let _ = a.docker("start writer");
         }

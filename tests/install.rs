@@ -3,17 +3,16 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::docker::Engine;
-use lab::{Export, Ganesha, Lab, Nfsvol, Node, Part, Result, Systemd, process, trial, wait_for};
+use lab::{
+    Export, Ganesha, Lab, Nfsvol, Node, PATIENCE, Part, Result, Systemd, process, trial, wait_for,
+};
 
 const OPERATIONS: &str = include_str!("../docs/OPERATIONS.md");
 const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 const VOLUMES: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse, Part::Systemd];
-/// From a start of Docker, or of the NFS server, to a container that writes.
-const COMES_UP: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     lab::main!(|| {
@@ -162,7 +161,7 @@ impl Writer<'_> {
         let size =
             || std::fs::metadata(self.nas.local("/srv/export/db/beats")).map_or(0, |f| f.len());
         let before = size();
-        wait_for("the container to write", COMES_UP, || size() > before)
+        wait_for("the container to write", PATIENCE, || size() > before)
             .with_context(|| format!("{:?}", self.engine.docker(&["ps", "-a"])))
     }
 
@@ -200,7 +199,7 @@ fn package(lab: &'static Lab) -> Result {
     systemd.sh(&install)?;
     systemd.sh("echo NFSVOL_SHARE=nas:/srv/export >>/etc/default/nfsvol
          echo NFSVOL_LOG_FORMAT=text >>/etc/default/nfsvol
-         echo NFSVOL_MOUNT_DEADLINE=3s >>/etc/default/nfsvol
+         echo NFSVOL_MOUNT_DEADLINE=10s >>/etc/default/nfsvol
          systemctl restart nfsvol")?;
     let writer = Writer {
         engine: &engine,
@@ -243,7 +242,7 @@ fn package(lab: &'static Lab) -> Result {
     nas.stop()?;
     node.boot()?;
     let systemd = Systemd::boot(lab, node)?;
-    wait_for("Docker to give up", COMES_UP, || {
+    wait_for("Docker to give up", PATIENCE, || {
         engine
             .ok(&[
                 "inspect",
@@ -258,7 +257,7 @@ fn package(lab: &'static Lab) -> Result {
     writer.goes_on().with_context(|| systemd.log())?;
     ensure!(writer.started_at()? != since);
     // Docker was told of the plugin at its start: Swarm looks at this list.
-    wait_for("Docker to list the plugin", COMES_UP, || {
+    wait_for("Docker to list the plugin", PATIENCE, || {
         engine
             .ok(&["info", "-f", "{{.Plugins.Volume}}"])
             .is_ok_and(|list| list.contains("nfsvol"))

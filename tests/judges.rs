@@ -13,7 +13,6 @@ mod host;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use host::{EXPORT, Host};
@@ -21,8 +20,6 @@ use lab::process::Task;
 use lab::{Export, Ganesha, Lab, Node, Output, Part, Result, Shared, tool, trial};
 
 const NEEDS: &[Part] = &[Part::Ganesha, Part::Fuse, Part::Guest, Part::Judges];
-/// How long one judge may take on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(400);
 /// Cases that the kernel's client does not pass here, and why.
 const KERNEL_FAILS: &[(&str, &str)] = &[
     (
@@ -73,10 +70,7 @@ fn kernel(lab: &'static Lab) -> Result<&'static Node> {
 }
 
 fn bash(script: &str) -> Task {
-    Task {
-        limit: Some(LIMIT),
-        ..Task::new(&["bash", "-euc", script])
-    }
+    Task::new(&["bash", "-euc", script])
 }
 
 // ---- pjdfstest --------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ use anyhow::{Context, bail, ensure};
 use lab::docker::{Engine, IMAGE};
 use lab::proxy::{MOUNT, NFS};
 use lab::{
-    Export, Ganesha, Knfsd, Lab, Node, Part, Proxy, Result, Shared, process, trial, wait_for,
+    Export, Ganesha, Knfsd, Lab, Node, PATIENCE, Part, Proxy, Result, Shared, process, trial,
+    wait_for,
 };
 
 /// Tells a lab inside this lab to come up with everything, and then what to do.
@@ -189,7 +190,7 @@ fn doomed(lab: &'static Lab, end: &str) -> Result {
     if end == "panic" {
         panic!("as asked");
     }
-    thread::sleep(Duration::from_secs(120));
+    thread::sleep(PATIENCE);
     bail!("nobody ended the lab");
 }
 
@@ -205,7 +206,7 @@ fn ends(lab: &'static Lab, end: &str) -> Result {
     // Its test process works in the directory of its lab; the outer one still in this lab's.
     let works_in = |pid: &String| fs::read_link(format!("/proc/{pid}/cwd")).ok();
     let mut dir = None;
-    let up = wait_for("the inner lab", Duration::from_secs(90), || {
+    let up = wait_for("the inner lab", PATIENCE, || {
         if dir.is_none() {
             dir = marked(&mark)
                 .iter()
@@ -226,11 +227,8 @@ fn ends(lab: &'static Lab, end: &str) -> Result {
             .map(drop)?,
         _ => outer.kill()?,
     }
-    ensure!(
-        !wait_end(&mut outer, Duration::from_secs(30))?,
-        "it ended well"
-    );
-    wait_for("every process to be gone", Duration::from_secs(5), || {
+    ensure!(!wait_end(&mut outer, PATIENCE)?, "it ended well");
+    wait_for("every process to be gone", PATIENCE, || {
         marked(&mark).is_empty()
     })
     .with_context(|| format!("{:?}", marked(&mark)))?;

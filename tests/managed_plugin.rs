@@ -2,21 +2,13 @@
 //! containers notice when it crashes, is disabled or upgraded.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::ensure;
 use lab::docker::{Engine, IMAGE};
 use lab::ganesha::LONG_LEASE;
 use lab::host::DataPath;
-use lab::{Export, Ganesha, Lab, Node, Part, Result, Shared, trial, wait_for};
-
-/// From `docker plugin enable` to the end of the first `docker run` on a volume. The promise is
-/// 2 s to the first Mount; a container's start and a busy machine come on top.
-const FIRST_MOUNT: Duration = Duration::from_secs(10);
-const FIRST_MOUNT_IN_A_GUEST: Duration = Duration::from_secs(60);
-const COMES_UP: Duration = Duration::from_secs(60);
-/// After a start of the engine its earlier containers count for 25 s, and nfsvol looks once a minute.
-const LET_GO: Duration = Duration::from_secs(120);
+use lab::{Export, Ganesha, Lab, Node, PATIENCE, Part, Result, Shared, trial, wait_for};
 
 /// One server for all trials.
 static NAS: Shared<Ganesha> = Shared::new();
@@ -37,9 +29,9 @@ fn main() -> ExitCode {
 }
 
 fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
-    let (name, export, first_mount) = match data_path {
-        DataPath::Fuse => ("host", "/srv/fuse", FIRST_MOUNT),
-        DataPath::Kernel => ("guest", "/srv/kernel", FIRST_MOUNT_IN_A_GUEST),
+    let (name, export) = match data_path {
+        DataPath::Fuse => ("host", "/srv/fuse"),
+        DataPath::Kernel => ("guest", "/srv/kernel"),
     };
     let nas = NAS.get(|| {
         let exports = [Export::new("/srv/fuse"), Export::new("/srv/kernel")];
@@ -65,8 +57,11 @@ fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
     docker("plugin enable nfsvol")?;
     docker("volume create -d nfsvol db")?;
     engine.run_in("db", "echo kept >/data/file")?;
-    let took = start.elapsed();
-    ensure!(took < first_mount, "{took:?}");
+    // The promise is 2 s to the first Mount, without the container's start (`make bench`).
+    lab::note(format!(
+        "{name}: from the plugin's start to the end of a container {:?}",
+        start.elapsed()
+    ));
     ensure!(std::fs::read_to_string(volumes.join("db/file"))? == "kept\n");
     ensure!(volumes.join(".nfsvol/volumes/db/record.json").is_file());
 
@@ -92,7 +87,7 @@ fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
     };
     hold("holder")?;
     let id = docker("inspect -f {{.Id}} holder")?;
-    wait_for("Status to name the container", COMES_UP, || {
+    wait_for("Status to name the container", PATIENCE, || {
         docker("volume inspect db").is_ok_and(|status| status.contains(&id))
     })?;
     let reads = |name: &str| engine.docker(&["exec", name, "cat", "/data/file"]);
@@ -101,7 +96,7 @@ fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
 
     // A crash of the daemon is not noticed.
     let works_again = || {
-        wait_for("the plugin to work again", COMES_UP, || {
+        wait_for("the plugin to work again", PATIENCE, || {
             engine
                 .docker(&["volume", "inspect", "db"])
                 .is_ok_and(|output| output.code == 0)
@@ -164,9 +159,12 @@ fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
     node.sh("kill -9 $(pgrep -f '^/nfsvol managed-plugin') $(pgrep -f '^sleep 1000')")?;
     engine.restart()?;
     docker("rm -f holder")?;
-    wait_for("what nobody stands behind to be let go of", LET_GO, || {
-        docker("volume inspect db").is_ok_and(|status| !status.contains("\"epoch\""))
-    })?;
+    // After a start of the engine its earlier containers count for 25 s, and nfsvol looks once a minute.
+    wait_for(
+        "what nobody stands behind to be let go of",
+        PATIENCE,
+        || docker("volume inspect db").is_ok_and(|status| !status.contains("\"epoch\"")),
+    )?;
 
     // Away with it all.
     docker("volume rm db")?;

@@ -4,11 +4,11 @@
 //! 60 volumes in `make test`, 500 in `make test-long`.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::process::Task;
-use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Part, Result, calls, trial, wait_for};
+use lab::{
+    Call, Export, Ganesha, Lab, Nfsvol, Node, PATIENCE, Part, Result, calls, trial, wait_for,
+};
 
 const NEEDS: &[Part] = &[Part::Ganesha, Part::Fuse];
 const EXPORT: &str = "/srv/many";
@@ -17,10 +17,6 @@ const MANY: usize = 500;
 /// Ports from 665 to 1023 are those that a client may take (`sunrpc.min_resvport`).
 const RESERVED: usize = 1023 - 665 + 1;
 const _: () = assert!(MANY > RESERVED, "too few to show anything");
-/// A connection without calls is closed after 15 to 30 s.
-const IDLE: Duration = Duration::from_secs(60);
-/// How long one command may take that goes through all volumes.
-const LIMIT: Duration = Duration::from_secs(280);
 
 fn main() -> ExitCode {
     lab::main!(|| vec![trial("idle_volumes_keep_no_port", NEEDS, many)])
@@ -42,12 +38,7 @@ fn many(lab: &'static Lab) -> Result {
     }
     let each = |what: &str| {
         let script = format!("for place in {}; do {what}; done", places.join(" "));
-        let argv = ["sh", "-euc", &script];
-        let task = Task {
-            limit: Some(LIMIT),
-            ..Task::new(&argv)
-        };
-        node.run_task(&task)?.ok()
+        node.sh(&script)
     };
     each("echo first >$place/file; sync $place/file")?;
     // Its own daemon keeps some.
@@ -57,7 +48,8 @@ fn many(lab: &'static Lab) -> Result {
         Ok(shown.parse()?)
     };
     let least = connections()?;
-    wait_for("idle connections to be closed", IDLE, || {
+    // One without calls is closed after 15 to 30 s.
+    wait_for("idle connections to be closed", PATIENCE, || {
         connections().is_ok_and(|left| left < 10)
     })
     .with_context(|| format!("{least} at first, {:?} at the end", connections()))?;

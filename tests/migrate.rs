@@ -4,13 +4,12 @@
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::process::{self, Task};
 use lab::{
-    Call, DataPath, Export, Ganesha, Host, Lab, Nfsvol, Output, Part, Result, Shared, calls, trial,
-    wait_for,
+    Call, DataPath, Export, Ganesha, Host, Lab, Nfsvol, Output, PATIENCE, Part, Result, Shared,
+    calls, trial, wait_for,
 };
 use serde_json::Value;
 
@@ -18,8 +17,6 @@ const PARTS: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse];
 const COMPOSE: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse, Part::Compose];
 const KERNEL: &[Part] = &[Part::Docker, Part::Ganesha, Part::Guest];
 const EXPORT: &str = "/srv/export";
-/// A step in a guest.
-const STEP: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     lab::main!(|| {
@@ -245,7 +242,7 @@ fn migrate_in_use(lab: &'static Lab) -> Result {
     };
     let goes_on = |what: &str| {
         let before = count();
-        wait_for(what, STEP, || count() > before + 2)
+        wait_for(what, PATIENCE, || count() > before + 2)
     };
     goes_on("the container to write")?;
 

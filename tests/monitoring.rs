@@ -11,8 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use lab::process::Task;
-use lab::{DataPath, Export, Ganesha, Host, Lab, Node, Part, Result, trial, wait_for};
+use lab::{DataPath, Export, Ganesha, Host, Lab, Node, PATIENCE, Part, Result, trial, wait_for};
 use nfsvol::watch::host::Names;
 use nfsvol::watch::{Watched, server, view};
 use serde_json::{Value, json};
@@ -22,10 +21,8 @@ const CHROMIUM: &str = "/usr/bin/chromium";
 const PROMETHEUS_PORT: u16 = 9090;
 /// The checkout; nodes see it at the same path.
 const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
-/// Docker, guests and browsers start on a machine that does other things too.
-const SOON: Duration = Duration::from_secs(90);
-/// An answer while a server is dead: what the daemon promises, and room for a busy machine.
-const SCRAPE: Duration = Duration::from_secs(10);
+/// An answer while a server is dead, on a busy machine; one that waits for the server waits for longer.
+const SCRAPE: Duration = Duration::from_secs(30);
 /// What a hostile share or host would like to run in the page.
 const HOSTILE: &str = "<img src=x onerror=\"document.title='owned'\">";
 
@@ -50,7 +47,7 @@ fn main() -> ExitCode {
 /// GET over TCP; the status, the head and the body.
 fn get(host: &str, port: u16, path: &str) -> Result<(String, String)> {
     let mut stream = TcpStream::connect((host, port))?;
-    stream.set_read_timeout(Some(SOON))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
@@ -162,11 +159,7 @@ fn chromium(node: &Node, args: &[&str], url: &str) -> Result<String> {
     ];
     argv.extend(args);
     argv.push(url);
-    let task = Task {
-        limit: Some(SOON),
-        ..Task::new(&argv)
-    };
-    node.run_task(&task)?.ok()
+    node.ok(&argv)
 }
 
 /// A picture of the page, kept for people below target/tmp.
@@ -257,7 +250,7 @@ fn watched(lab: &'static Lab) -> Result {
     ];
     let mut text = String::new();
     for (series, least) in expected {
-        wait_for(series, SOON, || {
+        wait_for(series, PATIENCE, || {
             text = scrape(node).unwrap_or_default();
             value(&text, series).is_some_and(|value| value >= least)
         })
@@ -352,14 +345,14 @@ fn query(node: &Node, expr: &str) -> Result<usize> {
 
 /// Prometheus takes what it scrapes, and understands every query of the dashboard.
 fn queried(node: &Node) -> Result {
-    wait_for("Prometheus to scrape", SOON, || {
+    wait_for("Prometheus to scrape", PATIENCE, || {
         query(node, "up{job=\"nfsvol\"} == 1").is_ok_and(|found| found == 1)
             && query(node, "rate(nfsvol_calls_total[1m])").is_ok_and(|found| found > 0)
     })?;
     let mut without = queries()?;
     // This host has no kernel NFS client, so these tell nothing here.
     without.retain(|expr| !expr.contains("nfsvol_mount_"));
-    wait_for("an answer to each query", SOON, || {
+    wait_for("an answer to each query", PATIENCE, || {
         without.retain(|expr| query(node, expr).unwrap_or(0) == 0);
         without.is_empty()
     })
@@ -380,7 +373,7 @@ fn seen_in_a_browser(host: &Host) -> Result {
         "old.20",
     ];
     let mut dom = String::new();
-    wait_for("the page to show what is there", SOON, || {
+    wait_for("the page to show what is there", PATIENCE, || {
         dom = chromium(node, &["--dump-dom"], &url).unwrap_or_default();
         texts.iter().all(|text| dom.contains(text))
     })
@@ -408,12 +401,12 @@ fn pictures(host: &Host, other: &Host) -> Result {
         let id = host.ok(&format!("inspect -f {{{{.Id}}}} {name}"))?;
         shown.push(format!("container {}", &id[..12]));
     }
-    wait_for("the containers of both hosts", SOON, || {
+    wait_for("the containers of both hosts", PATIENCE, || {
         let page = get(&node.ip(), PORT, "/status.json").map(|(_, page)| page);
         page.is_ok_and(|page| shown.iter().all(|name| page.contains(name)))
     })?;
     let mut dom = String::new();
-    wait_for("the page to show them", SOON, || {
+    wait_for("the page to show them", PATIENCE, || {
         dom = chromium(node, &["--dump-dom"], &url).unwrap_or_default();
         shown.iter().all(|name| dom.contains(name))
     })
@@ -433,7 +426,7 @@ fn when_things_break(host: &Host, nas: &Ganesha) -> Result {
     let died = "nfsvol_workers{state=\"died\"} 1.0";
     let mut slowest = Duration::ZERO;
     let mut text = String::new();
-    wait_for("the share to be seen as down", SOON, || {
+    wait_for("the share to be seen as down", PATIENCE, || {
         let began = Instant::now();
         text = scrape(node).unwrap_or_default();
         slowest = slowest.max(began.elapsed());
@@ -449,13 +442,13 @@ fn when_things_break(host: &Host, nas: &Ganesha) -> Result {
     ensure!(page["workers"]["died"] == 1, "{page:#}");
     let url = format!("http://127.0.0.1:{PORT}/");
     let mut dom = String::new();
-    wait_for("the page to show it", SOON, || {
+    wait_for("the page to show it", PATIENCE, || {
         dom = chromium(node, &["--dump-dom"], &url).unwrap_or_default();
         dom.contains("▲ down") && dom.contains("1 broken")
     })
     .with_context(|| dom.clone())?;
     for alert in ["NfsvolShareDown", "NfsvolWorkerDied"] {
-        wait_for(alert, SOON, || {
+        wait_for(alert, PATIENCE, || {
             query(node, &format!("ALERTS{{alertname=\"{alert}\"}}")).is_ok_and(|n| n == 1)
         })?;
     }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use lab::docker::{BUSYBOX, IMAGE};
 use lab::{
-    Call, DataPath, Export, Ganesha, Host, Lab, Nfsvol, Node, Part, Result, calls, trial, wait_for,
+    Call, DataPath, Export, Ganesha, Host, Lab, Nfsvol, Node, PATIENCE, Part, Result, calls, trial,
+    wait_for,
 };
 use serde_json::Value;
 
@@ -123,7 +124,7 @@ fn volumes(lab: &'static Lab) -> Result {
     podman.ok("volume rm db")?;
     ensure!(!local.exists());
     // At its next poll.
-    wait_for("docker to hear of it", Duration::from_secs(40), || {
+    wait_for("docker to hear of it", PATIENCE, || {
         matches!(docker.volume("db"), Ok(None))
     })
 }
@@ -157,7 +158,10 @@ fn many_commands(lab: &'static Lab) -> Result {
         let got = calls::one(podman.node, Call::get(volume))?.ok()?;
         Result::Ok(!got["Volume"]["Status"]["attachments"].is_null())
     };
-    ensure!(attached("copied")? && !attached("idle")?);
+    wait_for("what nobody stands behind to go", PATIENCE, || {
+        podman.ok("volume ls").is_ok() && attached("idle").is_ok_and(|attached| !attached)
+    })?;
+    ensure!(attached("copied")?);
     podman.node.sh(&format!("mountpoint -q {copied}"))?;
     copies.kill()?;
     podman.ok("volume unmount db")?;

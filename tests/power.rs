@@ -32,16 +32,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result as Anyhow, anyhow, ensure};
-use lab::{Knfsd, Lab, Node, Part, Result, trial, wait_for};
+use lab::{Knfsd, Lab, Node, PATIENCE, Part, Result, trial, wait_for};
 use load::{Host, Load};
 
 /// How much load there is between two cuts.
 const BETWEEN: Duration = Duration::from_secs(4);
 /// A cut comes at another moment of the load each time.
 const STAGGER: Duration = Duration::from_millis(370);
-/// How long hosts may need until all of them do again all that they did before: a session, a dead
-/// host's session, and a machine that is busy with guests that boot.
-const GO_ON: Duration = Duration::from_secs(90);
 /// What the file system of an `async` export may forget: xfs writes its log within 30 s, and data
 /// within 35 s.
 const FORGOTTEN: Duration = Duration::from_secs(40);
@@ -228,7 +225,7 @@ impl World {
         let since = Instant::now();
         for host in hosts {
             let done = || self.load.goes_on(host, since);
-            wait_for(&format!("{} to {what}", host.name()), GO_ON, done)
+            wait_for(&format!("{} to {what}", host.name()), PATIENCE, done)
                 .with_context(|| self.load.last_words(host))?;
         }
         lab::note(format!("{what}: {:?}", since.elapsed()));
@@ -241,7 +238,7 @@ impl World {
         for host in self.hosts {
             let wanted = self.load.volumes(host.kind);
             let mut missing = Vec::new();
-            let found = wait_for("volumes", GO_ON, || {
+            let found = wait_for("volumes", PATIENCE, || {
                 let listed = host.listed().unwrap_or_default();
                 missing.clone_from(&wanted);
                 missing.retain(|name| !listed.contains(name));

@@ -18,7 +18,8 @@ use anyhow::{Context, anyhow, ensure};
 use lab::docker::Engine;
 use lab::process::{self, Task};
 use lab::{
-    Call, DataPath, Export, Ganesha, Host, Lab, Output, Part, Result, calls, trial, wait_for,
+    Call, DataPath, Export, Ganesha, Host, Lab, Output, PATIENCE, Part, Result, calls, trial,
+    wait_for,
 };
 use serde_json::json;
 
@@ -29,8 +30,6 @@ const NODES: [&str; 3] = ["node1", "node2", "node3"];
 /// the default of 5 s, as the session time of these hosts is shorter than 30 s: moves take less long.
 const HEARTBEAT: &str = "2s";
 const SESSION: &str = "10s";
-/// A lost node is noticed, its session ends, and a database recovers.
-const MOVE: Duration = Duration::from_secs(120);
 /// What happens to the node that the services are on, one after the other.
 const FAULTS: [Fault; 4] = [
     Fault::Drain,
@@ -78,7 +77,7 @@ const SERVICES: [Service; 3] = [
         name: "postgres",
         stack: include_str!("../docs/examples/postgres.yml"),
         image: "postgres:15",
-        setup: "psql -h $ip -U postgres -qc 'create table log (n int primary key)'",
+        setup: "psql -h $ip -U postgres -qc 'create table if not exists log (n int primary key)'",
         insert: "psql -h $ip -U postgres -qc 'insert into log values ('$n')'",
         read: "psql -h $ip -U postgres -qAtc 'select n from log'",
         check: "/usr/lib/postgresql/*/bin/pg_amcheck -h $ip -U postgres --install-missing postgres
@@ -88,7 +87,7 @@ const SERVICES: [Service; 3] = [
         name: "mariadb",
         stack: include_str!("../docs/examples/mariadb.yml"),
         image: "mariadb:10.11",
-        setup: "mariadb -h $ip -e 'create database app; create table app.log (n int primary key)'",
+        setup: "mariadb -h $ip -e 'create database if not exists app; create table if not exists app.log (n int primary key)'",
         insert: "mariadb -h $ip -e 'insert into app.log values ('$n')'",
         read: "mariadb -h $ip -Ne 'select n from app.log'",
         check: "mariadb-check -h $ip --check --extended --all-databases | grep -v 'OK$' | grep . && exit 1 || true",
@@ -194,7 +193,7 @@ impl Client {
         let count = || self.ledger.acknowledged().len();
         let wanted = count() + WRITES;
         let what = format!("{} to take writes {phase}", self.ledger.service.name);
-        wait_for(&what, MOVE, || count() >= wanted)
+        wait_for(&what, PATIENCE, || count() >= wanted)
     }
 
     fn stop(self) -> Result {
@@ -270,7 +269,7 @@ impl Swarm {
     /// Waits until what the managers know of a node is so.
     fn known(&self, by: usize, node: usize, what: &str, is_so: impl Fn(&str) -> bool) -> Result {
         let ask = format!("node inspect {} --format {what}", NODES[node]);
-        wait_for(&format!("`{ask}`"), MOVE, || {
+        wait_for(&format!("`{ask}`"), PATIENCE, || {
             self.hosts[by].ok(&ask).is_ok_and(|said| is_so(&said))
         })
         .with_context(|| format!("{:?}", self.hosts[by].docker(&ask)))
@@ -295,7 +294,7 @@ impl Swarm {
             let output = self.hosts[by].docker(&line);
             output.is_ok_and(|output| output.code == 0)
         };
-        wait_for(&format!("`{line}`"), MOVE, set)
+        wait_for(&format!("`{line}`"), PATIENCE, set)
             .with_context(|| format!("{:?}", self.hosts[by].docker(&line)))
     }
 
@@ -311,7 +310,7 @@ impl Swarm {
         for client in clients {
             let (service, node) = (client.ledger.service, NODES[node]);
             let what = format!("{} to run on {node} {phase}", service.name);
-            wait_for(&what, MOVE, || {
+            wait_for(&what, PATIENCE, || {
                 self.place(by, service.name)
                     .is_ok_and(|place| place == node)
             })
@@ -388,7 +387,7 @@ impl Swarm {
         self.is_back(by, from)?;
         let host = &self.hosts[from];
         let name = NODES[from];
-        wait_for(&format!("{name} to let go of everything"), MOVE, || {
+        wait_for(&format!("{name} to let go of everything"), PATIENCE, || {
             let status = calls::one(host.node(), Call::new("Nfsvol.Status", &json!({})));
             host.ok("ps --quiet")
                 .is_ok_and(|running| running.is_empty())
@@ -454,7 +453,7 @@ fn moves(lab: &'static Lab) -> Result {
     }
     for service in &SERVICES {
         let mut last = None;
-        wait_for(&format!("{} to come up", service.name), MOVE, || {
+        wait_for(&format!("{} to come up", service.name), PATIENCE, || {
             last = service.run(service.setup, &swarm.ips[0], 0).ok();
             last.as_ref().is_some_and(|output| output.code == 0)
         })

@@ -17,18 +17,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, ensure};
 use host::{EXPORT, Host};
 use lab::process::Task;
-use lab::{Export, Ganesha, Lab, Part, Result, trial, wait_for};
+use lab::{Export, Ganesha, Lab, PATIENCE, Part, Result, trial, wait_for};
 
 const NEEDS: &[Part] = &[Part::Ganesha, Part::Fuse, Part::Services, Part::Soak];
 /// How long the programs begin anew.
 const SECONDS: u64 = 600;
-/// How much longer the round of a program may take that the server's last restart holds up.
-const SLACK: Duration = Duration::from_secs(400);
 /// How long the server is well between two faults, and how long it is silent.
 const WELL: Duration = Duration::from_secs(40);
 const SILENT: Duration = Duration::from_secs(20);
-/// Within this time what was written is on the server, when all programs have ended.
-const WRITTEN: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     if let Some(code) = host::as_worker() {
@@ -178,7 +174,7 @@ fn program(name: &str, place: &str, script: &str, until: Instant) -> Result<usiz
     let mut rounds = 0;
     while Instant::now() < until {
         let task = Task {
-            limit: Some(until.saturating_duration_since(Instant::now()) + SLACK),
+            limit: Some(until.saturating_duration_since(Instant::now()) + PATIENCE),
             ..Task::new(&["bash", "-euo", "pipefail", "-c", &text])
         };
         let round = task.run().and_then(lab::Output::ok);
@@ -215,7 +211,7 @@ fn trouble(nas: &Ganesha, running: &AtomicUsize, until: Instant) -> Result<usize
 /// Waits until all is on the server and nobody waits any more.
 fn settled(hosts: &[Host; 2]) -> Result {
     let mut left = Vec::new();
-    let waited = wait_for("all to be written", WRITTEN, || {
+    let waited = wait_for("all to be written", PATIENCE, || {
         let unsaved = hosts
             .iter()
             .map(|host| host.status().map(|s| (s.unsaved, s.under_way)));
@@ -239,7 +235,7 @@ fn listing(dir: &str) -> Result<String> {
     ensure!(Path::new(dir).exists(), "{dir}");
     let script = "find . -type f -print0 | sort -z | xargs -0 md5sum";
     let task = Task {
-        limit: Some(SLACK),
+        limit: Some(PATIENCE),
         ..Task::new(&[
             "bash",
             "-euo",

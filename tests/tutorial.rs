@@ -5,12 +5,12 @@
 
 use std::fs;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::ganesha::LONG_LEASE;
 use lab::{
-    Call, DataPath, Export, Ganesha, Host, Knfsd, Lab, Part, Result, Shared, calls, trial, wait_for,
+    Call, DataPath, Export, Ganesha, Host, Knfsd, Lab, PATIENCE, Part, Result, Shared, calls,
+    trial, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -212,7 +212,7 @@ fn anonymous(host: &Host) -> Result {
     let gone = name_of("anonymous-3")?;
     ensure!(host.lists(&gone)?);
     host.ok("kill anonymous-3")?;
-    wait_for("the volume to go", Duration::from_secs(30), || {
+    wait_for("the volume to go", PATIENCE, || {
         host.lists(&gone).is_ok_and(|listed| !listed)
     })?;
     ensure!(host.lists("not-anonymous")?);

@@ -3,14 +3,12 @@
 
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use lab::ganesha::LONG_LEASE;
-use lab::{DataPath, Export, Ganesha, Host, Knfsd, Lab, Part, Result, Shared, trial, wait_for};
-
-/// What a host is given to follow a change that it was not there for: some polls.
-const FOLLOWED: Duration = Duration::from_secs(40);
+use lab::{
+    DataPath, Export, Ganesha, Host, Knfsd, Lab, PATIENCE, Part, Result, Shared, trial, wait_for,
+};
 
 /// A volume, the server that its data is on, and the NFS version that it is mounted with.
 struct Volume {
@@ -82,7 +80,7 @@ fn counted(host: &Host, data_path: DataPath) -> Result {
         values.sum::<f64>()
     };
     let mut text = String::new();
-    wait_for("what was written to be counted", FOLLOWED, || {
+    wait_for("what was written to be counted", PATIENCE, || {
         text = host.nfsvol().metrics().unwrap_or_default();
         let attached = sum(&text, "nfsvol_volume_attachments{");
         // Each volume got a line of some ten letters.
@@ -129,7 +127,7 @@ fn handed_over(lab: &'static Lab, data_path: DataPath, volumes: &[Volume]) -> Re
                  exec sleep 3600";
     let writer = format!("-d --name=writer {options} -v {obsolete}:/v/{obsolete}");
     a.try_run(&writer, write)?.ok()?;
-    wait_for("A to write", FOLLOWED, || {
+    wait_for("A to write", PATIENCE, || {
         a.ok("logs writer").is_ok_and(|said| said == "written")
     })
     .with_context(|| format!("{:?}", a.docker("logs writer")))?;
@@ -166,7 +164,7 @@ fn handed_over(lab: &'static Lab, data_path: DataPath, volumes: &[Volume]) -> Re
     // What a dead host held is free once its session has ended, and until then B says so.
     let refused = b.fails(&format!("volume rm {obsolete}"))?;
     ensure!(refused.contains(a.node().name()), "{refused}");
-    wait_for("A's hold to end", FOLLOWED, || {
+    wait_for("A's hold to end", PATIENCE, || {
         b.ok(&format!("volume rm {obsolete}")).is_ok()
     })?;
 
@@ -174,7 +172,7 @@ fn handed_over(lab: &'static Lab, data_path: DataPath, volumes: &[Volume]) -> Re
     a.boot()?;
     let seen = a.run(&options, read)?;
     ensure!(seen == lines(&["a", "b"]), "{seen}");
-    wait_for("A to follow the removal", FOLLOWED, || {
+    wait_for("A to follow the removal", PATIENCE, || {
         a.lists(&obsolete).is_ok_and(|listed| !listed)
     })?;
     ensure!(a.volume(&obsolete)?.is_none());
@@ -183,7 +181,7 @@ fn handed_over(lab: &'static Lab, data_path: DataPath, volumes: &[Volume]) -> Re
     for Volume { name, .. } in volumes {
         a.ok(&format!("volume rm {name}"))?;
     }
-    wait_for("B to follow", FOLLOWED, || {
+    wait_for("B to follow", PATIENCE, || {
         let listed = |v: &Volume| b.lists(v.name).unwrap_or(true);
         !volumes.iter().any(listed)
     })

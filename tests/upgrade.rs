@@ -7,16 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use lab::ganesha::LONG_LEASE;
 use lab::{
-    Call, DataPath, Export, Ganesha, Lab, Nfsvol, Node, Part, Result, before, calls, trial,
-    wait_for,
+    Call, DataPath, Export, Ganesha, Lab, Nfsvol, Node, PATIENCE, Part, Result, before, calls,
+    trial, wait_for,
 };
 use serde_json::Value;
 
 const EXPORT: &str = "/srv/upgrade";
 /// A guard fences after half of it, and guests are slow.
 const SESSION: Duration = Duration::from_secs(40);
-/// A step in a guest that is not timed.
-const STEP: Duration = Duration::from_secs(60);
 const VOLUMES: [(&str, &[(&str, &str)]); 2] =
     [("shared", &[]), ("one", &[("access", "exclusive")])];
 /// Appends line by line, until a write fails.
@@ -74,7 +72,7 @@ fn upgrade(lab: &'static Lab, data_path: DataPath) -> Result {
     };
     let write_on = |volume: &str| {
         let written = lines(volume);
-        wait_for(&format!("{volume} to be written to"), STEP, || {
+        wait_for(&format!("{volume} to be written to"), PATIENCE, || {
             lines(volume) > written + 5
         })
     };
@@ -111,13 +109,13 @@ fn upgrade(lab: &'static Lab, data_path: DataPath) -> Result {
         writer.kill()?;
         ok(Call::unmount(volume, "writer"))?;
     }
-    wait_for("what served the volumes to end", STEP, || {
+    wait_for("what served the volumes to end", PATIENCE, || {
         attendants(&node).is_ok_and(|left| left.is_empty())
     })?;
     calls::one(&other, Call::mount("one", "other"))?.ok()?;
     calls::one(&other, Call::unmount("one", "other"))?.ok()?;
     for (volume, _) in VOLUMES {
-        wait_for(&format!("{volume} to be removed"), STEP, || {
+        wait_for(&format!("{volume} to be removed"), PATIENCE, || {
             let removed = calls::one(&other, Call::remove(volume));
             removed.is_ok_and(|answer| answer.status == 200)
         })?;

@@ -2,15 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::{Call, Lab, Result, wait_for};
+use lab::{Call, Lab, PATIENCE, Result, wait_for};
 
 use crate::{Host, SESSION, fresh, nas};
-
-/// Within this time a host has followed what others did.
-const FOLLOWED: Duration = Duration::from_secs(30);
 
 /// A host that the server is out of reach of answers meanwhile, and catches up afterwards.
 pub(crate) fn away(lab: &'static Lab) -> Result {
@@ -30,7 +26,7 @@ pub(crate) fn away(lab: &'static Lab) -> Result {
         a.ok(Call::create(&volume(n), &[("mode", "0750")]))?;
     }
     let known = names(a)?;
-    wait_for("the volumes on the third host", FOLLOWED, || {
+    wait_for("the volumes on the third host", PATIENCE, || {
         names(c).is_ok_and(|names| names == known)
     })?;
 
@@ -53,12 +49,12 @@ pub(crate) fn away(lab: &'static Lab) -> Result {
 
     let now: BTreeSet<String> = (4..16).map(volume).collect();
     for host in [a, b, c] {
-        wait_for(&format!("{} to catch up", host.name()), FOLLOWED, || {
+        wait_for(&format!("{} to catch up", host.name()), PATIENCE, || {
             names(host).is_ok_and(|names| names == now)
         })
         .with_context(|| format!("{:?} instead of {now:?}", names(host)))?;
     }
-    wait_for("the one that became another", FOLLOWED, || {
+    wait_for("the one that became another", PATIENCE, || {
         let got = c.ok(Call::get(&volume(9)));
         got.is_ok_and(|got| got["Volume"]["Status"]["options"]["mode"] == "0700")
     })?;

@@ -1,7 +1,7 @@
 //! One directory of the share for those who write and those who only read, on two hosts.
 
 use anyhow::ensure;
-use lab::{Call, Lab, Result};
+use lab::{Call, Lab, PATIENCE, Result};
 
 use crate::{EXPORT, Host, fresh, mountpoint, nas, remove_when_free};
 
@@ -46,9 +46,7 @@ pub(crate) fn mixed(lab: &'static Lab) -> Result {
         "echo two >{written}/next; mv {written}/next {written}/page"
     ))?;
     for (host, place) in [&a, &b].into_iter().zip(&places) {
-        let read = format!(
-            "n=0; until [ $(cat {place}/page) = two ]; do n=$((n+1)); [ $n -lt 150 ]; sleep .1; done"
-        );
+        let read = format!("until [ $(cat {place}/page) = two ]; do sleep .1; done");
         host.node.sh(&read)?;
     }
 
@@ -69,10 +67,10 @@ pub(crate) fn mixed(lab: &'static Lab) -> Result {
     ensure!(refused.contains(a.name()), "{refused}");
     a.node.sh(&format!("echo three >{written}/page"))?;
     a.ok(Call::unmount(&site, "writer"))?;
-    remove_when_free(&b, &seen, crate::SESSION)?;
+    remove_when_free(&b, &seen, PATIENCE)?;
     // The directory is the writer's: it was there before the volume that only read it.
     let page = std::fs::read_to_string(nas.local(EXPORT).join(&site).join("page"))?;
     ensure!(page == "three\n", "{page}");
-    remove_when_free(&b, &site, crate::SESSION)?;
+    remove_when_free(&b, &site, PATIENCE)?;
     Ok(())
 }

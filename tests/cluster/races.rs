@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
-use lab::{Answer, Call, Ganesha, Lab, Node, Result, wait_for};
+use lab::{Answer, Call, Ganesha, Lab, Node, PATIENCE, Result, wait_for};
 use serde_json::{Value, json};
 
 use crate::{EXCLUSIVE, EXPORT, Host, fresh, nas};
@@ -15,8 +15,6 @@ const ROUNDS: usize = 5;
 /// How long a Mount of these hosts may take, so that one waits for an exclusive volume for some seconds
 /// less; a busy machine takes one to start a worker.
 const DEADLINE: Duration = Duration::from_secs(6);
-/// Some polls of these hosts.
-const GONE: Duration = Duration::from_secs(5);
 /// The hosts, and the server that they share.
 struct Cluster {
     nas: &'static Ganesha,
@@ -149,7 +147,7 @@ fn remove(cluster: &Cluster) -> Result {
     // A poll that was under way may have brought the record back to a host: until the next one.
     for host in &cluster.hosts {
         let mut text = String::new();
-        wait_for("the volume to be gone", GONE, || {
+        wait_for("the volume to be gone", PATIENCE, || {
             text = host.fails(Call::get(&volume)).unwrap_or_default();
             text.contains("no such volume")
         })

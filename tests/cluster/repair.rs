@@ -1,15 +1,11 @@
 //! What a server's power failure has torn on the home share, and `nfsvol repair`.
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::ensure;
-use lab::{Call, Export, Ganesha, Lab, Result, wait_for};
+use lab::{Call, Export, Ganesha, Lab, PATIENCE, Result, wait_for};
 
 use crate::{EXPORT, Host, fresh};
-
-/// From the server's start until every host asks it again.
-const SERVER_IS_BACK: Duration = Duration::from_secs(20);
 
 /// A record is empty, one is missing, and `format.json` is empty: what a server may bring back that
 /// forgets its last seconds.
@@ -35,7 +31,7 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
     nas.up()?;
 
     // A host that found the server away asks it again a moment later.
-    wait_for("the torn share to be found out", SERVER_IS_BACK, || {
+    wait_for("the torn share to be found out", PATIENCE, || {
         let refused = a.fails(Call::create(&fresh("new"), &[]));
         refused.is_ok_and(|refused| refused.contains("nfsvol repair"))
     })?;
@@ -90,14 +86,10 @@ pub(crate) fn repair(lab: &'static Lab) -> Result {
     let tables = done.stdout.lines().filter(|line| line.contains("RESULT"));
     ensure!(tables.count() == 1, "{done:?}");
     ensure!(fs::read(record(&empty))? == before, "another record");
-    wait_for(
-        "the other host to find nothing torn",
-        SERVER_IS_BACK,
-        || {
-            let again = b.nfsvol.command(&["repair"]);
-            again.is_ok_and(|said| said.code == 0 && said.stdout.contains("nothing is torn"))
-        },
-    )?;
+    wait_for("the other host to find nothing torn", PATIENCE, || {
+        let again = b.nfsvol.command(&["repair"]);
+        again.is_ok_and(|said| said.code == 0 && said.stdout.contains("nothing is torn"))
+    })?;
 
     let doctor = a.nfsvol.command(&["doctor"])?;
     ensure!(doctor.stdout.contains("ok    records"), "{doctor:?}");

@@ -1,15 +1,12 @@
 //! An Unmount that fails.
 
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{anyhow, ensure};
-use lab::{Call, Lab, Nfsvol, Node, Result, wait_for};
+use lab::{Call, Lab, Nfsvol, Node, PATIENCE, Result, wait_for};
 
 use crate::{EXPORT, FUSE_ARGS, Host, fresh, nas};
 
-/// Two tells of what a host holds.
-const TOLD: Duration = Duration::from_secs(20);
 /// The volume seems to be mounted by the kernel's client as well, and something is mounted below that.
 const KEPT: &str = "own=/var/lib/nfsvol/mnt/shares/own.VOLUME; mkdir -p $own
     mount -t tmpfs tmpfs $own; mkdir $own/below; mount -t tmpfs tmpfs $own/below";
@@ -51,7 +48,7 @@ fn is_let_go_of(lab: &'static Lab, word: &str, fault: &str) -> Result<bool> {
     if attached {
         return Ok(false);
     }
-    wait_for("the volume to be let go of", TOLD, || {
+    wait_for("the volume to be let go of", PATIENCE, || {
         b.ask(Call::remove(&volume))
             .is_ok_and(|answer| answer.status == 200)
     })?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use lab::calls::Answer;
-use lab::{Call, Part, Result, trial, wait_for};
+use lab::{Call, PATIENCE, Part, Result, trial, wait_for};
 use libtest_mimic::Trial;
 
 use crate::world::{Path, World};
@@ -17,10 +17,6 @@ const STORM: Duration = Duration::from_secs(12);
 /// The daemon lives at most this long, in milliseconds; a call takes a few.
 const LIFE: u64 = 250;
 const CLIENTS: usize = 4;
-/// How long a call may be repeated before it succeeds.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How long an attachment counts that no process stands behind, and a little.
-const STARTING: Duration = Duration::from_secs(40);
 
 pub(crate) fn trials() -> Vec<Trial> {
     let needs: &[Part] = &[Part::Ganesha, Part::Fuse];
@@ -145,7 +141,7 @@ impl Client<'_> {
 
     /// Removes the volume for good, whatever attachments were left without an owner.
     fn end(&self) -> Result {
-        wait_for(&format!("{} to be removed", self.volume), STARTING, || {
+        wait_for(&format!("{} to be removed", self.volume), PATIENCE, || {
             self.call(&Call::remove(&self.volume))
                 .is_ok_and(|answer| answer.status == 200)
         })

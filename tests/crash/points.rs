@@ -8,14 +8,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path as FilePath;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::{Call, Nfsvol, Part, Result, trial, wait_for};
+use lab::{Call, Nfsvol, PATIENCE, Part, Result, trial, wait_for};
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::world::{Path, SWEPT, World};
+use crate::world::{Path, World};
 
 /// The call that is under way when the daemon dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,11 +104,6 @@ const VOLUME: &str = "vol";
 const BYSTANDER: &str = "by";
 /// Where its data lies; the parent is made with it.
 const DIR: &str = "deep/vol";
-/// How long an attachment counts that no process stands behind, and a little.
-const STARTING: Duration = Duration::from_secs(40);
-
-/// From the call to the end of the daemon.
-const DIES: Duration = Duration::from_secs(20);
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials: Vec<Trial> = TABLE
@@ -206,7 +200,7 @@ fn crash(world: World, point: &str, op: Op, path: Path, by: By) -> Result {
             Restore => restore(),
         })?;
         a.process()
-            .wait(DIES)
+            .wait(PATIENCE)
             .with_context(|| format!("{point} was not passed: {answer}"))?;
         // What is deleted later is deleted behind the answer, which may or may not come in time.
         let answered = point == "purge.renamed";
@@ -345,7 +339,7 @@ fn mounted(world: &World) -> Result {
     // A Mount that was written down before its answer was lost counts, until nothing stands
     // behind it for long enough.
     let mut last = String::new();
-    wait_for("the volume to be removed", STARTING, || {
+    wait_for("the volume to be removed", PATIENCE, || {
         let answer = a.call(Call::remove(VOLUME));
         last = answer
             .as_ref()
@@ -380,7 +374,7 @@ fn removed(world: &World, op: Op, other: bool) -> Result {
     ensure!(!world.agree(VOLUME)?, "removed, and still there");
     ensure!(!world.disk.0.join(DIR).exists());
     if op == Delete {
-        return wait_for("the trash to be emptied", SWEPT, || {
+        return wait_for("the trash to be emptied", PATIENCE, || {
             world.disk.names("trash").is_empty()
         })
         .with_context(|| format!("{:?}", world.disk.names("trash")));
@@ -423,7 +417,7 @@ fn restored(world: &World, b: &Nfsvol) -> Result {
     }
     b.kill()?;
     b.up()?;
-    wait_for("what was left to be swept", SWEPT, || {
+    wait_for("what was left to be swept", PATIENCE, || {
         disk.names("trash").is_empty() && disk.names(&format!("volumes/{VOLUME}")).len() == 1
     })
 }

@@ -3,23 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use lab::ganesha::LONG_LEASE;
 use lab::process::Task;
-use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Process, Result, Shared, calls, wait_for};
+use lab::{
+    Call, Export, Ganesha, Lab, Nfsvol, Node, PATIENCE, Process, Result, Shared, calls, wait_for,
+};
 use serde_json::Value;
 
 use crate::share::Disk;
 
 const EXPORT: &str = "/srv/crash";
-/// How long a start of the daemon may take to sweep, on a loaded machine.
-pub(crate) const SWEPT: Duration = Duration::from_secs(20);
-/// Some polls of the catalog.
-const FOLLOWED: Duration = Duration::from_secs(5);
-/// From the unmount to the end of a FUSE worker.
-const ENDED: Duration = Duration::from_secs(20);
 
 static NAS: Shared<Ganesha> = Shared::new();
 
@@ -87,7 +82,7 @@ impl Host {
         };
         let process = Process::new(self.node, "nfsvol", task)?;
         process.start()?;
-        process.wait(SWEPT)
+        process.wait(PATIENCE)
     }
 
     pub(crate) fn state(&self) -> &str {
@@ -150,7 +145,7 @@ impl Host {
     /// Waits until the copy of the catalog follows the share, so that the next start of the
     /// daemon has nothing to write.
     fn settle(&self) -> Result {
-        wait_for("the copy to follow the share", SWEPT, || {
+        wait_for("the copy to follow the share", PATIENCE, || {
             let script = format!(
                 "grep -q true {0}/home.json && ! grep -L stamp {0}/catalog/*.json 2>&1 | grep -q .",
                 self.state
@@ -173,7 +168,7 @@ impl Host {
                 self.state
             ))
         };
-        wait_for("everything to be gone", ENDED, || {
+        wait_for("everything to be gone", PATIENCE, || {
             left().is_ok_and(|left| left.is_empty())
         })
         .with_context(|| format!("{}: {}", self.node.name(), left().unwrap_or_default()))
@@ -232,7 +227,7 @@ impl World {
     /// Waits until both hosts say the same of a volume, and answers whether it exists.
     pub(crate) fn agree(&self, volume: &str) -> Result<bool> {
         let mut said = (None, None);
-        wait_for("both hosts to agree", FOLLOWED, || {
+        wait_for("both hosts to agree", PATIENCE, || {
             said = (self.a.knows(volume).ok(), self.b.knows(volume).ok());
             said.0.is_some() && said.0 == said.1
         })
@@ -248,7 +243,7 @@ impl World {
         // A start sweeps the home share; that is a's, or b's where a has none.
         b.kill()?;
         let (a, b) = (self.a.start("")?, self.b.start("")?);
-        wait_for("tmp/ to be swept", SWEPT, || {
+        wait_for("tmp/ to be swept", PATIENCE, || {
             self.disk.leftovers().is_empty()
         })
         .with_context(|| format!("{:?}", self.disk.leftovers()))?;

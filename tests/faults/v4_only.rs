@@ -3,15 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, Result, calls, wait_for};
+use lab::{Call, Export, Ganesha, Lab, Nfsvol, Node, PATIENCE, Result, calls, wait_for};
 use serde_json::Value;
 
 use crate::kinds::{EXPORT, exports};
 
 const VOLUMES: &str = "/var/lib/nfsvol/mnt/volumes";
-/// Of `--deadline`, with what it takes until the test has the answer.
-const ANSWERED: Duration = Duration::from_secs(16);
-const RECOVERY: Duration = Duration::from_secs(60);
+/// `--deadline`, and what it takes on a busy machine until the test has the answer.
+const ANSWERED: Duration = Duration::from_secs(15 + 30);
 
 /// Of each trial's own: one of them silences it.
 fn server(lab: &'static Lab, name: &str) -> Result<Ganesha> {
@@ -104,7 +103,7 @@ pub(crate) fn works(lab: &'static Lab) -> Result {
 fn comes_back(node: &Node, volume: &str) -> Result {
     let began = Instant::now();
     let mut last = String::new();
-    wait_for("the share to be used again", RECOVERY, || {
+    wait_for("the share to be used again", PATIENCE, || {
         let answer = calls::one(node, Call::create(volume, &[]));
         let Ok(answer) = answer else { return false };
         last = answer.to_string();

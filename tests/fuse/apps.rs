@@ -1,15 +1,10 @@
 //! Programs as people run them.
 
-use std::time::Duration;
-
 use lab::process::Task;
 use lab::{Lab, Result};
 use libtest_mimic::Trial;
 
 use crate::{Host, fuse_trial, nas};
-
-/// How long a script may take on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(240);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -32,9 +27,7 @@ pub(crate) fn judged() -> Trial {
 /// Runs a shell script in a mounted directory.
 fn script(host: &Host, text: &str) -> Result<String> {
     let text = format!("set -eu; cd {}; {text}", host.display());
-    let mut task = Task::new(&["bash", "-c", &text]);
-    task.limit = Some(LIMIT);
-    task.run()?.ok()
+    Task::new(&["bash", "-c", &text]).run()?.ok()
 }
 
 fn sqlite(lab: &'static Lab) -> Result {

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::{Lab, Proxy, Result};
+use lab::{Lab, PATIENCE, Proxy, Result, wait_for};
 use libtest_mimic::Trial;
 use rustix::fs::OFlags;
 use rustix::io::ReadWriteFlags;
@@ -108,8 +108,6 @@ fn cleared_append(lab: &'static Lab) -> Result {
 /// `make > log` with a reader beside it: make sets the flag on the descriptor that the shell opened.
 /// The kernel appends by its page cache then, and locks the page meanwhile.
 fn later_append(lab: &'static Lab) -> Result {
-    /// A write takes a moment unless it takes for ever.
-    const PATIENCE: Duration = Duration::from_secs(20);
     let (host, server) = mounted(lab, "later", "")?;
     let path = host.join("log");
     let (done, progress) = mpsc::channel();
@@ -165,8 +163,6 @@ fn beside_reads(lab: &'static Lab) -> Result {
     const BLOCKS: u64 = 64;
     const WRITES: u64 = 200;
     const BLOCK: usize = 1 << 20;
-    /// No write takes this long unless it takes for ever.
-    const PATIENCE: Duration = Duration::from_secs(30);
     let (host, _) = mounted(lab, "beside", "")?;
     let path = host.join("file");
     File::create(&path)?.set_len(BLOCKS * BLOCK as u64)?;
@@ -204,12 +200,9 @@ fn beside_reads(lab: &'static Lab) -> Result {
         }
     }
     ended?;
-    let began = Instant::now();
-    while host.status()?.unsaved > 0 {
-        ensure!(began.elapsed() < PATIENCE, "bytes are held at rest");
-        thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
+    wait_for("no bytes to be held at rest", PATIENCE, || {
+        host.status().is_ok_and(|status| status.unsaved == 0)
+    })
 }
 
 /// Reads blocks here and there past the page cache.
@@ -229,8 +222,6 @@ fn read_blocks(path: &Path, seed: u64, blocks: u64, over: &AtomicBool) -> Result
 
 /// A block that is overwritten all the time: on a slow way each call finds its bytes overwritten.
 fn overwritten(lab: &'static Lab) -> Result {
-    /// A look takes a few round trips.
-    const PATIENCE: Duration = Duration::from_secs(20);
     let nas = nas(lab)?;
     let proxy = Proxy::start(lab, "overwritten-way", &nas.ip(), &[2049, 20048])?;
     let host = Host::mount_at(proxy.ip(), nas, "overwritten", "")?;

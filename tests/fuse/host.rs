@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use lab::{Ganesha, Result};
+use lab::{Ganesha, PATIENCE, Result};
 use nfsvol::fuse::worker::{self, SUBCOMMAND};
 use nfsvol::fuse::{Attach, FuseOptions, FusePath, WorkerStatus};
 use nfsvol::nfs::address::SharePath;
@@ -21,8 +21,8 @@ use tokio::runtime::Runtime;
 
 /// What the tests' server exports.
 pub(crate) const EXPORT: &str = "/srv/fuse";
-/// How long an attach may take on a loaded machine.
-pub(crate) const ATTACH: Duration = Duration::from_secs(30);
+/// The deadline of an attach that has to succeed.
+pub(crate) const ATTACH: Duration = PATIENCE;
 
 /// Runs as a volume's worker if the process was started to be one.
 pub(crate) fn as_worker() -> Option<ExitCode> {

@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use lab::liar::{Liar, Lie};
 use lab::process::Task;
-use lab::{Lab, Result};
+use lab::{Lab, PATIENCE, Result};
 use libtest_mimic::Trial;
 
 use crate::{EXPORT, Host, fuse_trial, memory, nas};
 
-/// `io_timeout` of the mount, and how long a program with a few requests may take then.
+/// `io_timeout` of the mount.
 const IO_TIMEOUT: u64 = 1;
-const PROGRAM: Duration = Duration::from_secs(60);
 
 const ENTRIES: usize = 3000;
 
@@ -53,8 +52,7 @@ fn hostile(lab: &'static Lab, name: &str, lies: &[Lie]) -> Result {
             "mv entry5 entry6; ln entry7 link; truncate -s 3 entry8".to_owned(),
         ] {
             let text = format!("cd {}; {program}", host.display());
-            let mut task = Task::new(&["sh", "-c", &text]);
-            task.limit = Some(PROGRAM);
+            let task = Task::new(&["sh", "-c", &text]);
             task.run().with_context(|| format!("{lie:?}: {program}"))?;
         }
         let status = host.status().with_context(|| format!("{lie:?}"))?;
@@ -82,10 +80,7 @@ fn works_again(host: &Host, lie: Lie) -> Result {
             .and_then(|text| Ok((text, fs::read_dir(&**host)?.count())));
         match outcome {
             Ok((text, entries)) if text == format!("{lie:?}") && entries > ENTRIES => return Ok(()),
-            outcome => ensure!(
-                began.elapsed() < Duration::from_secs(30),
-                "{lie:?}: {outcome:?}"
-            ),
+            outcome => ensure!(began.elapsed() < PATIENCE, "{lie:?}: {outcome:?}"),
         }
         std::thread::sleep(Duration::from_millis(200));
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use lab::process::Task;
 use lab::proxy::Proxy;
-use lab::{Result, wait_for};
+use lab::{PATIENCE, Result, wait_for};
 use libtest_mimic::Trial;
 
 use crate::{EXPORT, Host, fuse_trial, nas};
@@ -100,7 +100,7 @@ fn known_files_are_bounded(host: &Host, nas: &dyn crate::Served) -> Result {
         .output()?;
     // The kernel forgets when the worker finds the time to make it.
     let mut status = host.status()?;
-    let few = wait_for("few files are known", Duration::from_secs(10), || {
+    let few = wait_for("few files are known", PATIENCE, || {
         status = host.status().expect("a worker that answers");
         status.nodes < KNOWN
     });

@@ -4,10 +4,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use anyhow::{Context, ensure};
-use lab::{Node, Result, wait_for};
+use lab::{Node, PATIENCE, Result, wait_for};
 use serde_json::{Value, json};
 
-use crate::{CHROMIUM, SOON};
+use crate::CHROMIUM;
 
 const DRIVER: &str = "/usr/bin/chromedriver";
 const DRIVER_PORT: u16 = 9515;
@@ -26,7 +26,7 @@ struct Browser {
 /// One call of WebDriver; its value.
 fn call(host: &str, method: &str, path: &str, body: &Value) -> Result<Value> {
     let mut stream = TcpStream::connect((host, DRIVER_PORT))?;
-    stream.set_read_timeout(Some(SOON))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let body = body.to_string();
     write!(
         stream,
@@ -60,7 +60,8 @@ impl Browser {
     fn open(node: &Node, url: &str) -> Result<Self> {
         let host = node.ip();
         let up = || call(&host, "GET", "/status", &json!({}));
-        wait_for("chromedriver", SOON, || up().is_ok()).with_context(|| format!("{:?}", up()))?;
+        wait_for("chromedriver", PATIENCE, || up().is_ok())
+            .with_context(|| format!("{:?}", up()))?;
         let options = json!({ "binary": CHROMIUM, "args": [
             "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
             "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
@@ -116,7 +117,7 @@ pub(crate) fn is_enough(node: &'static Node, url: &str) -> Result {
     let port = format!("--port={DRIVER_PORT}");
     let driver = node.spawn("chromedriver", &[DRIVER, &port, "--allowed-ips="])?;
     let browser = Browser::open(node, url)?;
-    wait_for("the page to be live", SOON, || {
+    wait_for("the page to be live", PATIENCE, || {
         let state = browser.ask("document.getElementById('state').textContent");
         state.is_ok_and(|state| state.starts_with("live"))
     })?;
@@ -134,7 +135,7 @@ pub(crate) fn is_enough(node: &'static Node, url: &str) -> Result {
     let rows = "document.getElementById('t-volumes').textContent";
     ensure!(browser.ask(rows)?.contains("db"), "{}", browser.ask(rows)?);
     browser.press("queu")?;
-    wait_for("only the volume that is looked for", SOON, || {
+    wait_for("only the volume that is looked for", PATIENCE, || {
         browser
             .ask(rows)
             .is_ok_and(|rows| rows.contains("queue") && !rows.contains("db"))

@@ -8,8 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use lab::process::Task;
-use lab::{Call, Knfsd, Lab, Nfsvol, Node, Result, calls, wait_for};
+use lab::{Call, Knfsd, Lab, Nfsvol, Node, PATIENCE, Result, calls, wait_for};
 use serde_json::Value;
 
 use crate::Kind;
@@ -30,10 +29,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 const TURNS_A_BOOT: usize = 100_000;
 /// Between two volumes made.
 const RARELY: Duration = Duration::from_secs(1);
-/// How long a write may take: longer than a server needs to boot.
-const WRITE: Duration = Duration::from_secs(120);
-/// How long the first calls may take.
-const START: Duration = Duration::from_secs(60);
 
 /// A host of one share.
 pub(crate) struct Host {
@@ -96,11 +91,7 @@ impl Host {
     fn write(&self, place: &str, line: &str) -> Result {
         let script =
             format!("echo {line} | dd of={place}/log oflag=append conv=notrunc,fsync 2>/dev/null");
-        let task = Task {
-            limit: Some(WRITE),
-            ..Task::new(&["sh", "-euc", &script])
-        };
-        self.node.run_task(&task)?.ok().map(drop)
+        self.node.sh(&script).map(drop)
     }
 
     pub(crate) fn listed(&self) -> Result<Vec<String>> {
@@ -115,7 +106,7 @@ impl Host {
         let mut pid = None;
         let what = format!("the worker of {} to answer", self.own());
         // Get waits for a moment only, and a guest is slow.
-        wait_for(&what, START, || {
+        wait_for(&what, PATIENCE, || {
             let answer = self.ok(Call::get(&self.own())).unwrap_or_default();
             pid = answer["Volume"]["Status"]["worker"]["pid"].as_u64();
             pid.is_some()
@@ -166,7 +157,7 @@ impl Load {
         for host in hosts {
             load.make(host, &host.own(), &[])?;
             load.make(host, EXCLUSIVE, &[("access", "exclusive")])?;
-            wait_for("the exclusive volume", START, || host.listed().is_ok())?;
+            wait_for("the exclusive volume", PATIENCE, || host.listed().is_ok())?;
         }
         Ok(load)
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::docker::IMAGE;
-use lab::{Lab, Result, wait_for};
+use lab::{Lab, PATIENCE, Result, wait_for};
 
-use crate::{EXPORT, MOVE, Swarm};
+use crate::{EXPORT, Swarm};
 
 const STACK: &str = include_str!("../../docs/examples/stack.yaml");
 /// In place of what the lab has not: networks between hosts, and nginx.
@@ -19,8 +19,6 @@ services:
 networks:
   host: { external: true, name: host }
 ";
-/// The editor writes every 10 s, and a page is cached for some seconds.
-const NEWS: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// What the server of a node shows.
@@ -58,7 +56,7 @@ pub(crate) fn is_seen_on_every_node(lab: &Lab, swarm: &Swarm) -> Result {
     let state = || format!("{:?}", first.docker("stack ps --no-trunc web"));
 
     let mut seen = Vec::new();
-    wait_for("each node to show a page of the volume", MOVE, || {
+    wait_for("each node to show a page of the volume", PATIENCE, || {
         seen = swarm
             .ips
             .iter()
@@ -71,7 +69,8 @@ pub(crate) fn is_seen_on_every_node(lab: &Lab, swarm: &Swarm) -> Result {
     // What the one task writes from now on reaches all of them.
     let written = swarm.nas.local(EXPORT).join("site/index.html");
     let mut news = String::new();
-    wait_for("news on every node", NEWS, || {
+    // The editor writes every 10 s, and a page is cached for some seconds.
+    wait_for("news on every node", PATIENCE, || {
         news = std::fs::read_to_string(&written).unwrap_or_default();
         let all = |text: &str| {
             swarm
@@ -93,7 +92,7 @@ pub(crate) fn is_seen_on_every_node(lab: &Lab, swarm: &Swarm) -> Result {
 
     first.ok("stack rm web")?;
     for host in &swarm.hosts {
-        wait_for("the stack's containers to go", MOVE, || {
+        wait_for("the stack's containers to go", PATIENCE, || {
             host.ok("ps --quiet")
                 .is_ok_and(|running| running.is_empty())
         })?;
@@ -103,7 +102,7 @@ pub(crate) fn is_seen_on_every_node(lab: &Lab, swarm: &Swarm) -> Result {
     for host in &swarm.hosts {
         ensure!(host.inspect("site")?["Driver"] == "nfsvol");
     }
-    wait_for("the volume to be removed", MOVE, || {
+    wait_for("the volume to be removed", PATIENCE, || {
         first.ok("volume rm site").is_ok()
     })
 }

@@ -77,9 +77,9 @@ pub use trial::{Shared, long, trial};
 /// What every step of the lab answers.
 pub type Result<T = ()> = anyhow::Result<T>;
 
-/// How long anything is waited for that has to come: a guard against a hang, ten times what it takes
-/// when others use the machine too.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+/// How long anything is waited for that has to come. It guards against a hang only: far longer than what
+/// is waited for takes, also when others use the machine too.
+pub const PATIENCE: Duration = Duration::from_secs(600);
 /// Lines of each daemon's log shown with a failed trial.
 const LOG_LINES: usize = 40;
 
