@@ -16,6 +16,7 @@ use lab::{
     Call, DataPath, Export, Ganesha, Host, Lab, Nfsvol, Node, PATIENCE, Part, Result, Shared,
     calls, trial, wait_for,
 };
+use serde_json::json;
 
 const NEEDS: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse];
 /// What is answered from memory takes a fraction of this, on a loaded machine too; what waits for the
@@ -65,10 +66,19 @@ fn alone(lab: &'static Lab) -> Result<Alone> {
         let serve = ["--log", "debug"];
         Host::start_with(lab, "machine", DataPath::Fuse, &share, &serve, &[])
     })?;
+    reached(host)?;
     Ok(Alone {
         nas,
         host,
         _alone: alone,
+    })
+}
+
+/// Waits until the host is answered by its share: one that gave no answer is asked again after a while.
+fn reached(host: &Host) -> Result {
+    wait_for("the share to be reached", PATIENCE, || {
+        let asked = calls::one(host.node(), Call::new("Nfsvol.TrashLs", &json!({})));
+        asked.is_ok_and(|answer| answer.status == 200)
     })
 }
 
@@ -274,6 +284,7 @@ fn no_wrong_no(lab: &'static Lab) -> Result {
     ensure!(while_frozen? == "yes" && took < AT_ONCE, "{took:?}");
     ensure!(after_restarts? == "yes");
     ensure!(label(host, "asked")? == "yes");
+    reached(host)?;
     host.ok("volume rm asked")?;
     Ok(())
 }
@@ -298,6 +309,7 @@ fn unknown(lab: &'static Lab) -> Result {
     wait_for("the volume to be known again", PATIENCE, || {
         label(host, "unknown").is_ok_and(|label| label == "yes")
     })?;
+    reached(host)?;
     host.ok("volume rm unknown")?;
     Ok(())
 }
@@ -489,6 +501,7 @@ fn waiting(lab: &'static Lab) -> Result {
     ensure!(waited, "the container did not wait for the server");
     let said = run.join().map_err(|_| anyhow!("panicked"))??;
     ensure!(said == "late", "{said}");
+    reached(host)?;
     for name in ["waits", "other"] {
         host.ok(&format!("volume rm {name}"))?;
     }

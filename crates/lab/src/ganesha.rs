@@ -17,6 +17,9 @@ pub(crate) const GANESHA: &str = "/usr/bin/ganesha.nfsd";
 pub(crate) const RPCBIND: &str = "/usr/sbin/rpcbind";
 pub const NFS_PORT: u16 = 2049;
 pub const MOUNT_PORT: u16 = 20048;
+/// Succeeds when the port mapper knows both services of NFSv3, as it does a moment after they listen, and
+/// they answer.
+const KNOWN: &str = "for service in 100003 100005; do rpcinfo -T tcp 127.0.0.1 $service 3; done";
 /// Seconds of a v4 client's lease, and of the grace after a restart: short, as restarts wait for
 /// it.
 const LEASE: u32 = 5;
@@ -211,17 +214,10 @@ impl Ganesha {
         self.node.sh(&script)?;
         fs::write(self.node.dir().join("ganesha.conf"), text)?;
         self.process.start()?;
-        let port = |port: u16| format!("{}:{port}", self.ip());
-        let ports = [port(NFS_PORT), port(MOUNT_PORT)];
-        let ports = if self.protocols.contains('3') {
-            &ports[..]
-        } else {
-            &ports[..1]
-        };
+        let port = (self.ip(), NFS_PORT);
         wait_for("ganesha to answer", PATIENCE, || {
-            ports
-                .iter()
-                .all(|port| std::net::TcpStream::connect(port).is_ok())
+            std::net::TcpStream::connect(&port).is_ok()
+                && (!self.protocols.contains('3') || self.node.sh(KNOWN).is_ok())
         })
     }
 
