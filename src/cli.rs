@@ -3,12 +3,10 @@
 //! Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 wrong usage.
 
 mod adopt;
-mod announce;
 mod demo;
 mod direct;
 mod doctor;
 mod embedded;
-mod managed;
 mod migrate;
 mod output;
 mod repair;
@@ -20,9 +18,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::{Value, json};
 
-use crate::config::{DEFAULT_SOCKET, ServeArgs};
+use crate::daemon::settings::{DEFAULT_SOCKET, ServeArgs};
+use crate::docker::client::Client;
 use crate::nfs::address::Share;
-use crate::plugin::client::Client;
 
 /// Docker volumes that follow a container to any host, on the NFS server you already have.
 #[derive(Debug, Parser)]
@@ -144,11 +142,11 @@ nfsvol migrate --yes shop_db --as db\n  nfsvol migrate --copy uploads -o mode=07
     #[command(name = crate::fuse::worker::SUBCOMMAND, hide = true)]
     FuseWorker,
     /// The process that fences one exclusive volume on the kernel data path; the daemon starts it
-    #[command(name = crate::guard::SUBCOMMAND, hide = true)]
+    #[command(name = crate::fence::SUBCOMMAND, hide = true)]
     KernelGuard,
     /// Tell Docker of nfsvol, and start containers whose volumes could not be mounted at the boot
     #[command(hide = true)]
-    Announce(announce::AnnounceArgs),
+    Announce(crate::daemon::announce::AnnounceArgs),
     /// The first process of a managed plugin (config.json)
     #[command(hide = true)]
     ManagedPlugin,
@@ -265,13 +263,13 @@ fn run(command: Command) -> anyhow::Result<()> {
     let (common, route, body, show): (_, _, _, fn(&Value) -> String) = match command {
         Command::Serve(args) => {
             crate::telemetry::init(args.log_format, &args.log)?;
-            return runtime()?.block_on(crate::serve::serve(&args));
+            return runtime()?.block_on(crate::daemon::serve::serve(&args));
         }
         Command::Demo(args) => return demo::demo(&args),
         Command::EmbeddedServer(args) => {
             crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
             return runtime()?
-                .block_on(async { embedded::serve(args, crate::serve::stopped()).await });
+                .block_on(async { embedded::serve(args, crate::daemon::serve::stopped()).await });
         }
         Command::Adopt(args) => return runtime()?.block_on(adopt::adopt(args)),
         Command::Repair(args) => return runtime()?.block_on(repair::repair(args)),
@@ -279,11 +277,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Doctor(args) => return runtime()?.block_on(doctor::doctor(args)),
         Command::Announce(args) => {
             crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
-            return runtime()?.block_on(announce::announce(args));
+            return runtime()?.block_on(crate::daemon::announce::announce(args));
         }
-        Command::ManagedPlugin => return runtime()?.block_on(managed::run()),
+        Command::ManagedPlugin => return runtime()?.block_on(crate::daemon::managed::run()),
         Command::FuseWorker => return Ok(crate::fuse::worker::run()?),
-        Command::KernelGuard => return Ok(crate::guard::process::run()?),
+        Command::KernelGuard => return Ok(crate::fence::process::run()?),
         Command::Abort { name, common } => (
             common.into(),
             "/Nfsvol.Abort",

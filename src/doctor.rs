@@ -20,8 +20,8 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
+use crate::docker::client::Client;
 use crate::nfs::address::Share;
-use crate::plugin::client::Client;
 
 /// The daemon answers about itself from memory.
 const DAEMON: Duration = Duration::from_secs(2);

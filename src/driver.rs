@@ -9,6 +9,7 @@
 //!
 //! | module | job |
 //! |---|---|
+//! | [`config`] | what the administrator has decided for this host |
 //! | [`attachments`] | who uses what on this host, on disk |
 //! | [`paths`] | which data path carries a volume, and mounting by it |
 //! | [`cluster`] | this host as one of several: its session, its holds |
@@ -31,6 +32,7 @@ mod ask;
 mod attachments;
 mod calls;
 mod cluster;
+mod config;
 mod elsewhere;
 mod error;
 mod locks;
@@ -53,20 +55,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::attachments::Attachments;
+pub use self::config::Config;
+pub(crate) use self::config::host_name;
 pub use self::error::DriverError;
 use self::locks::Locks;
 use self::paths::Paths;
 use self::shares::{Contact, Shares};
-use crate::catalog::{Catalog, CatalogError, Creation, Known, LOOKUP_WAIT};
-use crate::config::Config;
-use crate::fuse::{Fence, FuseOptions};
-use crate::mount::MountError;
+use crate::docker::Calls;
+use crate::fuse::FuseOptions;
+use crate::home::{Catalog, CatalogError, Creation, Known, LOOKUP_WAIT};
+use crate::kernel::MountError;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::Admin;
-use crate::plugin::Calls;
 use crate::volume::options::is_own_dir;
-use crate::volume::{Access, DataPath, MountOptions, Record, VolumeName, VolumeOptions};
+use crate::volume::{Access, DataPath, MountOptions, Record, Right, VolumeName, VolumeOptions};
 
 /// How long before its deadline a Mount stops trying, so that its own error is the answer.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -373,7 +376,7 @@ impl Driver {
         record: &Record,
         share: &Share,
         id: &str,
-        fence: Option<Fence>,
+        fence: Option<Right>,
         deadline: Instant,
     ) -> Result<std::path::PathBuf, DriverError> {
         let name = &record.name;

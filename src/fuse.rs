@@ -55,6 +55,6 @@ mod write;
 mod writeback;
 
 pub use control::WorkerStatus;
-pub use fence::Fence;
+
 pub use options::{FuseOptions, OptionError};
 pub use path::{Attach, Attached, FuseError, FusePath, Surveyed};

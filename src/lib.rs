@@ -2,59 +2,53 @@
 //!
 //! | room | job | imports |
 //! |---|---|---|
-//! | [`cli`] | the command line | `config` `doctor` `driver` `embedded` `engine` `fuse` `guard` `migrate` `nfs` `plugin` `serve` `telemetry` `volume` |
-//! | `serve` | the daemon, put together | `config` `driver` `plugin` `watch` |
-//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `catalog` `chance` `cluster` `config` `embedded` `engine` `failpoint` `files` `fuse` `guard` `mount` `mutant` `nfs` `plugin` `proc` `volume` `watch` |
-//! | [`config`] | settings of the daemon | `cluster` `engine` `nfs` `plugin` `telemetry` `volume` `watch` |
-//! | `doctor` | looks at each step from a share's name to bytes, and at this host | `engine` `fuse` `mount` `nfs` `plugin` `proc` `volume` |
-//! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `engine` |
-//! | [`guard`] | the fence of exclusive volumes on the kernel data path | `attendant` `chance` `engine` `files` `fuse` `mount` `mutant` `proc` `telemetry` `volume` |
-//! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `chance` `failpoint` `mount` `mutant` `nfs` `proc` `telemetry` `volume` |
-//! | [`mount`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `proc` `volume` |
+//! | [`cli`] | the command line | `daemon` `docker` `doctor` `driver` `embedded` `fence` `fuse` `migrate` `nfs` `telemetry` `volume` |
+//! | [`daemon`] | the daemon as a process: settings, put together, kept running, made known to Docker | `cluster` `docker` `driver` `monitor` `nfs` `telemetry` `volume` |
+//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `chance` `cluster` `docker` `embedded` `failpoint` `fence` `fuse` `home` `kernel` `monitor` `mutant` `nfs` `sys` `volume` |
+//! | `doctor` | looks at each step from a share's name to bytes, and at this host | `docker` `fuse` `kernel` `nfs` `sys` `volume` |
+//! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `docker` |
+//! | [`fence`] | takes an exclusive volume away on the kernel data path | `attendant` `chance` `docker` `kernel` `mutant` `sys` `telemetry` `volume` |
+//! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `chance` `failpoint` `mutant` `nfs` `sys` `telemetry` `volume` |
+//! | [`kernel`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `sys` `volume` |
 //! | [`embedded`] | an NFS server for one machine: a local directory over loopback | `attendant` |
-//! | [`catalog`] | all records: on the home share, and a durable local copy | `chance` `cluster` `failpoint` `files` `mutant` `nfs` `volume` |
+//! | [`home`] | the home share: all records, their durable local copy, the trash | `chance` `cluster` `failpoint` `mutant` `nfs` `sys` `volume` |
 //! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `mutant` `nfs` `volume` |
-//! | [`watch`] | metrics for Prometheus and the status page | `plugin` |
-//! | [`plugin`] | the VolumeDriver protocol on a Unix socket, and its client | |
-//! | [`volume`] | names, options, mount options, records: values, no I/O | `nfs` |
+//! | [`monitor`] | metrics for Prometheus and the status page | `docker` |
+//! | [`docker`] | Docker's protocol of volume drivers on a Unix socket, its client, and the engine | |
+//! | [`volume`] | names, options, mount options, records, rights: values, no I/O | `nfs` |
 //! | [`nfs`] | speaking NFS in user space: addresses, probe, directory operations, RPC | `chance` `mutant` |
-//! | `engine` | Docker's engine, asked over its own socket | |
 //! | `attendant` | processes that outlive the daemon: workers, guards, the embedded server | `mutant` |
 //! | [`telemetry`] | the log | |
-//! | `files` | files that are durable and whole | `failpoint` |
-//! | `proc` | what /proc tells of processes | `mutant` |
+//! | [`sys`] | this host as its kernel shows it: processes, mounts, durable files | `failpoint` `mutant` |
 //! | `failpoint` | points at which a test kills the process | |
 //! | `chance` | random numbers, the time of day and since the boot | |
 //! | [`mutant`] | mended faults that tests can put back | |
 //!
 //! Each room imports what its row says and nothing that stands above it; tests/rooms.rs holds the
-//! code to that. Only `mount::sys`, `fuse::sys`, `embedded::sys` and `chance::sys` hold unsafe code.
+//! code to that. Only `kernel::sys`, `fuse::sys`, `embedded::sys` and `chance::sys` hold unsafe code.
 //!
 //! docs/ARCHITECTURE.md has the same list, and follows a Mount, a Remove and a write through the
 //! files.
 
 mod attendant;
-pub mod catalog;
 mod chance;
 pub mod cli;
 pub mod cluster;
-pub mod config;
+mod daemon;
+pub mod docker;
 mod doctor;
 pub mod driver;
 pub mod embedded;
-mod engine;
 #[cfg(feature = "failpoints")]
 mod failpoint;
-mod files;
+pub mod fence;
 pub mod fuse;
-pub mod guard;
+pub mod home;
+pub mod kernel;
 mod migrate;
-pub mod mount;
+pub mod monitor;
 pub mod mutant;
 pub mod nfs;
-pub mod plugin;
-mod proc;
-mod serve;
+pub mod sys;
 pub mod telemetry;
 pub mod volume;
-pub mod watch;

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 pub(crate) use self::copy::{Copied, Copier};
 pub(crate) use self::tree::measure;
-use crate::engine;
+use crate::docker::engine;
 
 /// The engine answers from its own files; more means that it hangs.
 const ENGINE: Duration = Duration::from_secs(30);

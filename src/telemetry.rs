@@ -32,7 +32,7 @@ pub enum TelemetryError {
     Format(String),
     #[error(
         "{0:?} is not a log filter: write a level (off, error, warn, info, debug, trace), or levels by \
-         module such as \"info,nfsvol::plugin=debug\""
+         module such as \"info,nfsvol::docker=debug\""
     )]
     Filter(String),
     #[error(
@@ -69,7 +69,7 @@ impl fmt::Display for Format {
 }
 
 /// Starts the log of this process. `filter` is a level, or levels by module, as in
-/// [`EnvFilter`]: `info`, `warn,nfsvol::plugin=debug`.
+/// [`EnvFilter`]: `info`, `warn,nfsvol::docker=debug`.
 ///
 /// # Errors
 /// [`TelemetryError`]; the process has no log then.
@@ -91,30 +91,41 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
 }
 
 /// What the names of this program's modules go on with behind `nfsvol::`.
-const ROOMS: [&str; 23] = [
+const ROOMS: [&str; 20] = [
     "attendant",
-    "catalog",
     "chance",
     "cli",
     "cluster",
-    "config",
+    "daemon",
+    "docker",
     "doctor",
     "driver",
     "embedded",
-    "engine",
-    "files",
+    "fence",
     "fuse",
-    "guard",
+    "home",
+    "kernel",
     "migrate",
-    "mount",
+    "monitor",
     "mutant",
     "nfs",
-    "plugin",
-    "proc",
-    "serve",
+    "sys",
     "telemetry",
     "volume",
-    "watch",
+];
+
+/// What modules were called before: filters that name them still mean the same.
+const FORMER: [(&str, &str); 10] = [
+    ("catalog", "home"),
+    ("config", "daemon::settings"),
+    ("engine", "docker::engine"),
+    ("files", "sys::files"),
+    ("guard", "fence"),
+    ("mount", "kernel"),
+    ("plugin", "docker"),
+    ("proc", "sys::proc"),
+    ("serve", "daemon::serve"),
+    ("watch", "monitor"),
 ];
 
 /// Refuses what would silence the log by a slip of the pen: nothing at all, a misspelt level, which is
@@ -127,22 +138,41 @@ fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
     if parts.is_empty() || filter.contains('[') {
         return Err(TelemetryError::Filter(filter.to_owned()));
     }
+    let mut known = Vec::new();
     for part in parts {
-        let target = part.split('=').next().unwrap_or(part);
         if part.contains(['=', ':']) || part == NAME {
-            let room = target.strip_prefix(NAME).and_then(|room| match room {
-                "" => Some(None),
-                room => Some(room.strip_prefix("::")?.split("::").next()),
-            });
-            if !room.is_some_and(|room| room.is_none_or(|room| ROOMS.contains(&room))) {
-                return Err(TelemetryError::Module(target.to_owned()));
-            }
+            known.push(by_module(part)?);
         } else {
             // As the level that it has to be.
             let _: Directive = format!("{NAME}={part}").parse().map_err(wrong)?;
+            known.push(part.to_owned());
         }
     }
-    EnvFilter::builder().parse(filter).map_err(wrong)
+    EnvFilter::builder().parse(known.join(",")).map_err(wrong)
+}
+
+/// A part of a filter that names a module, by the name which that module has now.
+fn by_module(part: &str) -> Result<String, TelemetryError> {
+    let (target, level) = match part.split_once('=') {
+        Some((target, level)) => (target, format!("={level}")),
+        None => (part, String::new()),
+    };
+    let unknown = || TelemetryError::Module(target.to_owned());
+    let path = target.strip_prefix(NAME).ok_or_else(unknown)?;
+    if path.is_empty() {
+        return Ok(part.to_owned());
+    }
+    let path = path.strip_prefix("::").ok_or_else(unknown)?;
+    let (room, rest) = match path.split_once("::") {
+        Some((room, rest)) => (room, format!("::{rest}")),
+        None => (path, String::new()),
+    };
+    let former = FORMER.iter().find(|(former, _)| *former == room);
+    let room = former.map_or(room, |(_, now)| now);
+    match ROOMS.contains(&room.split("::").next().unwrap_or(room)) {
+        true => Ok(format!("{NAME}::{room}{rest}{level}")),
+        false => Err(unknown()),
+    }
 }
 
 const NAME: &str = env!("CARGO_PKG_NAME");
@@ -215,10 +245,10 @@ mod tests {
             "WARN",
             "off",
             "3",
-            "warn,nfsvol::plugin=debug",
+            "warn,nfsvol::docker=debug",
             "nfsvol",
             "info,",
-            "nfsvol::fuse::worker=trace,nfsvol::guard=off",
+            "nfsvol::fuse::worker=trace,nfsvol::fence=off",
         ] {
             assert!(parse(good).is_ok(), "{good}");
         }
@@ -234,6 +264,18 @@ mod tests {
         ] {
             let error = parse(bad).unwrap_err();
             assert!(matches!(error, TelemetryError::Module(_)), "{bad}");
+        }
+    }
+
+    #[test]
+    fn former_names_of_modules_mean_what_they_meant() {
+        for (filter, now) in [
+            ("nfsvol::plugin=debug", "nfsvol::docker=debug"),
+            ("nfsvol::mount::lane", "nfsvol::kernel::lane"),
+            ("nfsvol::engine=off", "nfsvol::docker::engine=off"),
+            ("nfsvol::fuse::worker=trace", "nfsvol::fuse::worker=trace"),
+        ] {
+            assert_eq!(by_module(filter).unwrap(), now);
         }
     }
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use lab::{DataPath, Export, Ganesha, Host, Lab, Node, PATIENCE, Part, Result, trial, wait_for};
-use nfsvol::watch::host::Names;
-use nfsvol::watch::{Watched, server, view};
+use nfsvol::monitor::host::Names;
+use nfsvol::monitor::{Watched, server, view};
 use serde_json::{Value, json};
 
 const PORT: u16 = 9469;

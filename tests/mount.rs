@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use lab::{Export, Ganesha, Knfsd, Lab, Node, PATIENCE, Part, Result, Shared, trial};
-use nfsvol::mount::{Attach, Endpoint, KernelPath, KernelSettings, holders};
+use nfsvol::kernel::{Attach, Endpoint, KernelPath, KernelSettings, holders};
 use nfsvol::nfs::address::{Server, Share, SharePath};
 use nfsvol::volume::{MountOptions, VolumeName};
 use serde_json::{Value, json};
@@ -144,7 +144,7 @@ async fn command(path: &KernelPath, words: &[String]) -> Result<Value> {
             json!({ "volumes": volumes.map(|v| (v.volume.to_string(), json!(v.source))).collect::<HashMap<_, _>>() })
         }
         ["holders", name, source] => {
-            let held = nfsvol::mount::Held::Source((*source).to_owned());
+            let held = nfsvol::kernel::Held::Source((*source).to_owned());
             let found = holders::find(&held, &path.mountpoint(&volume(name)?))?;
             json!({ "holders": found.iter().map(|h| json!([h.comm, h.mountpoint])).collect::<Vec<_>>() })
         }

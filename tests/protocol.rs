@@ -117,7 +117,7 @@ impl<'a> Wire<'a> {
         let new = log.get(self.from..).unwrap_or_default().to_owned();
         self.from = log.len();
         new.lines()
-            .filter(|line| line.contains("plugin::call") && line.contains(&self.volume))
+            .filter(|line| line.contains("docker::call") && line.contains(&self.volume))
             .map(str::to_owned)
             .collect()
     }

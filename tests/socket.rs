@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nfsvol::plugin::client::{Client, ClientError};
-use nfsvol::plugin::listen::ListenError;
-use nfsvol::plugin::server::Unfinished;
-use nfsvol::plugin::{
+use nfsvol::docker::client::{Client, ClientError};
+use nfsvol::docker::listen::ListenError;
+use nfsvol::docker::server::Unfinished;
+use nfsvol::docker::{
     Ask, Calls, Created, Listener, Lookup, Scope, Settings, Volume, VolumeDriver, run,
 };
 use serde_json::json;

@@ -15,8 +15,8 @@ use anyhow::{Context, bail, ensure};
 use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
+use crate::docker::client::Client;
 use crate::embedded::process;
-use crate::plugin::client::Client;
 
 /// Where the demo keeps its files: a file system in memory that only the demo sees.
 const PLACE: &str = "/mnt";

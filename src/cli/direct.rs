@@ -5,11 +5,11 @@ use anyhow::{Context, bail};
 use hyper::Method;
 use serde_json::Value;
 
-use crate::config::Config;
+use crate::docker::VolumeDriver;
+use crate::docker::route::{Call, Route};
+use crate::driver::Config;
 use crate::driver::Driver;
 use crate::nfs::address::{Server, Share};
-use crate::plugin::VolumeDriver;
-use crate::plugin::route::{Call, Route};
 
 /// Answers what the daemon would answer on `route`.
 ///

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
-use crate::config::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+use crate::daemon::settings::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 use crate::doctor::{Questions, examine};
 use crate::nfs::address::Share;
 
@@ -20,7 +20,7 @@ pub(super) struct DoctorArgs {
     #[arg(long, env = "NFSVOL_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
     socket: PathBuf,
     /// Socket of Docker's engine
-    #[arg(long, env = "NFSVOL_DOCKER_SOCKET", default_value = crate::engine::DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, env = "NFSVOL_DOCKER_SOCKET", default_value = crate::docker::engine::DEFAULT_SOCKET, value_name = "PATH")]
     docker_socket: PathBuf,
 }
 

@@ -9,9 +9,9 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::output;
-use crate::config::DEFAULT_SOCKET;
+use crate::daemon::settings::DEFAULT_SOCKET;
+use crate::docker::client::Client;
 use crate::migrate::{LocalVolume, local_volumes};
-use crate::plugin::client::Client;
 use crate::volume::VolumeName;
 
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,7 @@ pub(super) struct MigrateArgs {
     #[arg(long, env = "NFSVOL_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
     socket: PathBuf,
     /// Socket of Docker's engine
-    #[arg(long, env = "NFSVOL_DOCKER_SOCKET", default_value = crate::engine::DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, env = "NFSVOL_DOCKER_SOCKET", default_value = crate::docker::engine::DEFAULT_SOCKET, value_name = "PATH")]
     docker_socket: PathBuf,
 }
 

@@ -7,8 +7,8 @@ use anyhow::bail;
 use serde_json::{Value, json};
 
 use super::output;
-use crate::config::DEFAULT_SOCKET;
-use crate::plugin::client::Client;
+use crate::daemon::settings::DEFAULT_SOCKET;
+use crate::docker::client::Client;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RepairArgs {

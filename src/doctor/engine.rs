@@ -10,8 +10,8 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::Finding;
-use crate::engine::NAMES;
-use crate::plugin::client::Client;
+use crate::docker::client::Client;
+use crate::docker::engine::NAMES;
 use crate::volume::VolumeOptions;
 
 /// The engine asks its plugins for their volumes, and waits for one that does not answer.
@@ -107,5 +107,5 @@ async fn drift(docker: &Path, socket: &Path, ours: &[Value]) -> Finding {
 }
 
 async fn get(docker: &Path, path: &str) -> anyhow::Result<Value> {
-    crate::engine::ask(docker, Method::GET, path).await
+    crate::docker::engine::ask(docker, Method::GET, path).await
 }

@@ -10,13 +10,13 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout_at;
 
 use super::Finding;
+use crate::docker::client::ClientError;
 use crate::fuse::FusePath;
-use crate::mount::KernelPath;
-use crate::mount::holders::{self, Held};
-use crate::mount::mountinfo::{MountEntry, MountInfo};
+use crate::kernel::KernelPath;
+use crate::kernel::holders::{self, Held};
 use crate::nfs::connect::detached;
-use crate::plugin::client::ClientError;
-use crate::proc;
+use crate::sys::mountinfo::{MountEntry, MountInfo};
+use crate::sys::proc;
 
 /// statfs(2) on a mount whose server is well takes microseconds.
 const STATFS: Duration = Duration::from_secs(2);

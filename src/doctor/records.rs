@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::Finding;
-use crate::plugin::client::Client;
+use crate::docker::client::Client;
 
 const CHECK: &str = "records";
 /// Some thousand records of a server that is well; the daemon reads several at once.

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{Driver, DriverError};
-use crate::catalog::Adopted;
-use crate::plugin::Adoption;
+use crate::docker::Adoption;
+use crate::home::Adopted;
 use crate::volume::{VolumeName, VolumeOptions};
 
 impl Driver {

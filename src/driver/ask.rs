@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::cluster::LOOK_WAIT;
 use super::{Driver, DriverError};
-use crate::catalog::CatalogError;
+use crate::docker::Ask;
+use crate::home::CatalogError;
 use crate::nfs::admin::Admin;
-use crate::plugin::Ask;
 use crate::volume::{DataPath, VolumeName};
 
 impl Driver {

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::since_boot;
 use crate::chance;
-use crate::files::{write_durably, write_whole};
-use crate::mount::Held as HeldBy;
+use crate::home::since_boot;
+use crate::kernel::Held as HeldBy;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::Share;
+use crate::sys::files::{write_durably, write_whole};
 use crate::volume::{DataPath, VolumeName};
 
 /// Counts the starts of the engine that were seen; in the state directory.
@@ -368,7 +368,8 @@ mod tests {
             let stat = format!("/proc/self/task/{thread}/stat");
             // Sleeping: it has come to the file.
             let waits = || {
-                crate::proc::stat_fields(&fs::read_to_string(&stat).unwrap()).next() == Some("S")
+                crate::sys::proc::stat_fields(&fs::read_to_string(&stat).unwrap()).next()
+                    == Some("S")
             };
             while !waits() {
                 thread::yield_now();

@@ -7,10 +7,10 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 
 use super::{Driver, DriverError};
-use crate::catalog::{Creation, Known};
-use crate::plugin::{Ask, Calls, Created, Lookup, Scope, Volume, VolumeDriver};
+use crate::docker::{Ask, Calls, Created, Lookup, Scope, Volume, VolumeDriver};
+use crate::home::{Creation, Known};
+use crate::monitor::Watched;
 use crate::volume::{Record, VolumeName, VolumeOptions};
-use crate::watch::Watched;
 
 impl Driver {
     fn shown(&self, record: &Record, status: Map<String, Value>) -> Volume {

@@ -10,21 +10,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::attachments::Attachments;
+use super::config::Config;
 use super::elsewhere::Elsewhere;
 use super::together::{Together, Ways};
 use super::turns::Turns;
 use super::{Driver, DriverError};
-use crate::catalog::{Catalog, CatalogError};
 use crate::chance::since_boot;
 use crate::cluster::{Beat, Env, Holding, Host, Member, MemberError, Renewal, Times, layout};
-use crate::config::Config;
-use crate::engine;
-use crate::files::write_durably;
-use crate::fuse::Fence;
-use crate::mount::Holder;
+use crate::docker::engine;
+use crate::home::{Catalog, CatalogError};
+use crate::kernel::Holder;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::Admin;
+use crate::sys::files::write_durably;
+use crate::volume::Right;
 use crate::volume::{Access, Record, VolumeName, VolumeOptions};
 
 /// A random id of this state directory; in it.
@@ -230,7 +230,7 @@ impl Driver {
         home: Option<&Admin>,
         record: &Record,
         deadline: Instant,
-    ) -> Result<Option<Fence>, DriverError> {
+    ) -> Result<Option<Right>, DriverError> {
         let name = &record.name;
         let exclusive = record.options.access == Access::Exclusive;
         let Some(home) = self.together().shared_home(home, name) else {
@@ -280,7 +280,7 @@ impl Driver {
         home: &Admin,
         record: &Record,
         deadline: Instant,
-    ) -> Result<Fence, DriverError> {
+    ) -> Result<Right, DriverError> {
         let (name, member) = (&record.name, &self.cluster.member);
         // What serves it since a time when this host had it before holds what others do not know.
         // Of a daemon that has just started only its session tells what goes on.
@@ -336,22 +336,22 @@ impl Driver {
         }
     }
 
-    fn fence(&self, until: u64) -> Fence {
+    fn fence(&self, until: u64) -> Right {
         let under_way = self.cluster.member.times().under_way().as_millis();
-        Fence {
+        Right {
             until,
             under_way: u32::try_from(under_way).unwrap_or(u32::MAX),
         }
     }
 
     /// Has an exclusive volume watched that has just been mounted by the kernel's client.
-    pub(super) async fn guard(&self, name: &VolumeName, fence: Fence) -> Result<(), DriverError> {
+    pub(super) async fn guard(&self, name: &VolumeName, fence: Right) -> Result<(), DriverError> {
         // Mounting may have taken longer than the right lasted that the claim was made in. Read
         // before the holds: a right of a session that begins now is not for those of the last.
         let until = nanos(self.cluster.member.right_until());
         let held = self.cluster.member.held().contains_key(name);
         let until = if held { until } else { fence.until };
-        self.paths.guard(name, Fence { until, ..fence }).await
+        self.paths.guard(name, Right { until, ..fence }).await
     }
 
     /// Goes on with volumes that were fenced, now that this host has a right again: what Docker

@@ -49,7 +49,7 @@ impl Elsewhere {
         let line = |(host, hold): (&str, &Hold)| {
             json!({
                 "host": host,
-                "since": crate::catalog::rfc3339(hold.since),
+                "since": crate::home::rfc3339(hold.since),
                 "holders": hold.holders,
             })
         };

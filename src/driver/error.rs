@@ -5,12 +5,12 @@ use std::io;
 use rustix::io::Errno;
 
 use super::cluster;
-use crate::catalog::CatalogError;
 use crate::cluster::{Holding, MemberError};
 use crate::embedded::EmbeddedError;
+use crate::fence::GuardError;
 use crate::fuse::{self, FuseError};
-use crate::guard::GuardError;
-use crate::mount::{Holder, MountError};
+use crate::home::CatalogError;
+use crate::kernel::{Holder, MountError};
 use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::AdminError;
 use crate::nfs::probe::ReachError;
@@ -60,7 +60,7 @@ pub enum DriverError {
     #[error(
         "volume {name} is exclusive and {} has it since {}; this host waited until its deadline. \
          Stop it there; if that host is dead, it is free within {} s", cluster::names(std::slice::from_ref(.holding)),
-        crate::catalog::rfc3339(.holding.hold.since), .holding.left.as_secs() + 1
+        crate::home::rfc3339(.holding.hold.since), .holding.left.as_secs() + 1
     )]
     Taken {
         name: VolumeName,

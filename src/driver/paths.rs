@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 
 use super::DriverError;
 use super::attachments::How;
-use crate::config::Config;
-use crate::fuse::{self, Fence, FuseOptions, FusePath};
-use crate::guard::{Fenced, GuardError, Guards, State, Task};
-use crate::mount::{
+use super::config::Config;
+use crate::fence::{Fenced, GuardError, Guards, State, Task};
+use crate::fuse::{self, FuseOptions, FusePath};
+use crate::kernel::{
     self, Endpoint, Held, KernelPath, KernelSettings, MountError, MountedVolume, OwnMount, holders,
 };
 use crate::nfs::address::Share;
 use crate::nfs::admin::MOUNT_OPTIONS;
 use crate::nfs::probe::Reached;
-use crate::volume::{Access, DataPath, MountOptions, Record, VolumeName, VolumeOptions};
+use crate::volume::{Access, DataPath, MountOptions, Record, Right, VolumeName, VolumeOptions};
 
 /// How long making the admin mount of an NFSv4-only share may take.
 const ADMIN_MOUNT_DEADLINE: Duration = Duration::from_secs(20);
@@ -141,7 +141,7 @@ impl Paths {
         share: &Share,
         reached: &Reached,
         options: MountOptions,
-        fence: Option<Fence>,
+        fence: Option<Right>,
         deadline: Instant,
     ) -> Result<How, DriverError> {
         match self.choose_for(&record.options)?.path {
@@ -159,7 +159,7 @@ impl Paths {
                 if own {
                     self.guards.settled(&record.name, deadline).await?;
                 }
-                let attach = mount::Attach {
+                let attach = kernel::Attach {
                     own,
                     volume: record.name.clone(),
                     share: share.clone(),
@@ -191,7 +191,7 @@ impl Paths {
         share: &Share,
         reached: &Reached,
         options: &MountOptions,
-        fence: Option<Fence>,
+        fence: Option<Right>,
         deadline: Instant,
     ) -> Result<How, DriverError> {
         let Some(mount_port) = reached.mount_port.filter(|_| reached.v3) else {
@@ -236,13 +236,13 @@ impl Paths {
     ///
     /// # Errors
     /// When it cannot be; it must not be given to a container then.
-    pub(super) async fn guard(&self, name: &VolumeName, fence: Fence) -> Result<(), DriverError> {
+    pub(super) async fn guard(&self, name: &VolumeName, fence: Right) -> Result<(), DriverError> {
         let own = self.kernel.own_mount(name)?;
         let own = own.ok_or_else(|| DriverError::Vanished(name.clone()))?;
         Ok(self.guards.watch(&self.task(name, own, fence)).await?)
     }
 
-    fn task(&self, name: &VolumeName, own: OwnMount, fence: Fence) -> Task {
+    fn task(&self, name: &VolumeName, own: OwnMount, fence: Right) -> Task {
         Task {
             volume: name.clone(),
             place: own.place,
@@ -369,7 +369,7 @@ impl Paths {
     }
 
     /// What the kernel's NFS client has carried, by mount; nothing if /proc does not tell in time.
-    pub(super) async fn traffic(&self, within: Duration) -> Vec<mount::ShareTraffic> {
+    pub(super) async fn traffic(&self, within: Duration) -> Vec<kernel::ShareTraffic> {
         let kernel = self.kernel.clone();
         let read = tokio::task::spawn_blocking(move || kernel.traffic());
         match tokio::time::timeout(within, read).await {
@@ -382,7 +382,7 @@ impl Paths {
     /// exclusive volume of the kernel's client is taken away from this host.
     pub(super) async fn abort(&self, name: &VolumeName) -> Result<(), DriverError> {
         self.fuse.abort(name).await?;
-        let now = Fence {
+        let now = Right {
             until: 0,
             under_way: 0,
         };

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use super::attachments::Attachment;
 use super::{Driver, DriverError};
-use crate::mount::holders::{self, Holder, Wanted};
-use crate::mount::{Held, MountedVolume};
+use crate::kernel::holders::{self, Holder, Wanted};
+use crate::kernel::{Held, MountedVolume};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::{Share, SharePath};
 use crate::volume::{Record, VolumeName};

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Driver, DriverError};
-use crate::catalog::CatalogError;
+use crate::home::CatalogError;
 use crate::nfs::admin::Admin;
 use crate::volume::VolumeName;
 

@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::DriverError;
-use crate::config::Config;
+use super::config::Config;
 
 /// What is locked as long as a daemon has the state directory. Who can open it can lock it.
 const LOCK: &str = "daemon.lock";

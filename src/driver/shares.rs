@@ -13,11 +13,11 @@ use serde::Serialize;
 
 use super::DriverError;
 use super::attachments::now;
+use super::config::Config;
 use super::paths::Paths;
-use crate::catalog;
-use crate::config::Config;
 use crate::embedded;
-use crate::mount::MountError;
+use crate::home;
+use crate::kernel::MountError;
 use crate::nfs::address::{Server, Share, SharePath};
 use crate::nfs::admin::{Admin, AdminSettings, Space};
 use crate::nfs::probe::{self, Breaker, Ports, Reached};
@@ -221,7 +221,7 @@ impl Shares {
             contacts: Mutex::default(),
             op_deadline: config.op_deadline,
             state_dir: config.state_dir.clone(),
-            frame: catalog::frame().iter().chain(frame).cloned().collect(),
+            frame: home::frame().iter().chain(frame).cloned().collect(),
         }
     }
 

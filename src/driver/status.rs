@@ -11,7 +11,7 @@ use super::attachments::Held;
 use super::cluster::describe;
 use super::elsewhere::Elsewhere;
 use crate::fuse::WorkerStatus;
-use crate::mount::Holder;
+use crate::kernel::Holder;
 use crate::volume::{Access, DataPath, Record, VolumeName};
 
 /// How long a Get may wait for a volume's FUSE worker, which answers in microseconds.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::{LEAVE_TOGETHER, STARTED};
 use super::{Driver, DriverError};
-use crate::catalog::Changes;
+use crate::home::Changes;
 use crate::nfs::address::Share;
 
 /// How often the health of shares in use is looked at.

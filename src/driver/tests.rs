@@ -16,7 +16,7 @@ use super::*;
 use crate::attendant::Post;
 use crate::cluster::Env;
 use crate::embedded::{self, EmbeddedServer};
-use crate::mount::Held;
+use crate::kernel::Held;
 use crate::nfs::probe::Reached;
 use crate::volume::OnRemove;
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use super::DriverError;
 use super::attachments::now;
-use crate::catalog::{Catalog, CatalogError, Creation};
 use crate::cluster::removal::{self, Bound};
 use crate::cluster::{Env, Member, MemberError};
+use crate::home::{Catalog, CatalogError, Creation};
 use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
 use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
@@ -233,7 +233,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
             self.check_elsewhere(home, name).await?;
         }
         let nonce = self.member.nonce();
-        let host = crate::catalog::remover(&self.member.host().name, now());
+        let host = crate::home::remover(&self.member.host().name, now());
         // Shows as well that the share takes changes: an intent by itself changes nothing.
         if let Err(error) = removal::announce(home, name, &nonce, &host).await {
             removal::withdraw(home, name, &nonce).await;

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use super::attachments::now;
 use super::{Driver, DriverError};
-use crate::catalog::{Catalog, TrashEntry};
+use crate::docker::Purge;
+use crate::home::{Catalog, TrashEntry};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::Share;
 use crate::nfs::admin::Admin;
-use crate::plugin::Purge;
 
 /// How long one host of several looks after the trash: each needs to read what it has not seen.
 const TURN: Duration = Duration::from_secs(86_400);

@@ -15,17 +15,17 @@ use serde::Serialize;
 use super::attachments::{Held, now};
 use super::elsewhere::Elsewhere;
 use super::{Driver, DriverError};
-use crate::catalog;
 use crate::cluster::Hold;
 use crate::fuse::WorkerStatus;
-use crate::mount::DeviceId;
-use crate::proc;
-use crate::volume::{Access, DataPath, Record, VolumeName};
-use crate::watch::view::{
+use crate::home;
+use crate::monitor::view::{
     Attached, Cluster, MAX_ATTACHED, MAX_ROWS, MAX_TRASH, Mount, Page, Process, Row, Share, Trash,
     Trashed, View, Worker, Workers,
 };
-use crate::watch::{Watched, metrics, view};
+use crate::monitor::{Watched, metrics, view};
+use crate::sys::mountinfo::DeviceId;
+use crate::sys::proc;
+use crate::volume::{Access, DataPath, Record, VolumeName};
 
 /// How old a view may be: however many ask, /proc and the workers are asked once in this time.
 const FRESH: Duration = Duration::from_secs(1);
@@ -319,7 +319,7 @@ impl Driver {
     }
 }
 
-fn trash(names: &[catalog::Trashed]) -> Trash {
+fn trash(names: &[home::Trashed]) -> Trash {
     let newest = names.iter().rev().take(MAX_TRASH);
     Trash {
         entries: names.len(),
@@ -460,7 +460,7 @@ mod tests {
     fn the_trash_is_shown_newest_first() {
         let name: VolumeName = "db".parse().unwrap();
         let names: Vec<_> = (0..150)
-            .map(|n| catalog::Trashed {
+            .map(|n| home::Trashed {
                 entry: format!("db.{n}"),
                 name: name.clone(),
                 removed_secs: n,

@@ -20,7 +20,7 @@ use fuser::{INodeNo, Notifier};
 use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fspick};
 use tokio::sync::oneshot;
 
-use crate::mount::MountEntry;
+use crate::sys::mountinfo::MountEntry;
 
 use super::fs::Kernel;
 use super::known::Forgetting;

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::nfs::address::{Share, SharePath};
 use crate::volume::VolumeName;
 
-use super::fence::Fence;
 use super::options::FuseOptions;
+use crate::volume::Right;
 
 /// What a worker is to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub struct Task {
     pub options: FuseOptions,
     /// For an exclusive volume: until when to send anything.
     #[serde(default)]
-    pub fence: Option<Fence>,
+    pub fence: Option<Right>,
     /// Where to mount.
     pub mountpoint: PathBuf,
     /// Where the worker keeps its socket.
@@ -87,7 +87,7 @@ pub enum Command {
     Status,
     /// Make everything durable that has been written.
     Flush,
-    /// An exclusive volume may be used until this time (see [`Fence::until`]).
+    /// An exclusive volume may be used until this time (see [`Right::until`]).
     Prolong(u64),
     /// The mount is taken away on the host; serve those who still hold it.
     Leave,

@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
@@ -28,23 +27,14 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::chance::since_boot;
 use crate::nfs::rpc::connector::{Connector, TcpConnector};
 
-/// What the daemon tells a worker at its start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fence {
-    /// Until when the worker may send: nanoseconds of CLOCK_BOOTTIME.
-    pub until: u64,
-    /// How long unacknowledged bytes may stay under way, in milliseconds.
-    pub under_way: u32,
-}
-
 /// Until when a worker may send.
 #[derive(Debug)]
-pub(super) struct Right {
+pub(super) struct RightEnd {
     until: AtomicU64,
     prolonged: Notify,
 }
 
-impl Right {
+impl RightEnd {
     pub(super) fn new(until: u64) -> Self {
         Self {
             until: AtomicU64::new(until),
@@ -89,7 +79,7 @@ fn ended() -> io::Error {
 #[derive(Debug)]
 pub(super) struct FencedConnector {
     pub(super) inner: TcpConnector,
-    pub(super) right: Arc<Right>,
+    pub(super) right: Arc<RightEnd>,
     pub(super) under_way: Duration,
 }
 
@@ -125,7 +115,7 @@ impl Connector for FencedConnector {
 pub(super) struct FencedReader {
     inner: OwnedReadHalf,
     end: Pin<Box<Sleep>>,
-    right: Arc<Right>,
+    right: Arc<RightEnd>,
 }
 
 impl AsyncRead for FencedReader {
@@ -154,7 +144,7 @@ impl AsyncRead for FencedReader {
 #[derive(Debug)]
 pub(super) struct FencedWriter {
     inner: OwnedWriteHalf,
-    right: Arc<Right>,
+    right: Arc<RightEnd>,
 }
 
 impl AsyncWrite for FencedWriter {
@@ -207,7 +197,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_sent_after_the_end_of_the_right() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let right = Arc::new(Right::new(from_now(Duration::from_millis(300))));
+        let right = Arc::new(RightEnd::new(from_now(Duration::from_millis(300))));
         let connector = FencedConnector {
             inner: TcpConnector::new(false),
             right: Arc::clone(&right),

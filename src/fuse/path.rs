@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 use rustix::mount::UnmountFlags;
 
 use crate::attendant::{self, Attendant};
-use crate::mount::{DeviceId, MountInfo};
 use crate::nfs::address::{Share, SharePath};
+use crate::sys::mountinfo::{DeviceId, MountInfo};
 use crate::volume::VolumeName;
 
 use super::control::{Command, Report, Served, Started, Task, WorkerStatus};
-use super::fence::Fence;
 use super::options::FuseOptions;
 use super::worker::{CHECK_TIME, FSTYPE, SUBCOMMAND, our_mount};
+use crate::volume::Right;
 
 /// How long a worker may take to say how it is. It answers in microseconds, unless it is stopped.
 const STATUS_TIME: Duration = Duration::from_secs(2);
@@ -96,7 +96,7 @@ pub struct Attach {
     pub readonly: bool,
     pub options: FuseOptions,
     /// For an exclusive volume.
-    pub fence: Option<Fence>,
+    pub fence: Option<Right>,
 }
 
 /// A volume that is mounted.

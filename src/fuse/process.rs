@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::nfs::rpc::Cred;
-use crate::proc;
+use crate::sys::proc;
 
 /// How long the groups of a process are trusted: a `setgroups` counts after this time.
 const GROUPS_TRUSTED: Duration = Duration::from_secs(2);

@@ -25,17 +25,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::attendant::{self, Post, receive, send};
-use crate::mount::{MountEntry, MountInfo};
 use crate::mutant::{self, Mutant};
 use crate::nfs::rpc::connector::TcpConnector;
 use crate::nfs::rpc::mountd::{Mountd, Ports};
 use crate::nfs::rpc::nfs3::{FileHandle, FileKind, Nfs3};
 use crate::nfs::rpc::{Cred, Settings};
+use crate::sys::mountinfo::{MountEntry, MountInfo};
 use crate::telemetry;
 
 use super::caches::Caches;
 use super::control::{Command, Report, Served, Started, Task, Traffic, WorkerStatus};
-use super::fence::{FencedConnector, Right};
+use super::fence::{FencedConnector, RightEnd};
 use super::fs::Fs;
 use super::glue::{Glue, Load};
 use super::hidden::{self, Hidden};
@@ -56,7 +56,7 @@ pub(super) const CHECK_TIME: Duration = Duration::from_secs(2);
 /// How long a worker without requests keeps memory for the next ones, about.
 const REST_AFTER: Duration = Duration::from_secs(5);
 /// The type of the mounts, as mountinfo shows it.
-pub(super) const FSTYPE: &str = crate::mount::FUSE_FSTYPE;
+pub(super) const FSTYPE: &str = crate::sys::mountinfo::FUSE_FSTYPE;
 
 /// Why a worker did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +132,7 @@ struct Begun {
 async fn begin(
     task: &Task,
     worker: &str,
-    right: Option<&Arc<Right>>,
+    right: Option<&Arc<RightEnd>>,
 ) -> Result<Begun, WorkerError> {
     let nfs = connect(task, right).await?;
     let export = ask_for_export(task).await?;
@@ -164,7 +164,7 @@ async fn begin(
 
 /// Answers the daemon before the volume is served: the right may end sooner than the start, which
 /// then waits for it. Who asks anything else has no answer, at once.
-async fn hear_of_the_right(listener: &UnixListener, right: Option<&Right>) -> Infallible {
+async fn hear_of_the_right(listener: &UnixListener, right: Option<&RightEnd>) -> Infallible {
     loop {
         let Ok((mut stream, _)) = listener.accept().await else {
             tokio::time::sleep(COMMAND_TIME).await;
@@ -184,7 +184,7 @@ async fn hear_of_the_right(listener: &UnixListener, right: Option<&Right>) -> In
 
 async fn serve(task: &Task) -> Result<(), WorkerError> {
     let (post, listener) = Post::take(&task.run_dir).step("be found again")?;
-    let right = task.fence.map(|fence| Arc::new(Right::new(fence.until)));
+    let right = task.fence.map(|fence| Arc::new(RightEnd::new(fence.until)));
     let begun = tokio::select! {
         begun = begin(task, post.name(), right.as_ref()) => begun?,
         never = hear_of_the_right(&listener, right.as_deref()) => match never {},
@@ -322,7 +322,7 @@ fn settings(task: &Task) -> Settings {
     settings
 }
 
-async fn connect(task: &Task, right: Option<&Arc<Right>>) -> Result<Nfs3, WorkerError> {
+async fn connect(task: &Task, right: Option<&Arc<RightEnd>>) -> Result<Nfs3, WorkerError> {
     let connected = match (right, task.fence) {
         (Some(right), Some(fence)) => {
             let settings = settings(task);
@@ -453,7 +453,7 @@ struct Control {
     fs: Arc<Fs>,
     load: Arc<Load>,
     leaving: AtomicBool,
-    right: Option<Arc<Right>>,
+    right: Option<Arc<RightEnd>>,
     abort: mpsc::Sender<()>,
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use lab::{Export, Ganesha, Lab, PATIENCE, Result};
 use libtest_mimic::Trial;
-use nfsvol::fuse::Fence;
+use nfsvol::volume::Right;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use crate::{EXPORT, Host, fuse_trial, nas};
@@ -565,7 +565,7 @@ fn right(lab: &'static Lab) -> Result {
     let uptime = fs::read_to_string("/proc/uptime")?;
     let uptime: u64 = uptime.split('.').next().context("no uptime")?.parse()?;
     let mut attach = host.attach.clone();
-    attach.fence = Some(Fence {
+    attach.fence = Some(Right {
         until: (uptime + 3600) * 1_000_000_000,
         under_way: 1000,
     });

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use lab::{Export, Ganesha, Lab, PATIENCE, Result, Shared, wait_for};
 use libtest_mimic::Trial;
-use nfsvol::fuse::Fence;
+use nfsvol::volume::Right;
 
 use crate::{EXPORT, Host, fuse_trial};
 
@@ -449,7 +449,7 @@ fn late_right(lab: &'static Lab) -> Result {
     let host = Host::mount(nas, "late-right", "")?;
     host.detach()?;
     let mut attach = host.attach.clone();
-    attach.fence = Some(Fence {
+    attach.fence = Some(Right {
         until: 0,
         under_way: 1000,
     });

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::MigrateArgs;
 use crate::cli::print;
+use crate::docker::client::Client;
 use crate::migrate::{Copied, Copier, LocalVolume, local_volumes, measure};
-use crate::plugin::client::Client;
 
 /// Who holds the new volume while it is filled. Always the same, so that the next run lets go of
 /// what one that was killed held.
@@ -24,7 +24,7 @@ pub(super) async fn copy(args: &MigrateArgs, found: &[LocalVolume]) -> anyhow::R
     let stop = Arc::new(AtomicBool::new(false));
     let signalled = stop.clone();
     tokio::spawn(async move {
-        crate::serve::stopped().await;
+        crate::daemon::serve::stopped().await;
         signalled.store(true, Ordering::Relaxed);
     });
     let mut lines = Vec::new();

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::wires::Clock;
 use super::{Start, server};
-use crate::catalog::{Catalog, CatalogError, Creation};
 use crate::cluster::{Claimed, Env, Host as Identity, Member, Times};
 use crate::driver::DriverError;
 use crate::driver::together::{Together, Ways};
+use crate::home::{Catalog, CatalogError, Creation};
 use crate::nfs::admin::{Admin, simulated};
 use crate::volume::{Access, OnRemove, Record, VolumeName, VolumeOptions};
 
@@ -112,7 +112,7 @@ impl Parts {
             id: format!("id of {number}"),
             boot: "boot".to_owned(),
         };
-        let mut places = crate::catalog::frame().to_vec();
+        let mut places = crate::home::frame().to_vec();
         places.push(crate::cluster::layout::hosts());
         places.push(crate::cluster::layout::host_dir(&host.name));
         admin.keep_handles(&places);

@@ -481,7 +481,7 @@ async fn what_another_host_replaced_is_never_answered_from_a_kept_handle() {
     let Some(lab) = lab().await else { return };
     let settings = settings_for(lab.server.as_ref().unwrap().addr.port());
     let other = Admin::v3(lab.admin.share().clone(), settings);
-    let frame = crate::catalog::frame();
+    let frame = crate::home::frame();
     for admin in [&lab.admin, &other] {
         admin.keep_handles(&frame);
     }

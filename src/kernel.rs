@@ -1,0 +1,33 @@
+//! The kernel data path: volumes through the kernel's own NFS client.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`path`] | attach, detach, health, idle shares: what the driver calls |
+//! | `own` | a mount of an exclusive volume's own |
+//! | [`holders`] | which processes and containers hold a volume |
+//! | [`stats`] | what the kernel's NFS client has carried, parsed |
+//! | `shares` | the share mounts below the mount root, and the calls on them |
+//! | `share` | mounting a share: versions, parameters, fsopen or mount(2) |
+//! | `bind` | from a mounted share to a volume's own mount |
+//! | `lane` | blocking calls with a deadline |
+//! | `sys` | system calls that need unsafe code |
+
+mod bind;
+mod error;
+pub mod holders;
+mod lane;
+mod own;
+pub mod path;
+mod share;
+mod shares;
+pub mod stats;
+mod sys;
+
+pub use error::{Attempt, MountError, Step};
+pub use holders::{Held, Holder};
+pub use path::{
+    Attach, Attached, Detached, Endpoint, Health, KernelPath, KernelSettings, MountedVolume,
+    ShareTraffic,
+};
+
+pub use own::OwnMount;
