@@ -1,4 +1,4 @@
-//! Each mended fault of the catalog, the cluster, the driver, the guard and the mounts that can be put back
+//! Each mended fault of the catalog, the cluster, the driver, the fence and the kernel data path that can be put back
 //! is named by a test as one to be put back: `Mutant::Name`, or "Name" for a process's NFSVOL_MUTANT.
 //!
 //! Known limit: that the test then finds the fault is the test's to say.
@@ -54,7 +54,7 @@ fn names(text: &str, name: &str) -> bool {
 
 #[test]
 fn each_mended_fault_is_put_back_by_a_test() {
-    let rooms = ["catalog", "cluster", "driver", "guard", "mount"];
+    let rooms = ["home", "cluster", "driver", "fence", "kernel", "sys"];
     let switches = sources_of(
         &rooms
             .map(|room| format!("src/{room}"))
