@@ -10,6 +10,7 @@
 //! | `share` | mounting a share: versions, parameters, fsopen or mount(2) |
 //! | `bind` | from a mounted share to a volume's own mount |
 //! | `lane` | blocking calls with a deadline |
+//! | `trap` | kernels and servers that do not go together |
 //! | `sys` | system calls that need unsafe code |
 
 mod bind;
@@ -22,6 +23,7 @@ mod share;
 mod shares;
 pub mod stats;
 mod sys;
+mod trap;
 
 pub use error::{Attempt, MountError, Step};
 pub use holders::{Held, Holder};

@@ -26,6 +26,8 @@ macro_rules! mutants {
 }
 
 mutants! {
+    /// A version over which this kernel and the server do not go together is mounted all the same.
+    TrapsAreMounted,
     /// A look at the other hosts forgets how long an earlier one of this host's name is silent.
     NamesakesAreForgotten,
     /// After a restart a host does not know from which directory it has read a restored record.

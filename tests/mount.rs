@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use lab::{Export, Ganesha, Knfsd, Lab, Node, PATIENCE, Part, Result, Shared, trial};
+use lab::{Export, Ganesha, Knfsd, Lab, Linux, Node, PATIENCE, Part, Result, Shared, trial};
 use nfsvol::kernel::{Attach, Endpoint, KernelPath, KernelSettings, holders};
 use nfsvol::nfs::address::{Server, Share, SharePath};
 use nfsvol::volume::{MountOptions, VolumeName};
@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 const ROOT: &str = "/var/lib/nfsvol/mnt";
 const GANESHA: &[Part] = &[Part::Ganesha, Part::Guest];
+const NEWER: &[Part] = &[Part::Ganesha, Part::Guest, Part::NewerLinux];
 const KNFSD: &[Part] = &[Part::Knfsd, Part::Guest];
 /// Held by trials with a silent server: the kernel's mounts of other servers may wait for it.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -35,6 +36,11 @@ fn main() -> ExitCode {
         vec![
             trial("every_version_carries_a_volume", GANESHA, every_version),
             trial("the_best_version_is_negotiated", KNFSD, best_version),
+            trial(
+                "a_version_that_kernel_and_server_cannot_speak_is_left_out",
+                NEWER,
+                left_out,
+            ),
             trial("ipv6_carries_a_volume", GANESHA, ipv6),
             trial("a_refusal_says_what_was_tried", GANESHA, refusals),
             trial(
@@ -295,6 +301,47 @@ fn every_version(lab: &'static Lab) -> Result {
     client.ok("idle")?;
     let mountinfo = client.mountinfo()?;
     ensure!(!mountinfo.contains(&share), "{mountinfo}");
+    Ok(())
+}
+
+/// Linux since 6.19 asks for delegations of directories, and nfs-ganesha before 9.11 refuses the whole
+/// request.
+fn left_out(lab: &'static Lab) -> Result {
+    let nas = nas(lab)?;
+    let guest: &'static Node = Box::leak(Box::new(Node::guest_of(lab, "newer", Linux::V7_2)?));
+    let client = Client(guest);
+    client.ok("kernel")?;
+    directory(nas, "newer/some/where")?;
+    let share = nas.share("/srv/export/newer");
+    let both = format!("attach first {share} some - 20000 -- attach second {share} some - 20000");
+    for attached in client.run(&both)? {
+        ensure!(attached["version"] == "4.0", "{attached}");
+        let warned = attached["warnings"].to_string();
+        ensure!(
+            warned.contains("NFSv4.1 not used: this kernel"),
+            "{attached}"
+        );
+        let place = attached["mountpoint"].as_str().context("no place")?;
+        let seen = client.sh(&format!("for n in 1 2 3 4; do ls -l {place}; done"))?;
+        ensure!(seen.matches("where").count() == 4, "{seen}");
+    }
+    // Not behind the user's back.
+    let error = client.err(&format!("attach third {share} some nfsvers=4.1 20000"))?;
+    ensure!(
+        error.contains("delegations of directories") && error.contains("next: update the server"),
+        "{error}"
+    );
+    // What it is for: without the look it is mounted, and directories cannot be read.
+    let attach = format!("kernel-path attach third {share} some nfsvers=4.1 20000");
+    let exe = std::env::current_exe()?;
+    guest.sh(&format!(
+        "NFSVOL_MUTANT=TrapsAreMounted {} {attach}",
+        exe.display()
+    ))?;
+    let look =
+        format!("import os; d = os.open('{ROOT}/volumes/third', 0); os.listdir(d); os.fstat(d)");
+    let listed = guest.sh(&format!("python3 -c \"{look}\" 2>&1 || true"))?;
+    ensure!(listed.contains("Remote I/O error"), "{listed}");
     Ok(())
 }
 

@@ -261,7 +261,9 @@ fn next_step(attempts: &[Attempt]) -> &'static str {
             .iter()
             .any(|attempt| errnos.contains(&attempt.errno))
     };
-    if any(&[Errno::NOENT]) {
+    if let Some(way_out) = super::trap::way_out(attempts) {
+        way_out
+    } else if any(&[Errno::NOENT]) {
         "see which exports the server has for this host (showmount -e SERVER); with NFSv4 alone, paths begin at its pseudo root"
     } else if any(&[Errno::ACCESS, Errno::PERM]) {
         "allow this host in the server's exports, and check sec= (exportfs -v on a Linux server)"

@@ -288,7 +288,6 @@ impl KernelPath {
             share_key(&request.share, &request.options)
         };
         let request = Arc::new(request);
-        let mut warnings = Vec::new();
         for _ in 0..ROUNDS {
             let state = self.0.state(&key, &request.share.to_string());
             state.touch();
@@ -309,17 +308,15 @@ impl KernelPath {
                 Round::Bound(entry) => {
                     state.touch();
                     state.bound_from(entry.addr());
-                    return Ok(self.attached(&request, &entry, warnings));
+                    return Ok(self.attached(&request, &entry, state.warnings()));
                 }
                 Round::NotMounted => {
-                    warnings = self
-                        .mount_share(&state, &key, &request, None, deadline)
+                    self.mount_share(&state, &key, &request, None, deadline)
                         .await?;
                 }
                 Round::Stale(id) => {
                     tracing::warn!(share = %request.share, "stale; mounting it anew");
-                    warnings = self
-                        .mount_share(&state, &key, &request, Some(id), deadline)
+                    self.mount_share(&state, &key, &request, Some(id), deadline)
                         .await?;
                 }
             }
@@ -395,12 +392,12 @@ impl KernelPath {
     /// be put out of the way first.
     async fn mount_share(
         &self,
-        state: &ShareState,
+        state: &Arc<ShareState>,
         key: &str,
         request: &Arc<Attach>,
         stale: Option<u64>,
         deadline: Instant,
-    ) -> Result<Vec<String>, MountError> {
+    ) -> Result<(), MountError> {
         let _alone = until(
             deadline,
             &request.share,
@@ -410,6 +407,7 @@ impl KernelPath {
         .await?;
         let (inner, request) = (self.0.clone(), request.clone());
         let place = self.0.shares.join(key);
+        let of = state.clone();
         state
             .calls
             .run(Step::MountShare, deadline, move |ticket| {
@@ -419,7 +417,7 @@ impl KernelPath {
                     options: &request.options,
                     target: &place,
                 };
-                inner.mount_share(&mount, stale, ticket)
+                inner.mount_share(&mount, &of, stale, ticket)
             })
             .await
     }
@@ -441,6 +439,7 @@ impl KernelPath {
         let state = self.0.state(&key, &share.to_string());
         let _alone = until(deadline, share, Step::MountShare, state.lock.write()).await?;
         let (inner, share, target) = (self.0.clone(), share.clone(), place.clone());
+        let of = state.clone();
         state
             .calls
             .run(Step::MountShare, deadline, move |ticket| {
@@ -455,7 +454,7 @@ impl KernelPath {
                     let asked = bind::open_root(entry).and_then(bind::revalidate);
                     asked.is_err_and(|errno| errno == Errno::STALE)
                 });
-                inner.mount_share(&mount, stale.map(|entry| entry.id), ticket)
+                inner.mount_share(&mount, &of, stale.map(|entry| entry.id), ticket)
             })
             .await?;
         state.pinned.store(true, Ordering::Relaxed);

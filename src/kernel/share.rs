@@ -9,7 +9,7 @@
 //! between the caller's probe and the mount then keeps a thread until it answers.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ use super::error::{Attempt, MountError, Step};
 use super::lane::Ticket;
 use super::path::Endpoint;
 use super::sys::{Aside, Call};
+use super::trap;
+use crate::mutant::{self, Mutant};
 use crate::nfs::address::{Server, Share, SharePath};
 use crate::volume::{MountOptions, NfsVersion};
 
@@ -110,12 +112,13 @@ fn parameters(plan: &ShareMount<'_>, version: NfsVersion) -> Vec<(&'static str, 
 type Outcome = Result<(), Attempt>;
 
 impl ShareMount<'_> {
-    /// Mounts the share with the best version that works.
+    /// Mounts the share with the best version that works. Answers with what users should know of
+    /// better ones.
     ///
     /// # Errors
     /// [`MountError::Refused`] with what was tried, [`MountError::Timeout`], and the others of
     /// this step.
-    pub(super) fn mount(&self, ticket: &Ticket) -> Result<(), MountError> {
+    pub(super) fn mount(&self, ticket: &Ticket) -> Result<Option<String>, MountError> {
         let Endpoint { addr, v3, v4, .. } = self.endpoint;
         let seen = |version: &&NfsVersion| if version.is_v4() { v4 } else { v3 };
         let mut candidates = self
@@ -144,7 +147,7 @@ impl ShareMount<'_> {
                 continue;
             }
             let attempt = match self.attempt_settled(version, ticket)? {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(trap::warning(&attempts)),
                 Err(attempt) => attempt,
             };
             tracing::debug!(share = %self.share, %attempt, "mount attempt");
@@ -217,12 +220,14 @@ impl ShareMount<'_> {
             .checked_sub(MARGIN)
             .unwrap_or(now)
             .min(now + CREATE_LIMIT);
-        let creation =
-            Aside::start(Call::Create, context.as_fd()).map_err(|source| MountError::Local {
+        let aside = |call, fd: BorrowedFd<'_>| {
+            Aside::start(call, fd).map_err(|source| MountError::Local {
                 step: Step::MountShare,
                 what: "starting a process for the mount".to_owned(),
                 source,
-            })?;
+            })
+        };
+        let creation = aside(Call::Create, context.as_fd())?;
         fail::fail_point!("mount.creating", |_| crate::failpoint::die());
         let created = creation.wait(Some(deadline));
         if let Err(errno) = created {
@@ -233,6 +238,17 @@ impl ShareMount<'_> {
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
             .map_err(|errno| self.local("fsmount", errno))?;
+        if let Err(errno) = aside(Call::Look, mount.as_fd())?.wait(Some(deadline))
+            && let Some(why) = trap::why(errno)
+            && !mutant::is_on(Mutant::TrapsAreMounted)
+        {
+            let detail = why.to_owned();
+            return Ok(Err(Attempt {
+                version,
+                errno,
+                detail,
+            }));
+        }
         ticket
             .commit()
             .map_err(|errno| self.local("given up", errno))?;

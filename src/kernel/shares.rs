@@ -53,6 +53,8 @@ pub(super) struct ShareState {
     last_used: Mutex<Instant>,
     /// The address that volumes were last bound from.
     addr: Mutex<Option<IpAddr>>,
+    /// What users of its volumes should know.
+    warnings: Mutex<Vec<String>>,
     /// Whether the driver itself works on this mount, volumes or not.
     pub(super) pinned: AtomicBool,
 }
@@ -66,12 +68,18 @@ impl ShareState {
             unmounts: Lane::patient(name),
             last_used: Mutex::new(Instant::now()),
             addr: Mutex::default(),
+            warnings: Mutex::default(),
             pinned: AtomicBool::new(false),
         })
     }
 
     pub(super) fn touch(&self) {
         *lock(&self.last_used) = Instant::now();
+    }
+
+    /// What users of its volumes should know, since it was mounted by this process.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        lock(&self.warnings).clone()
     }
 
     pub(super) fn bound_from(&self, addr: Option<IpAddr>) {
@@ -270,30 +278,36 @@ impl Shares {
     pub(super) fn mount_share(
         &self,
         mount: &ShareMount<'_>,
+        state: &ShareState,
         stale: Option<u64>,
         ticket: &Ticket,
-    ) -> Result<Vec<String>, MountError> {
+    ) -> Result<(), MountError> {
         let place = mount.target;
         match self.mountinfo()?.at(place) {
             Some(entry) if Some(entry.id) == stale => {
                 bind::take_away(place, true)
                     .map_err(|errno| local(Step::MountShare, place, errno))?;
             }
-            Some(_) => return Ok(Vec::new()), // another call was first
+            Some(_) => return Ok(()), // another call was first
             None => {}
         }
         let began = Instant::now();
-        mount.mount(ticket)?;
+        let mut warnings: Vec<String> = mount.mount(ticket)?.into_iter().collect();
         fail::fail_point!("mount.share", |_| crate::failpoint::die());
         let Some(entry) = self.mountinfo()?.at(place).cloned() else {
-            return Ok(Vec::new()); // taken away at once; the next round sees it
+            return Ok(()); // taken away at once; the next round sees it
         };
         tracing::info!(
             share = %mount.share, addr = %mount.endpoint.addr,
             version = entry.super_option("vers"), milliseconds = began.elapsed().as_millis(),
             "share mounted"
         );
-        Ok(self.set_read_ahead(&entry).err().into_iter().collect())
+        for warning in &warnings {
+            tracing::warn!(share = %mount.share, "{warning}");
+        }
+        warnings.extend(self.set_read_ahead(&entry).err());
+        *lock(&state.warnings) = warnings;
+        Ok(())
     }
 
     /// Sets how far the kernel reads ahead on a share, as nfsrahead(8) does.
