@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -142,13 +141,6 @@ fn polls_in(time: Duration) -> u64 {
     u64::try_from(time.as_millis().div_ceil(POLL.as_millis())).unwrap_or(u64::MAX)
 }
 
-/// Trials count calls by the second: one at a time.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn alone() -> Result<std::sync::MutexGuard<'static, ()>> {
-    ALONE.lock().map_err(|_| anyhow!("another trial panicked"))
-}
-
 fn server(lab: &'static Lab, name: &str, export: &str) -> Result<Ganesha> {
     Ganesha::start(lab, name, &[Export::new(export)])
 }
@@ -158,7 +150,6 @@ fn sum(calls: &Calls) -> u64 {
 }
 
 fn at_rest(lab: &'static Lab) -> Result {
-    let _alone = alone()?;
     let nas = server(lab, "rest-nas", "/srv/rest")?;
     let host = Host::start(lab, "rest", &nas, "/srv/rest")?;
     host.ok(Call::create("first", &[]))?;
@@ -270,7 +261,6 @@ const DAY: u64 = 86_400;
 
 /// The trash of a share of 12 hosts is emptied by the one whose day it is.
 fn emptying(lab: &'static Lab) -> Result {
-    let _alone = alone()?;
     let nas = server(lab, "trash-nas", "/srv/trash")?;
     let hour = Duration::from_secs(3600);
     let host = Host::start_with(lab, "m", &nas, "/srv/trash", hour)?;
@@ -366,7 +356,6 @@ fn put_others(own: &std::path::Path, before: usize) -> Result {
 }
 
 fn change(lab: &'static Lab) -> Result {
-    let _alone = alone()?;
     let nas = server(lab, "change-nas", "/srv/change")?;
     let a = Host::start(lab, "change-a", &nas, "/srv/change")?;
     let b = Host::start(lab, "change-b", &nas, "/srv/change")?;
@@ -414,7 +403,6 @@ fn change(lab: &'static Lab) -> Result {
 }
 
 fn each_call(lab: &'static Lab) -> Result {
-    let _alone = alone()?;
     let nas = server(lab, "calls-nas", "/srv/calls")?;
     let hour = Duration::from_secs(3600);
     let host = Host::start_with(lab, "calls", &nas, "/srv/calls", hour)?;
@@ -457,7 +445,6 @@ fn each_call(lab: &'static Lab) -> Result {
 /// On an attached share, through the kernel's client, whose own calls are counted as well.
 fn mounts(lab: &'static Lab) -> Result {
     const VOLUMES: u64 = 10;
-    let _alone = alone()?;
     let nas = server(lab, "mounts-nas", "/srv/mounts")?;
     let proxy = Proxy::start(lab, "mounts-way", &nas.ip(), &PORTS)?;
     let hour = Duration::from_secs(3600);

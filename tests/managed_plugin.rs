@@ -8,7 +8,7 @@ use anyhow::ensure;
 use lab::docker::{Engine, IMAGE};
 use lab::ganesha::LONG_LEASE;
 use lab::host::DataPath;
-use lab::{Export, Ganesha, Lab, Node, PATIENCE, Part, Result, Shared, trial, wait_for};
+use lab::{Export, Ganesha, Lab, Linux, Node, PATIENCE, Part, Result, Shared, trial, wait_for};
 
 /// One server for all trials.
 static NAS: Shared<Ganesha> = Shared::new();
@@ -40,7 +40,7 @@ fn managed(lab: &'static Lab, data_path: DataPath) -> Result {
     let volumes = nas.local(export);
     let node = match data_path {
         DataPath::Fuse => Node::machine(lab, name)?,
-        DataPath::Kernel => Node::guest(lab, name)?,
+        DataPath::Kernel => Node::guest_of(lab, name, Linux::newest())?,
     };
     let node: &'static Node = Box::leak(Box::new(node));
     let engine = Engine::start(lab, node)?;

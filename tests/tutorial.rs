@@ -46,7 +46,7 @@ const WAYS: [Way; 4] = [
         host: |lab| {
             static HOST: Shared<Host> = Shared::new();
             let share = knfsd(lab)?.share();
-            HOST.get(|| Host::start(lab, "other-guest", DataPath::Kernel, &share))
+            HOST.get(|| Host::start_newer(lab, "other-guest", &share))
         },
     },
     Way {

@@ -5,7 +5,7 @@ use anyhow::Context;
 use serde_json::Value;
 
 use super::docker::{Engine, IMAGE, Nfsvol};
-use super::node::Node;
+use super::node::{Linux, Node};
 use super::process::Output;
 use super::{Lab, Result};
 
@@ -44,6 +44,23 @@ impl Host {
             DataPath::Fuse => (Node::machine(lab, name)?, "fuse"),
             DataPath::Kernel => (Node::guest(lab, name)?, "kernel"),
         };
+        Self::on(lab, node, word, share, serve, dockerd)
+    }
+
+    /// As [`Self::start`] on the kernel data path of [`Linux::newest`], which takes less of the machine.
+    pub fn start_newer(lab: &'static Lab, name: &str, share: &str) -> Result<Self> {
+        let node = Node::guest_of(lab, name, Linux::newest())?;
+        Self::on(lab, node, "kernel", share, &[], &[])
+    }
+
+    fn on(
+        lab: &'static Lab,
+        node: Node,
+        word: &str,
+        share: &str,
+        serve: &[&str],
+        dockerd: &[&str],
+    ) -> Result<Self> {
         // Its processes keep references to it, and hosts live as long as the lab.
         let node: &'static Node = Box::leak(Box::new(node));
         let mut args = vec!["--share", share, "--data-path", word];
