@@ -11,6 +11,8 @@ PREFIX ?= /usr/local
 # cargo deny fetches the advisory database from GitHub; ADVISORIES=1 asks for that too.
 DENY_CHECKS := bans licenses sources $(if $(ADVISORIES),advisories)
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help
 help: ## Show this list
@@ -48,7 +50,13 @@ test: ## Test everything on real parts (as root; installs Debian packages that a
 	crates/lab/setup
 	+$(MAKE) --no-print-directory judges
 	$(TEST) --workspace --no-run
-	+$(MAKE) --jobs=3 --keep-going --output-sync=target --no-print-directory $(TESTS:%=of-%)
+	rm -rf $(RUN)
+	+$(MAKE) --jobs=3 --keep-going --output-sync=target --no-print-directory $(TESTS:%=of-%); code=$$?; \
+	echo 'seconds target'; sort -rn $(RUN)/*.seconds; awk '$(SUMMARY)' $(RUN)/*.log; exit $$code
+
+# Where each target keeps its output and its seconds, and which lines of it say how it ended.
+RUN := target/test
+SUMMARY := /^ +(Running|Doc-tests) |^test .* FAILED$$|^test result: /
 
 # Three at a time, because most of what they do is wait; each shows its output when it has ended. The
 # longest first, so that busy ones run beside idle ones. Tests run make(1) themselves, alone.
@@ -59,14 +67,14 @@ LONGEST := fuse faults fence power unit services two_hosts cluster_simulation tu
 TESTS := $(LONGEST) $(filter-out $(LONGEST) upgrade,$(basename $(notdir $(wildcard tests/*.rs))) \
 	simulation cluster_simulation unit docs-of-the-code)
 
-of-unit:
-	$(TEST) --workspace --lib --bins
-
-of-docs-of-the-code:
-	$(TEST) --workspace --doc
+of-unit: WHAT = --workspace --lib --bins
+of-docs-of-the-code: WHAT = --workspace --doc
+of-%: WHAT = --test $*
 
 of-%:
-	$(TEST) --test $*
+	@mkdir -p $(RUN); echo 'cargo test $(WHAT)'; SECONDS=0; \
+	$(TEST) $(WHAT) 2>&1 | tee $(RUN)/$*.log; code=$$?; \
+	printf '%7d %s\n' $$SECONDS $* >$(RUN)/$*.seconds; exit $$code
 
 # More of what chance decides; the seeds that `make test` has tried are not tried again.
 .PHONY: test-long
