@@ -1,5 +1,5 @@
 //! Each mended fault of the catalog, the cluster, the driver, the fence and the kernel data path that can be put back
-//! is named by a test as one to be put back: `Mutant::Name`, or "Name" for a process's NFSVOL_MUTANT.
+//! is named by a test as one to be put back: `Mutant::Name`, or "Name" or NFSVOL_MUTANT=Name for a process.
 //!
 //! Known limit: that the test then finds the fault is the test's to say.
 
@@ -69,7 +69,8 @@ fn each_mended_fault_is_put_back_by_a_test() {
     assert!(mutants.len() > 10, "{mutants:?}");
     for name in mutants {
         let is_found = names(&tests, &format!("Mutant::{name}"))
-            || for_processes.contains(&format!("\"{name}\""));
+            || for_processes.contains(&format!("\"{name}\""))
+            || names(&for_processes, &format!("NFSVOL_MUTANT={name}"));
         assert!(is_found, "{name} is put back by no test");
     }
 }
