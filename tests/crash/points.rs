@@ -222,8 +222,8 @@ fn crash(world: World, point: &str, op: Op, path: Path, by: By) -> Result {
         First | Create => created(&world, &create, other)?,
         Mount => mounted(&world)?,
         Unmount => unmounted(&world)?,
-        Remove | Delete => removed(&world, op, other)?,
-        RemoveHere => removed_here(&world)?,
+        Remove | Delete => removed(&world, op, other, &b)?,
+        RemoveHere => removed_here(&world, &b)?,
         Restore => restored(&world, &b)?,
     }
     if op != First {
@@ -366,9 +366,9 @@ fn unmounted(world: &World) -> Result {
     Ok(())
 }
 
-fn removed(world: &World, op: Op, other: bool) -> Result {
-    let (a, b) = (&world.a, &world.b);
-    let again = if other { b } else { a };
+fn removed(world: &World, op: Op, other: bool, b: &Nfsvol) -> Result {
+    let a = &world.a;
+    let again = if other { &world.b } else { a };
     again.ok(Call::remove(VOLUME))?;
     a.ok(Call::remove(VOLUME))?;
     ensure!(!world.agree(VOLUME)?, "removed, and still there");
@@ -383,10 +383,21 @@ fn removed(world: &World, op: Op, other: bool) -> Result {
     again.ok(restore())?;
     ensure!(world.agree(VOLUME)?);
     ensure!(world.disk.0.join(DIR).join("precious").exists());
-    Ok(())
+    tidied(world, b)
 }
 
-fn removed_here(world: &World) -> Result {
+/// What a restore leaves that had to ask the server again is swept once it is old.
+fn tidied(world: &World, b: &Nfsvol) -> Result {
+    let files = || world.disk.names(&format!("volumes/{VOLUME}"));
+    if files().len() > 1 {
+        world.disk.age_restored(VOLUME)?;
+        b.kill()?;
+        b.up()?;
+    }
+    wait_for("what was left to be swept", PATIENCE, || files().len() == 1)
+}
+
+fn removed_here(world: &World, b: &Nfsvol) -> Result {
     let a = &world.a;
     a.ok(Call::remove(VOLUME))?;
     ensure!(!a.knows(VOLUME)?);
@@ -395,7 +406,7 @@ fn removed_here(world: &World) -> Result {
     ensure!(entries.len() == 1, "{entries:?}");
     world.b.ok(restore())?;
     ensure!(world.disk.0.join(DIR).join("precious").exists());
-    Ok(())
+    tidied(world, b)
 }
 
 fn restored(world: &World, b: &Nfsvol) -> Result {
