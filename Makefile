@@ -60,7 +60,7 @@ SUMMARY := /^ +(Running|Doc-tests) |^test .* FAILED$$|^test result: /
 
 # Three at a time, because most of what they do is wait; each shows its output when it has ended. The
 # longest first, so that busy ones run beside idle ones. Tests run make(1) themselves, alone.
-TEST := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(CARGO) test --locked --features failpoints
+TEST := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(CARGO) test --locked --workspace --features failpoints
 LONGEST := fuse faults fence power unit services two_hosts cluster_simulation tutorial cost crash lab_selftest \
 	simulation managed_plugin
 # An upgrade needs the program of an earlier commit: make test-long.

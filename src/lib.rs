@@ -22,10 +22,18 @@
 //! | [`sys`] | this host as its kernel shows it: processes, mounts, durable files | `failpoint` `mutant` |
 //! | `failpoint` | points at which a test kills the process | |
 //! | `chance` | random numbers, the time of day and since the boot | |
-//! | [`mutant`] | mended faults that tests can put back | |
+//! | [`mutant`] | mended faults that tests can put back | `mutants` |
 //!
 //! Each room imports what its row says and nothing that stands above it; tests/rooms.rs holds the
-//! code to that. Only `kernel::sys`, `fuse::sys`, `embedded::sys` and `chance::sys` hold unsafe code.
+//! code to that. Below the rooms stand crates of the workspace (`crates/`), which know nothing of
+//! volumes and of the daemon, but for `lab`, which only tests use:
+//!
+//! | crate | job | imports |
+//! |---|---|---|
+//! | `lab` | real Docker hosts, NFS servers and kernel NFS clients on one machine | |
+//! | [`mutants`] | lists of mended faults that tests can put back | |
+//!
+//! Only `kernel::sys`, `fuse::sys`, `embedded::sys` and `chance::sys` hold unsafe code.
 //!
 //! docs/ARCHITECTURE.md has the same list, and follows a Mount, a Remove and a write through the
 //! files.

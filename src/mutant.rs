@@ -1,31 +1,10 @@
-//! Mended faults that a test can put back ("mutants").
+//! Mended faults of this program that a test can put back, for a thread or (workers and daemons of
+//! the lab) for a process: the crate `mutants` says how.
 //!
-//! A simulation or a judge that has never failed proves nothing. So whoever mends a fault leaves a
-//! switch beside the mend, and a test shows that the fault, put back, is found again. Of a few faults of
-//! the FUSE data path, somebody has to run a trial with the fault to see that (`NAMED` in
-//! src/fuse/simulation/mutants.rs).
-//!
-//! A mutant is put back for one thread (`put_back`: simulations run on one), or for a whole
-//! process by `NFSVOL_MUTANT=Name` in its environment (workers and daemons of the lab). Without the
-//! feature `failpoints`, which no release has, nothing can be put back and the switches compile to
-//! nothing.
+//! Of a few faults of the FUSE data path, somebody has to run a trial with the fault to see that it is
+//! found (`NAMED` in src/fuse/simulation/mutants.rs).
 
-/// Declares the mutants; each one's doc says which fault it is.
-macro_rules! mutants {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Mutant {
-            $($(#[$doc])* $name,)*
-        }
-
-        impl Mutant {
-            /// Every mutant there is, so that a test can ask for each of them.
-            pub const ALL: &[Self] = &[$(Self::$name,)*];
-        }
-    };
-}
-
-mutants! {
+mutants::list! {
     /// A version over which this kernel and the server do not go together is mounted all the same.
     TrapsAreMounted,
     /// A look at the other hosts forgets how long an earlier one of this host's name is silent.
@@ -276,79 +255,4 @@ mutants! {
     SilenceOutlivesForgetting,
     /// A daemon that has just started holds no exclusive volume, whatever its session says.
     GoingOnIsSeenLate,
-}
-
-#[cfg(any(test, feature = "failpoints"))]
-mod switch {
-    use std::cell::Cell;
-    use std::sync::OnceLock;
-
-    use super::Mutant;
-
-    thread_local! {
-        static HERE: Cell<Option<Mutant>> = const { Cell::new(None) };
-    }
-
-    /// The one that the environment names.
-    fn everywhere() -> Option<Mutant> {
-        static NAMED: OnceLock<Option<Mutant>> = OnceLock::new();
-        *NAMED.get_or_init(|| {
-            let name = std::env::var("NFSVOL_MUTANT").ok()?;
-            let named = |mutant: &&Mutant| format!("{mutant:?}") == name;
-            Mutant::ALL.iter().find(named).copied()
-        })
-    }
-
-    /// Whether this fault is put back.
-    #[must_use]
-    pub fn is_on(mutant: Mutant) -> bool {
-        HERE.get() == Some(mutant) || everywhere() == Some(mutant)
-    }
-
-    /// Puts a fault back on this thread until the guard is dropped.
-    #[must_use]
-    pub fn put_back(mutant: Mutant) -> PutBack {
-        HERE.set(Some(mutant));
-        PutBack(())
-    }
-
-    /// Mends the fault again when it is dropped.
-    #[derive(Debug)]
-    pub struct PutBack(());
-
-    impl Drop for PutBack {
-        fn drop(&mut self) {
-            HERE.set(None);
-        }
-    }
-}
-
-#[cfg(any(test, feature = "failpoints"))]
-pub use switch::{PutBack, is_on, put_back};
-
-/// Whether this fault is put back: never, in a release.
-#[cfg(not(any(test, feature = "failpoints")))]
-#[must_use]
-pub const fn is_on(_: Mutant) -> bool {
-    false
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_fault_is_back_on_one_thread_for_a_while() {
-        let all_off = || Mutant::ALL.iter().all(|mutant| !is_on(*mutant));
-        assert!(all_off());
-        let back = put_back(Mutant::HeldLeaksBesideReads);
-        assert!(is_on(Mutant::HeldLeaksBesideReads));
-        assert!(
-            std::thread::spawn(move || Mutant::ALL.iter().all(|m| !is_on(*m)))
-                .join()
-                .unwrap()
-        );
-        drop(back);
-        assert!(all_off());
-    }
 }

@@ -11,7 +11,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// The names in the list of src/mutant.rs.
 fn mutants() -> Vec<String> {
     let text = fs::read_to_string(format!("{ROOT}/src/mutant.rs")).expect("src/mutant.rs");
-    let list = text.split("\nmutants! {").nth(1).expect("the list");
+    let list = text.split("\nmutants::list! {").nth(1).expect("the list");
     let list = list.split("\n}").next().unwrap_or_default();
     let lines = list.lines().map(str::trim);
     let names = lines.filter(|line| !line.starts_with("//") && line.ends_with(','));

@@ -1,13 +1,15 @@
-//! The rooms of `src` import each other as the table in src/lib.rs says, and downwards only; and
-//! docs/ARCHITECTURE.md lists the same.
+//! The rooms of `src` import each other, and the crates of the workspace, as the tables in src/lib.rs
+//! say, and downwards only; and docs/ARCHITECTURE.md lists the same. A crate imports what its
+//! Cargo.toml says, which is what its row says.
 //!
-//! Known limit: what a room's tests import is not looked at.
+//! Known limit: what a room's or a crate's tests import is not looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const SRC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+const CRATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/crates");
 const ARCHITECTURE: &str = include_str!("../docs/ARCHITECTURE.md");
 /// Files and directories that hold tests only.
 const TESTS: [&str; 6] = [
@@ -34,10 +36,12 @@ fn quoted(text: &str) -> impl Iterator<Item = String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned)
 }
 
-/// The rows of the table, from above to below.
-fn table() -> Vec<Row> {
+/// The rows of the table of rooms, or of crates, from above to below.
+fn table(of: &str) -> Vec<Row> {
     let lib = fs::read_to_string(format!("{SRC}/lib.rs")).expect("src/lib.rs");
-    let rows = lib.lines().filter_map(|line| line.strip_prefix("//! | "));
+    let begins = |line: &&str| line.starts_with(&format!("//! | {of} |"));
+    let lines = lib.lines().skip_while(|line| !begins(line));
+    let rows = lines.map_while(|line| line.strip_prefix("//! | ").or(line.strip_prefix("//! |-")));
     rows.filter_map(|row| {
         let mut columns = row.split('|');
         Some(Row {
@@ -50,10 +54,10 @@ fn table() -> Vec<Row> {
 }
 
 /// The same rows as the document has them: "- `room`: job. Imports `one` `other`."
-fn list() -> Vec<Row> {
+fn list(of: &str) -> Vec<Row> {
     let mut parts = ARCHITECTURE.split("\n## ");
-    let part = parts.find_map(|part| part.strip_prefix("The rooms\n"));
-    let entries = part.expect("a part about the rooms").split("\n- ").skip(1);
+    let part = parts.find_map(|part| part.strip_prefix(&format!("The {of}s\n")));
+    let entries = part.expect("a part about them").split("\n- ").skip(1);
     let row = |entry: &str| {
         let entry = entry.split("\n\n").next()?;
         let entry = entry.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -126,45 +130,100 @@ fn imports(code: &str) -> BTreeSet<String> {
     found
 }
 
+/// Whether a crate's name begins a path.
+fn uses(code: &str, name: &str) -> bool {
+    let path = format!("{name}::");
+    let mut before = code.match_indices(&path).map(|(at, _)| &code[..at]);
+    before.any(|before| {
+        let before = before.strip_suffix("::").unwrap_or(before);
+        !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '>')
+    })
+}
+
+fn rooms_of(table: &[Row]) -> Vec<&str> {
+    table.iter().map(|row| row.room.as_str()).collect()
+}
+
+fn all_stand_below(row: &Row, place: usize, rooms: &[&str]) {
+    for other in &row.imports {
+        let below = rooms.iter().position(|room| room == other);
+        assert!(
+            below.is_some_and(|below| below > place),
+            "{} imports {other}, which does not stand below it",
+            row.room
+        );
+    }
+}
+
+/// The crates of the workspace that a crate depends on, also without its tests.
+fn dependencies(name: &str) -> BTreeSet<String> {
+    let manifest = fs::read_to_string(format!("{CRATES}/{name}/Cargo.toml")).expect("Cargo.toml");
+    let mut parts = manifest.split("\n[");
+    let part = parts.find_map(|part| part.strip_prefix("dependencies]\n"));
+    let lines = part.unwrap_or_default().lines();
+    let names = lines.filter_map(|line| line.strip_prefix("nfsvol-")?.split_once(" ="));
+    names.map(|(name, _)| name.to_owned()).collect()
+}
+
 #[test]
 fn rooms_import_what_their_rows_say_and_nothing_above_them() {
-    let table = table();
+    let (table, crates) = (table("room"), table("crate"));
+    let crates = rooms_of(&crates);
     let mut used: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for path in sources(Path::new(SRC)) {
         let inside = path.strip_prefix(SRC).expect("below src");
         let first = inside.iter().next().unwrap_or_default();
         let room = Path::new(first).file_stem().unwrap_or_default();
         let room = room.to_string_lossy().into_owned();
-        let found = imports(&code(&path));
+        let code = code(&path);
+        let mut found = imports(&code);
+        let foreign = crates.iter().filter(|name| uses(&code, name));
+        found.extend(foreign.map(|&name| name.to_owned()));
         used.entry(room).or_default().extend(found);
     }
     for room in NO_ROOM {
         used.remove(room);
     }
-    let rooms: Vec<&str> = table.iter().map(|row| row.room.as_str()).collect();
+    let mut rooms = rooms_of(&table);
     let standing: BTreeSet<&str> = used.keys().map(String::as_str).collect();
     assert_eq!(
         standing,
         rooms.iter().copied().collect(),
         "the rooms of src, and the rows of the table"
     );
+    rooms.extend(crates);
 
     for (place, row) in table.iter().enumerate() {
         let mut found = used.remove(&row.room).unwrap_or_default();
         found.remove(&row.room);
         assert_eq!(found, row.imports, "what {} imports, and its row", row.room);
-        for other in &row.imports {
-            let below = rooms.iter().position(|room| room == other);
-            assert!(
-                below.is_some_and(|below| below > place),
-                "{} imports {other}, which does not stand below it",
-                row.room
-            );
-        }
+        all_stand_below(row, place, &rooms);
     }
 }
 
 #[test]
-fn the_document_lists_the_rooms_of_the_table() {
-    assert_eq!(list(), table());
+fn crates_import_what_their_rows_say_and_nothing_above_them() {
+    let table = table("crate");
+    let crates = rooms_of(&table);
+    let entries = fs::read_dir(CRATES).expect("crates");
+    let names = entries.map(|entry| entry.expect("an entry of crates").file_name());
+    let standing: BTreeSet<String> = names.map(|name| name.to_string_lossy().into()).collect();
+    assert_eq!(
+        standing,
+        crates.iter().map(|&name| name.to_owned()).collect(),
+        "the crates, and the rows of their table"
+    );
+    for (place, row) in table.iter().enumerate() {
+        assert_eq!(dependencies(&row.room), row.imports, "of {}", row.room);
+        all_stand_below(row, place, &crates);
+    }
+}
+
+#[test]
+fn the_document_lists_what_the_tables_have() {
+    for of in ["room", "crate"] {
+        let table = table(of);
+        assert!(!table.is_empty(), "no table of {of}s");
+        assert_eq!(list(of), table);
+    }
 }
