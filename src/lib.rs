@@ -21,7 +21,6 @@
 //! | [`telemetry`] | the log | |
 //! | [`sys`] | this host as its kernel shows it: processes, mounts, durable files | `failpoint` `mutant` |
 //! | `failpoint` | points at which a test kills the process | |
-//! | `chance` | random numbers, the time of day and since the boot | |
 //! | [`mutant`] | mended faults that tests can put back | `mutants` |
 //!
 //! Each room imports what its row says and nothing that stands above it; tests/rooms.rs holds the
@@ -31,15 +30,15 @@
 //! | crate | job | imports |
 //! |---|---|---|
 //! | `lab` | real Docker hosts, NFS servers and kernel NFS clients on one machine | |
+//! | [`chance`](::chance) | random numbers, the time of day and since the boot | |
 //! | [`mutants`] | lists of mended faults that tests can put back | |
 //!
-//! Only `kernel::sys`, `fuse::sys`, `embedded::sys` and `chance::sys` hold unsafe code.
+//! Only `kernel::sys`, `fuse::sys`, `embedded::sys` and the crate `chance` hold unsafe code.
 //!
 //! docs/ARCHITECTURE.md has the same list, and follows a Mount, a Remove and a write through the
 //! files.
 
 mod attendant;
-mod chance;
 pub mod cli;
 pub mod cluster;
 mod daemon;
@@ -60,3 +59,5 @@ pub mod nfs;
 pub mod sys;
 pub mod telemetry;
 pub mod volume;
+
+use ::chance;

@@ -91,9 +91,8 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
 }
 
 /// What the names of this program's modules go on with behind `nfsvol::`.
-const ROOMS: [&str; 20] = [
+const ROOMS: [&str; 19] = [
     "attendant",
-    "chance",
     "cli",
     "cluster",
     "daemon",

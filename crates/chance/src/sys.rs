@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 /// Time since the host's boot, with suspension (CLOCK_BOOTTIME, since Linux 2.6.39).
-pub(crate) fn since_boot() -> Duration {
+#[must_use]
+pub fn since_boot() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
