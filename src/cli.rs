@@ -6,7 +6,7 @@ mod adopt;
 mod demo;
 mod direct;
 mod doctor;
-mod embedded;
+mod local_server;
 mod migrate;
 mod output;
 mod repair;
@@ -96,7 +96,7 @@ nfsvol doctor nas:/export\n  nfsvol doctor --json | jq '.findings[] | select(.ou
     Demo(demo::DemoArgs),
     /// Serve a local directory over NFS for one machine; `serve --share embedded:/DIR` does it
     #[command(hide = true)]
-    EmbeddedServer(embedded::EmbeddedArgs),
+    EmbeddedServer(local_server::LocalServerArgs),
     /// Free every process that waits for a volume whose server is away
     #[command(
         after_help = "The volume fails for all who use it, and data that was not synced may be \
@@ -268,8 +268,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => return demo::demo(&args),
         Command::EmbeddedServer(args) => {
             crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
-            return runtime()?
-                .block_on(async { embedded::serve(args, crate::daemon::serve::stopped()).await });
+            return runtime()?.block_on(async {
+                local_server::serve(args, crate::daemon::serve::stopped()).await
+            });
         }
         Command::Adopt(args) => return runtime()?.block_on(adopt::adopt(args)),
         Command::Repair(args) => return runtime()?.block_on(repair::repair(args)),

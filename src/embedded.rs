@@ -31,7 +31,6 @@ mod export;
 mod handle;
 mod identity;
 mod nfs;
-pub mod process;
 mod replay;
 mod server;
 mod sys;
@@ -77,10 +76,6 @@ pub enum EmbeddedError {
     Nowhere,
     #[error("embedded server: its state in {path} cannot be read or written: {source}")]
     State { path: PathBuf, source: io::Error },
-    #[error("embedded server: another process serves {dir}")]
-    Running { dir: PathBuf },
-    #[error("embedded server: the process that is to serve {dir} did not start: {why}")]
-    Start { dir: PathBuf, why: String },
 }
 
 /// How to serve.

@@ -2,15 +2,16 @@
 //!
 //! | room | job | imports |
 //! |---|---|---|
-//! | [`cli`] | the command line | `daemon` `docker` `doctor` `driver` `embedded` `fence` `fuse` `migrate` `nfs` `telemetry` `volume` |
+//! | [`cli`] | the command line | `daemon` `docker` `doctor` `driver` `fence` `fuse` `local_server` `migrate` `nfs` `telemetry` `volume` |
 //! | [`daemon`] | the daemon as a process: settings, put together, kept running, made known to Docker | `cluster` `docker` `driver` `monitor` `nfs` `telemetry` `volume` |
-//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `chance` `cluster` `docker` `embedded` `failpoint` `fence` `fuse` `home` `kernel` `monitor` `mutant` `nfs` `sys` `volume` |
+//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `chance` `cluster` `docker` `failpoint` `fence` `fuse` `home` `kernel` `local_server` `monitor` `mutant` `nfs` `sys` `volume` |
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host | `docker` `fuse` `kernel` `nfs` `sys` `volume` |
 //! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `docker` |
 //! | [`fence`] | takes an exclusive volume away on the kernel data path | `attendant` `chance` `docker` `kernel` `mutant` `sys` `telemetry` `volume` |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `chance` `failpoint` `mutant` `nfs` `sys` `telemetry` `volume` |
 //! | [`kernel`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `sys` `volume` |
-//! | [`embedded`] | an NFS server for one machine: a local directory over loopback | `attendant` |
+//! | `local_server` | the embedded server as a process that outlives the daemon | `attendant` `embedded` |
+//! | [`embedded`] | an NFS server for one machine: a local directory over loopback | |
 //! | [`home`] | the home share: all records, their durable local copy, the trash | `chance` `cluster` `failpoint` `mutant` `nfs` `sys` `volume` |
 //! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `mutant` `nfs` `volume` |
 //! | [`monitor`] | metrics for Prometheus and the status page | `docker` |
@@ -52,6 +53,7 @@ pub mod fence;
 pub mod fuse;
 pub mod home;
 pub mod kernel;
+mod local_server;
 mod migrate;
 pub mod monitor;
 pub mod mutant;

@@ -91,7 +91,7 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
 }
 
 /// What the names of this program's modules go on with behind `nfsvol::`.
-const ROOMS: [&str; 19] = [
+const ROOMS: [&str; 20] = [
     "attendant",
     "cli",
     "cluster",
@@ -104,6 +104,7 @@ const ROOMS: [&str; 19] = [
     "fuse",
     "home",
     "kernel",
+    "local_server",
     "migrate",
     "monitor",
     "mutant",

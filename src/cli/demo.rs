@@ -16,7 +16,7 @@ use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
 use crate::docker::client::Client;
-use crate::embedded::process;
+use crate::local_server;
 
 /// Where the demo keeps its files: a file system in memory that only the demo sees.
 const PLACE: &str = "/mnt";
@@ -78,7 +78,7 @@ fn inside() -> anyhow::Result<()> {
         "one",
         &[&format!("--share=embedded:{}", share.display())],
     )?;
-    let served = runtime.block_on(process::ensure(&program, &share, &one.state))?;
+    let served = runtime.block_on(local_server::ensure(&program, &share, &one.state))?;
     let two = Host::start(
         &runtime,
         "two",

@@ -6,11 +6,11 @@ use rustix::io::Errno;
 
 use super::cluster;
 use crate::cluster::{Holding, MemberError};
-use crate::embedded::EmbeddedError;
 use crate::fence::GuardError;
 use crate::fuse::{self, FuseError};
 use crate::home::CatalogError;
 use crate::kernel::{Holder, MountError};
+use crate::local_server::LocalServerError;
 use crate::nfs::address::{Share, SharePath};
 use crate::nfs::admin::AdminError;
 use crate::nfs::probe::ReachError;
@@ -31,7 +31,7 @@ pub enum DriverError {
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error(transparent)]
-    Embedded(#[from] EmbeddedError),
+    Embedded(#[from] LocalServerError),
     #[error(
         "no such volume: {0}; it may have been removed by another host: `nfsvol trash ls` lists \
          what can be restored"

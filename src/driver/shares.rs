@@ -15,9 +15,9 @@ use super::DriverError;
 use super::attachments::now;
 use super::config::Config;
 use super::paths::Paths;
-use crate::embedded;
 use crate::home;
 use crate::kernel::MountError;
+use crate::local_server;
 use crate::nfs::address::{Server, Share, SharePath};
 use crate::nfs::admin::{Admin, AdminSettings, Space};
 use crate::nfs::probe::{self, Breaker, Ports, Reached};
@@ -117,7 +117,7 @@ impl Contact {
             source,
         })?;
         let dir = Path::new(self.share.export());
-        let addr = embedded::process::ensure(&program, dir, &self.state_dir).await?;
+        let addr = local_server::ensure(&program, dir, &self.state_dir).await?;
         Ok(Ports {
             nfs: Some(addr.port()),
             mount: Some(addr.port()),

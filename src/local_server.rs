@@ -1,4 +1,4 @@
-//! The server's own process: one per directory, which outlives the daemon.
+//! The embedded server's own process: one per directory, which outlives the daemon.
 //!
 //! Clients (the workers of the FUSE data path, kernel mounts) stay connected while the daemon is
 //! restarted or upgraded, so the server must not be part of it. The daemon calls [`ensure`],
@@ -32,11 +32,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::attendant::{self, POLL, lock};
-
-use super::{EmbeddedError, EmbeddedServer, Settings, serve, serve_on};
+use crate::embedded::{EmbeddedError, EmbeddedServer, Settings, serve, serve_on};
 
 /// The name of the hidden subcommand that runs [`run`].
-pub const SUBCOMMAND: &str = "embedded-server";
+pub(crate) const SUBCOMMAND: &str = "embedded-server";
 /// How long a started server may take to serve. It needs milliseconds; a host under load needs
 /// more, and Mount waits for it.
 const START_TIME: Duration = Duration::from_secs(10);
@@ -46,29 +45,40 @@ const LOCK_TIME: Duration = Duration::from_secs(2);
 /// away and be believed to be the server; below 300, where no NFS client binds its own end.
 const PORTS: std::ops::RangeInclusive<u16> = 230..=299;
 
+/// Why a directory is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalServerError {
+    #[error(transparent)]
+    Server(#[from] EmbeddedError),
+    #[error("embedded server: another process serves {dir}")]
+    Running { dir: PathBuf },
+    #[error("embedded server: the process that is to serve {dir} did not start: {why}")]
+    Start { dir: PathBuf, why: String },
+}
+
 /// What the process is asked to do.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub(crate) struct Options {
     /// The directory to serve.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Where to listen; by default on loopback, at the port of the last time.
-    pub listen: Vec<SocketAddr>,
+    pub(crate) listen: Vec<SocketAddr>,
     /// The state directory of nfsvol.
-    pub state_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
     /// Serve also clients whose port is 1024 or above.
-    pub any_client_port: bool,
+    pub(crate) any_client_port: bool,
 }
 
 /// The address at which `dir` is served, by a process that runs already or that is started now
 /// as `program embedded-server --state-dir STATE DIR`. A directory that is not there is made.
 ///
 /// # Errors
-/// [`EmbeddedError::Start`] with the last lines of its log, after at most [`START_TIME`].
-pub async fn ensure(
+/// [`LocalServerError::Start`] with the last lines of its log, after at most [`START_TIME`].
+pub(crate) async fn ensure(
     program: &Path,
     dir: &Path,
     state_dir: &Path,
-) -> Result<SocketAddr, EmbeddedError> {
+) -> Result<SocketAddr, LocalServerError> {
     std::fs::create_dir_all(dir).map_err(|source| EmbeddedError::Directory {
         dir: dir.to_owned(),
         source,
@@ -103,8 +113,11 @@ pub async fn ensure(
 /// Serves until `stop` is ready. This is what the subcommand does.
 ///
 /// # Errors
-/// [`EmbeddedError::Running`] when another process serves the directory; else those of [`serve`].
-pub async fn run(options: &Options, stop: impl Future<Output = ()>) -> Result<(), EmbeddedError> {
+/// [`LocalServerError::Running`] when another process serves the directory; else those of [`serve`].
+pub(crate) async fn run(
+    options: &Options,
+    stop: impl Future<Output = ()>,
+) -> Result<(), LocalServerError> {
     let dir = real(&options.dir)?;
     let place = Place::of(&options.state_dir, &dir)?;
     let mut lock = place.lock(&dir).await?;
@@ -196,7 +209,7 @@ impl Place {
     }
 
     /// Takes the lock and empties the file.
-    async fn lock(&self, dir: &Path) -> Result<File, EmbeddedError> {
+    async fn lock(&self, dir: &Path) -> Result<File, LocalServerError> {
         let failed = |source| self.failed(source);
         let mut file = self.open_lock().map_err(failed)?;
         let deadline = Instant::now() + LOCK_TIME;
@@ -205,7 +218,7 @@ impl Place {
                 break;
             }
             if Instant::now() >= deadline {
-                return Err(EmbeddedError::Running {
+                return Err(LocalServerError::Running {
                     dir: dir.to_owned(),
                 });
             }
@@ -257,7 +270,7 @@ impl Place {
         program: &Path,
         dir: &Path,
         state_dir: &Path,
-    ) -> Result<tokio::process::Child, EmbeddedError> {
+    ) -> Result<tokio::process::Child, LocalServerError> {
         let start = || {
             let log = OpenOptions::new()
                 .create(true)
@@ -282,8 +295,8 @@ impl Place {
         })
     }
 
-    fn not_started(&self, dir: &Path, why: String) -> EmbeddedError {
-        EmbeddedError::Start {
+    fn not_started(&self, dir: &Path, why: String) -> LocalServerError {
+        LocalServerError::Start {
             dir: dir.to_owned(),
             why: format!("{why} (its log: {})", self.0.join("log").display()),
         }
@@ -300,7 +313,7 @@ impl Place {
 
 /// Leaves the session of whoever started the process, so that the end of a terminal or of the
 /// daemon's process group does not reach it.
-pub fn detach() {
+pub(crate) fn detach() {
     // The daemon has started this process in the root directory.
     let _ = attendant::detach();
 }
@@ -344,7 +357,10 @@ mod tests {
             assert!(addr.ip().is_loopback() && addr.port() < 1024, "{addr}");
             ports.push(addr.port());
             let second = run(&options, std::future::pending()).await.unwrap_err();
-            assert!(matches!(second, EmbeddedError::Running { .. }), "{second}");
+            assert!(
+                matches!(second, LocalServerError::Running { .. }),
+                "{second}"
+            );
             stop.send(()).unwrap();
             task.await.unwrap().unwrap();
             assert!(matches!(place.holder().unwrap(), Holder::Nobody));

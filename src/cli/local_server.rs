@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::embedded::process::{self, Options};
+use crate::local_server::{self, Options};
 
 /// Flags of `nfsvol embedded-server`.
 #[derive(Debug, clap::Args)]
@@ -13,7 +13,7 @@ use crate::embedded::process::{self, Options};
                                                  for other hosts of a test network
 It is not a production server: one directory of one host, AUTH_UNIX believed, root stays root, no
 locks between hosts. It ends by SIGTERM.")]
-pub(super) struct EmbeddedArgs {
+pub(super) struct LocalServerArgs {
     /// Directory to serve
     dir: PathBuf,
     /// Where to listen; may be repeated: the port mapper, answered on each, tells the first port
@@ -39,11 +39,11 @@ pub(super) struct EmbeddedArgs {
 
 /// Serves until `stop` is ready.
 pub(super) async fn serve(
-    args: EmbeddedArgs,
+    args: LocalServerArgs,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     if args.detach {
-        process::detach();
+        local_server::detach();
     }
     let options = Options {
         dir: args.dir,
@@ -51,5 +51,5 @@ pub(super) async fn serve(
         state_dir: args.state_dir,
         any_client_port: args.insecure,
     };
-    Ok(process::run(&options, stop).await?)
+    Ok(local_server::run(&options, stop).await?)
 }
