@@ -11,7 +11,6 @@
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `chance` `failpoint` `mutant` `nfs` `sys` `telemetry` `volume` |
 //! | [`kernel`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `sys` `volume` |
 //! | `local_server` | the embedded server as a process that outlives the daemon | `attendant` `embedded` |
-//! | [`embedded`] | an NFS server for one machine: a local directory over loopback | |
 //! | [`home`] | the home share: all records, their durable local copy, the trash | `chance` `cluster` `failpoint` `mutant` `nfs` `sys` `volume` |
 //! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `mutant` `nfs` `volume` |
 //! | [`monitor`] | metrics for Prometheus and the status page | `docker` |
@@ -31,10 +30,12 @@
 //! | crate | job | imports |
 //! |---|---|---|
 //! | `lab` | real Docker hosts, NFS servers and kernel NFS clients on one machine | |
+//! | [`embedded`](::embedded) | an NFS server for one machine: a local directory over loopback | |
 //! | [`chance`](::chance) | random numbers, the time of day and since the boot | |
 //! | [`mutants`] | lists of mended faults that tests can put back | |
 //!
-//! Only `kernel::sys`, `fuse::sys`, `embedded::sys` and the crate `chance` hold unsafe code.
+//! Only the modules `sys` of `kernel` and `fuse`, and of the crates `embedded` and `chance`, hold unsafe
+//! code.
 //!
 //! docs/ARCHITECTURE.md has the same list, and follows a Mount, a Remove and a write through the
 //! files.
@@ -46,7 +47,6 @@ mod daemon;
 pub mod docker;
 mod doctor;
 pub mod driver;
-pub mod embedded;
 #[cfg(feature = "failpoints")]
 mod failpoint;
 pub mod fence;

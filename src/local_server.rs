@@ -29,10 +29,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use embedded::{EmbeddedError, EmbeddedServer, Settings, serve, serve_on};
 use tokio::time::Instant;
 
 use crate::attendant::{self, POLL, lock};
-use crate::embedded::{EmbeddedError, EmbeddedServer, Settings, serve, serve_on};
 
 /// The name of the hidden subcommand that runs [`run`].
 pub(crate) const SUBCOMMAND: &str = "embedded-server";

@@ -36,7 +36,7 @@ pub enum TelemetryError {
     )]
     Filter(String),
     #[error(
-        "the log has no module {0:?}: write \"nfsvol\", or \"nfsvol::\" and one of {rooms}", rooms = ROOMS.join(", ")
+        "the log has no module {0:?}: write \"nfsvol\", or \"nfsvol::\" and one of {rooms}", rooms = rooms()
     )]
     Module(String),
     #[error("systemd's journal cannot be reached: use the log format text or json")]
@@ -91,7 +91,7 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
 }
 
 /// What the names of this program's modules go on with behind `nfsvol::`.
-const ROOMS: [&str; 20] = [
+const ROOMS: [&str; 19] = [
     "attendant",
     "cli",
     "cluster",
@@ -99,7 +99,6 @@ const ROOMS: [&str; 20] = [
     "docker",
     "doctor",
     "driver",
-    "embedded",
     "fence",
     "fuse",
     "home",
@@ -113,6 +112,14 @@ const ROOMS: [&str; 20] = [
     "telemetry",
     "volume",
 ];
+
+/// Crates that write to the log of the program they are part of: `nfsvol::embedded` stands for
+/// `embedded`.
+const CRATES: [&str; 2] = ["chance", "embedded"];
+
+fn rooms() -> String {
+    [&ROOMS[..], &CRATES].concat().join(", ")
+}
 
 /// What modules were called before: filters that name them still mean the same.
 const FORMER: [(&str, &str); 10] = [
@@ -132,13 +139,25 @@ const FORMER: [(&str, &str); 10] = [
 /// taken for a module's name, and a module that is none. Other crates log nothing here, and there are
 /// no spans. Limit: of a module's name only the part behind `nfsvol::` is looked at.
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
+    let known = known(filter)?.join(",");
+    EnvFilter::builder()
+        .parse(known)
+        .map_err(|_| TelemetryError::Filter(filter.to_owned()))
+}
+
+/// The parts of a filter, by the names that modules and crates have.
+fn known(filter: &str) -> Result<Vec<String>, TelemetryError> {
     let wrong = |_| TelemetryError::Filter(filter.to_owned());
     let parts = filter.split(',').map(str::trim);
     let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
     if parts.is_empty() || filter.contains('[') {
         return Err(TelemetryError::Filter(filter.to_owned()));
     }
-    let mut known = Vec::new();
+    // What is said of the whole program holds for its crates; what is said of one of them, more.
+    let whole = parts.iter().filter_map(|part| part.strip_prefix(NAME));
+    let whole = whole.filter(|rest| rest.is_empty() || rest.starts_with('='));
+    let whole = whole.flat_map(|rest| CRATES.map(|name| format!("{name}{rest}")));
+    let mut known: Vec<String> = whole.collect();
     for part in parts {
         if part.contains(['=', ':']) || part == NAME {
             known.push(by_module(part)?);
@@ -148,7 +167,7 @@ fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
             known.push(part.to_owned());
         }
     }
-    EnvFilter::builder().parse(known.join(",")).map_err(wrong)
+    Ok(known)
 }
 
 /// A part of a filter that names a module, by the name which that module has now.
@@ -169,6 +188,9 @@ fn by_module(part: &str) -> Result<String, TelemetryError> {
     };
     let former = FORMER.iter().find(|(former, _)| *former == room);
     let room = former.map_or(room, |(_, now)| now);
+    if CRATES.contains(&room) {
+        return Ok(format!("{room}{rest}{level}"));
+    }
     match ROOMS.contains(&room.split("::").next().unwrap_or(room)) {
         true => Ok(format!("{NAME}::{room}{rest}{level}")),
         false => Err(unknown()),
@@ -277,6 +299,14 @@ mod tests {
         ] {
             assert_eq!(by_module(filter).unwrap(), now);
         }
+    }
+
+    #[test]
+    fn crates_are_part_of_the_program() {
+        let filter = "info,nfsvol::embedded::server=trace,nfsvol=warn";
+        let expected = "chance=warn,embedded=warn,info,embedded::server=trace,nfsvol=warn";
+        assert_eq!(known(filter).unwrap().join(","), expected);
+        assert!(parse(filter).is_ok());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use embedded::EmbeddedServer;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,7 +16,6 @@ use super::reconcile::PODMAN;
 use super::*;
 use crate::attendant::Post;
 use crate::cluster::Env;
-use crate::embedded::{self, EmbeddedServer};
 use crate::kernel::Held;
 use crate::nfs::probe::Reached;
 use crate::volume::OnRemove;

@@ -1,5 +1,29 @@
-//! The embedded NFS server: `embedded:/srv/volumes` serves a local directory over NFSv3, so that
-//! one machine needs nothing else and moves to a real server by changing one setting.
+//! An NFSv3 server for one machine: a local directory over loopback, with the port mapper and MOUNT on
+//! the same port. A program that needs an NFS server has one without asking for anything else, and
+//! moves to a real one by changing an address.
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! # let (dir, state) = (tempfile::tempdir()?, tempfile::tempdir()?);
+//! use embedded::{EmbeddedError, Settings, serve};
+//!
+//! let settings = Settings {
+//!     state_dir: state.path().to_owned(),
+//!     privileged_only: true,
+//! };
+//! match serve(dir.path(), "127.0.0.1:0".parse()?, &settings).await {
+//!     Ok(server) => {
+//!         assert!(server.addr.port() > 0);
+//!         server.shutdown().await;
+//!     }
+//!     // It runs as root only.
+//!     Err(error) => assert!(matches!(error, EmbeddedError::NotRoot)),
+//! }
+//! # Ok(())
+//! # })
+//! # }
+//! ```
 //!
 //! It is not offered as a production server: one directory of one host, no high availability,
 //! no Kerberos, no quotas, no locks between hosts; and it says so when it starts.

@@ -10,14 +10,14 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::{Export, Node, Result, below, kind, plain, status, time};
-use crate::embedded::identity::Acting;
-use crate::embedded::xdr::Caller;
+use crate::identity::Acting;
+use crate::xdr::Caller;
 
 /// How often a create is tried again while the name comes and goes under it.
 const CREATE_RACES: usize = 8;
 
 impl Export {
-    pub(in crate::embedded) fn set(&self, node: &Node, to: &sattr3, caller: &Caller) -> Result<()> {
+    pub(crate) fn set(&self, node: &Node, to: &sattr3, caller: &Caller) -> Result<()> {
         if let set_size3::Some(size) = to.size {
             let file = self.data(node, OFlags::WRONLY, caller)?;
             let _acting = Acting::caller(caller).map_err(status)?;
@@ -31,7 +31,7 @@ impl Export {
     ///
     /// An exclusive create keeps its verifier in the file's times, which are there before the
     /// name is: a retransmission finds its own file, another verifier finds EXIST.
-    pub(in crate::embedded) fn create(
+    pub(crate) fn create(
         &self,
         dir: &Node,
         name: &[u8],
@@ -92,7 +92,7 @@ impl Export {
         Err(nfsstat3::NFS3ERR_JUKEBOX)
     }
 
-    pub(in crate::embedded) fn mkdir(
+    pub(crate) fn mkdir(
         &self,
         dir: &Node,
         name: &[u8],
@@ -105,7 +105,7 @@ impl Export {
         })
     }
 
-    pub(in crate::embedded) fn symlink(
+    pub(crate) fn symlink(
         &self,
         dir: &Node,
         name: &[u8],
@@ -126,7 +126,7 @@ impl Export {
         })
     }
 
-    pub(in crate::embedded) fn mknod(
+    pub(crate) fn mknod(
         &self,
         dir: &Node,
         name: &[u8],
@@ -150,7 +150,7 @@ impl Export {
     }
 
     /// Removes a file (`directory` false) or an empty directory (true).
-    pub(in crate::embedded) fn remove(
+    pub(crate) fn remove(
         &self,
         dir: &Node,
         name: &[u8],
@@ -173,7 +173,7 @@ impl Export {
         sync(dir)
     }
 
-    pub(in crate::embedded) fn rename(
+    pub(crate) fn rename(
         &self,
         from: (&Node, &[u8]),
         to: (&Node, &[u8]),
@@ -197,13 +197,7 @@ impl Export {
         sync(from.0)
     }
 
-    pub(in crate::embedded) fn link(
-        &self,
-        file: &Node,
-        dir: &Node,
-        name: &[u8],
-        caller: &Caller,
-    ) -> Result<()> {
+    pub(crate) fn link(&self, file: &Node, dir: &Node, name: &[u8], caller: &Caller) -> Result<()> {
         let name = plain(name)?;
         if kind(&file.stat()?) == FileType::Directory {
             return Err(nfsstat3::NFS3ERR_ISDIR);
