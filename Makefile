@@ -64,7 +64,7 @@ TEST := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL $(CARGO) test --locked --workspa
 LONGEST := fuse faults fence power unit services two_hosts cluster_simulation tutorial cost crash lab_selftest \
 	simulation managed_plugin
 # An upgrade needs the program of an earlier commit: make test-long.
-TESTS := $(LONGEST) $(filter-out $(LONGEST) upgrade,$(basename $(notdir $(wildcard tests/*.rs))) \
+TESTS := $(LONGEST) $(filter-out $(LONGEST) upgrade,$(basename $(notdir $(wildcard tests/*.rs crates/*/tests/*.rs))) \
 	simulation cluster_simulation unit docs-of-the-code)
 
 of-unit: WHAT = --workspace --lib --bins
@@ -83,7 +83,7 @@ test-long: ## Test for an hour: 24 moves of services, 600 volumes for 5 minutes,
 	+$(MAKE) --no-print-directory judges baseline
 	NFSVOL_TEST_LONG=1 $(CARGO) test --locked --no-fail-fast --features failpoints --test services --test churn --test soak --test power --test many --test upgrade
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --test cluster_simulation
-	NFSVOL_SIM_SEEDS=200..2200 $(CARGO) test --locked --features failpoints --test simulation
+	NFSVOL_SIM_SEEDS=200..2200 $(CARGO) test --locked --workspace --features failpoints --test simulation
 	NFSVOL_SIM_SEEDS=2000..22000 $(CARGO) test --locked --features failpoints --lib nothing_is_lost_and_everything_ends
 	$(CARGO) test --locked --features failpoints --lib -- --ignored driver::search::restore_create::without driver::search::claim_remove::without \
 	  driver::search::claim_claim::a_host_stops driver::search::create_remove::a_host_stops driver::search::restored_claims \

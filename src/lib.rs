@@ -16,7 +16,6 @@
 //! | [`monitor`] | metrics for Prometheus and the status page | `docker` |
 //! | [`docker`] | Docker's protocol of volume drivers on a Unix socket, its client, and the engine | |
 //! | [`volume`] | names, options, mount options, records, rights: values, no I/O | `nfs` |
-//! | [`nfs`] | speaking NFS in user space: addresses, probe, directory operations, RPC | `chance` `mutant` |
 //! | `attendant` | processes that outlive the daemon: workers, guards, the embedded server | `mutant` |
 //! | [`telemetry`] | the log | |
 //! | [`sys`] | this host as its kernel shows it: processes, mounts, durable files | `failpoint` `mutant` |
@@ -30,6 +29,7 @@
 //! | crate | job | imports |
 //! |---|---|---|
 //! | `lab` | real Docker hosts, NFS servers and kernel NFS clients on one machine | |
+//! | [`nfs`](::nfs) | speaking NFS in user space: addresses, probe, directory operations, RPC | `chance` `mutants` |
 //! | [`embedded`](::embedded) | an NFS server for one machine: a local directory over loopback | |
 //! | [`chance`](::chance) | random numbers, the time of day and since the boot | |
 //! | [`mutants`] | lists of mended faults that tests can put back | |
@@ -57,9 +57,9 @@ mod local_server;
 mod migrate;
 pub mod monitor;
 pub mod mutant;
-pub mod nfs;
 pub mod sys;
 pub mod telemetry;
 pub mod volume;
 
 use ::chance;
+pub use ::nfs;

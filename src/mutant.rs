@@ -160,21 +160,12 @@ mutants::list! {
     SetUpsStay,
     /// What cannot be deleted keeps all that comes after it.
     SweepEndsAtTheFirstError,
-    /// A connection that gets no answer from its source port is tried from that port for ever.
-    SilentPortKept,
-    /// Connections without calls stay open and keep their source ports.
-    IdleStaysOpen,
-    /// The daemon takes as much memory as a length in a server's answer announces.
-    LengthsTrusted,
     /// A directory of a server without READDIRPLUS cannot be listed.
     ReaddirplusOnly,
     /// A listing ends with an error when the server does not know its cookie any more.
     BadCookieEnds,
     /// A listing ends, as if it were whole, at an answer without entries that says there are more.
     EmptyAnswersEnd,
-    /// Two handles are taken for two files when it is looked whether a repeated LINK or RENAME had
-    /// been carried out.
-    HandlesAreFiles,
     /// A file whose id needs 64 bits has another node id each time.
     HighFileIdsAreOwn,
     /// Without attribute caches no file can be mapped shared on a kernel before 6.6.
@@ -234,8 +225,6 @@ mutants::list! {
     BindsAreTheHosts,
     /// Of several killed processes that are within calls, the last one is waited for.
     LastCallIsWaitedFor,
-    /// What a server has answered before a connection takes no more calls is not read any more.
-    WriteErrorsLoseReplies,
     /// A volume that is listed, and whose record cannot be read, is none where there is no copy.
     UnreadIsAbsent,
     /// A volume that was made anew meanwhile is forgotten with the one that is gone.

@@ -91,7 +91,7 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
 }
 
 /// What the names of this program's modules go on with behind `nfsvol::`.
-const ROOMS: [&str; 19] = [
+const ROOMS: [&str; 18] = [
     "attendant",
     "cli",
     "cluster",
@@ -107,7 +107,6 @@ const ROOMS: [&str; 19] = [
     "migrate",
     "monitor",
     "mutant",
-    "nfs",
     "sys",
     "telemetry",
     "volume",
@@ -115,7 +114,7 @@ const ROOMS: [&str; 19] = [
 
 /// Crates that write to the log of the program they are part of: `nfsvol::embedded` stands for
 /// `embedded`.
-const CRATES: [&str; 2] = ["chance", "embedded"];
+const CRATES: [&str; 3] = ["chance", "embedded", "nfs"];
 
 fn rooms() -> String {
     [&ROOMS[..], &CRATES].concat().join(", ")
@@ -304,7 +303,7 @@ mod tests {
     #[test]
     fn crates_are_part_of_the_program() {
         let filter = "info,nfsvol::embedded::server=trace,nfsvol=warn";
-        let expected = "chance=warn,embedded=warn,info,embedded::server=trace,nfsvol=warn";
+        let expected = "chance=warn,embedded=warn,nfs=warn,info,embedded::server=trace,nfsvol=warn";
         assert_eq!(known(filter).unwrap().join(","), expected);
         assert!(parse(filter).is_ok());
     }

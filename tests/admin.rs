@@ -2,7 +2,7 @@
 //! over NFSv3 in user space and on a mount of the kernel's client.
 
 #[allow(clippy::unwrap_used)]
-#[path = "../src/nfs/admin/scenarios.rs"]
+#[path = "../crates/nfs/src/admin/scenarios.rs"]
 mod scenarios;
 
 use std::path::Path;

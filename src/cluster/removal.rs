@@ -21,7 +21,7 @@ pub enum Bound {
     Withdrawn,
 }
 
-fn intent(volume: &VolumeName, nonce: &str) -> crate::nfs::address::SharePath {
+fn intent(volume: &VolumeName, nonce: &str) -> nfs::address::SharePath {
     layout::volume(volume).join(&format!("{}.{nonce}", layout::REMOVING))
 }
 

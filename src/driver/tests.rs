@@ -35,7 +35,7 @@ impl Env for Clock {
     }
 
     fn nonce(&self) -> String {
-        format!("{:016x}", crate::chance::bits().unwrap())
+        format!("{:016x}", chance::bits().unwrap())
     }
 }
 

@@ -161,7 +161,7 @@ impl Fs {
         options: FuseOptions,
         kernel: Arc<dyn Kernel>,
         hidden: Hidden,
-    ) -> std::result::Result<Arc<Self>, crate::nfs::rpc::NfsError> {
+    ) -> std::result::Result<Arc<Self>, nfs::rpc::NfsError> {
         let cred = Cred::root();
         let attr = nfs.getattr(&cred, &root).await?;
         //= 1813-3.3.19-fsinfo: “The client should retrieve FSINFO information for each mount
@@ -319,7 +319,7 @@ impl Fs {
         attr: Attr,
         asked: u64,
     ) -> Entry {
-        let limits = self.limits(attr.kind == crate::nfs::rpc::nfs3::FileKind::Directory);
+        let limits = self.limits(attr.kind == nfs::rpc::nfs3::FileKind::Directory);
         let (inode, known) = self.inodes.intern(handle, &attr, asked, limits);
         if known {
             self.absorb(&inode, attr, asked);

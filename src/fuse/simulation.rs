@@ -32,10 +32,10 @@
 
 mod actors;
 mod data;
-#[path = "../../tests/simulation/dice.rs"]
+#[path = "../../crates/nfs/tests/simulation/dice.rs"]
 mod dice;
 #[allow(dead_code, reason = "shared with tests/simulation")]
-#[path = "../../tests/simulation/disk.rs"]
+#[path = "../../crates/nfs/tests/simulation/disk.rs"]
 mod disk;
 mod kernel;
 mod kills;
@@ -45,7 +45,7 @@ mod names;
 mod network;
 mod plan;
 mod pressure;
-#[path = "../../tests/simulation/procedures.rs"]
+#[path = "../../crates/nfs/tests/simulation/procedures.rs"]
 mod procedures;
 mod process;
 mod scenarios;
@@ -69,7 +69,7 @@ use actors::{Actor, hammer};
 use kernel::{Caches, GENERATIONS, Host};
 use model::{Model, View};
 use names::Names;
-use network::Link;
+use network::{Dialer, Link};
 use plan::Plan;
 use process::Process;
 use server::{Server, words};
@@ -335,7 +335,7 @@ async fn host(
     let mut settings = Settings::new(([192, 0, 2, 1], 2049).into());
     settings.io_timeout = options.deadline();
     settings.nconnect = 1 + usize::try_from(plan.dice.below(2)).unwrap();
-    let nfs = Nfs3::over(&settings, Arc::clone(link)).unwrap();
+    let nfs = Nfs3::over(&settings, Dialer(Arc::clone(link))).unwrap();
     let root = FileHandle::new(&disk::ROOT.to_be_bytes()).unwrap();
     let caches = Arc::new(Caches::default());
     let run_dir = directory.join(number.to_string());

@@ -80,7 +80,7 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
-fn nfs<T>(result: Result<T, crate::nfs::rpc::NfsError>) -> io::Result<T> {
+fn nfs<T>(result: Result<T, nfs::rpc::NfsError>) -> io::Result<T> {
     result.map_err(|e| io::Error::new(io::Error::from_raw_os_error(e.errno()).kind(), e))
 }
 

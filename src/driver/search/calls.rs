@@ -104,7 +104,7 @@ impl Parts {
         state_dir: &Path,
         facts: Arc<Mutex<Facts>>,
     ) -> Self {
-        let share: crate::nfs::address::Share = "nas:/export".parse().unwrap();
+        let share: nfs::address::Share = "nas:/export".parse().unwrap();
         let admin = simulated::admin(share.clone(), link, server::root());
         let state_dir = state_dir.join(host);
         let host = Identity {

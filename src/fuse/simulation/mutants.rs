@@ -196,14 +196,9 @@ const NAMED: &[(Mutant, &str, &str)] = &[
         "put_back(Mutant::EmptyAnswersEnd)",
     ),
     (
-        Mutant::HandlesAreFiles,
-        "src/nfs/rpc/transport/tests.rs",
-        "put_back(Mutant::HandlesAreFiles)",
-    ),
-    (
-        Mutant::WriteErrorsLoseReplies,
-        "src/nfs/rpc/transport/tests.rs",
-        "Some(Mutant::WriteErrorsLoseReplies)",
+        Mutant::ReaddirplusOnly,
+        "src/fuse/dir/tests.rs",
+        "put_back(Mutant::ReaddirplusOnly)",
     ),
     (
         Mutant::HighFileIdsAreOwn,
@@ -220,26 +215,6 @@ const NAMED: &[(Mutant, &str, &str)] = &[
         Mutant::DurableHidesOthers,
         "src/fuse/extents/tests.rs",
         "put_back(Mutant::DurableHidesOthers)",
-    ),
-    (
-        Mutant::LengthsTrusted,
-        "src/nfs/connect/bounds.rs",
-        "put_back(crate::mutant::Mutant::LengthsTrusted)",
-    ),
-    (
-        Mutant::ReaddirplusOnly,
-        "src/nfs/admin/v3/tests.rs",
-        "put_back(Mutant::ReaddirplusOnly)",
-    ),
-    (
-        Mutant::SilentPortKept,
-        "src/nfs/rpc/connector.rs",
-        "put_back(Mutant::SilentPortKept)",
-    ),
-    (
-        Mutant::IdleStaysOpen,
-        "src/nfs/rpc/transport/tests.rs",
-        "put_back(Mutant::IdleStaysOpen)",
     ),
     (
         Mutant::StartHearsNothing,
@@ -303,7 +278,7 @@ fn asked_for(directory: &Path, names: &mut BTreeSet<String>) {
 fn whatever_fault_the_data_path_can_have_back_is_found_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut names = BTreeSet::new();
-    for directory in ["src/fuse", "src/nfs"] {
+    for directory in ["src/fuse"] {
         asked_for(&root.join(directory), &mut names);
     }
     let found = FOUND.iter().map(|(mutant, _)| *mutant);

@@ -121,23 +121,28 @@ impl Wire {
     }
 }
 
-impl Connector for Arc<Link> {
+/// Opens connections over a link.
+#[derive(Debug)]
+pub(super) struct Dialer(pub(super) Arc<Link>);
+
+impl Connector for Dialer {
     type Reader = Reader;
     type Writer = Writer;
 
     async fn connect(&self, _: SocketAddr, _: usize) -> io::Result<(Reader, Writer)> {
-        tokio::time::sleep(self.delay()).await;
-        self.free().await;
-        let life = self.server.life();
+        let link = &self.0;
+        tokio::time::sleep(link.delay()).await;
+        link.free().await;
+        let life = link.server.life();
         let life = life.ok_or(io::ErrorKind::ConnectionRefused)?;
         let wire = Arc::new(Wire {
-            link: Self::clone(self),
+            link: Arc::clone(link),
             life,
             open: AtomicBool::new(true),
             inbox: Mutex::default(),
             next_arrival: Mutex::new(Instant::now()),
         });
-        self.server.connected(&wire);
+        link.server.connected(&wire);
         let writer = Writer {
             wire: Arc::clone(&wire),
             buffer: BytesMut::new(),

@@ -18,7 +18,7 @@ use crate::nfs::rpc::{Cred, Settings};
 
 use super::dice::Dice;
 use super::kernel::Caches;
-use super::network::Link;
+use super::network::{Dialer, Link};
 use super::server::{Habits, Server};
 use super::{World, disk};
 
@@ -45,7 +45,7 @@ impl Bench {
         let mut settings = Settings::new(([192, 0, 2, 1], 2049).into());
         settings.io_timeout = Some(Duration::from_secs(60));
         let link = Link::new(0, Arc::clone(&server), 0);
-        let nfs = Nfs3::over(&settings, Arc::clone(&link)).unwrap();
+        let nfs = Nfs3::over(&settings, Dialer(Arc::clone(&link))).unwrap();
         let root = FileHandle::new(&disk::ROOT.to_be_bytes()).unwrap();
         let run = tempfile::tempdir().unwrap();
         let hidden = Hidden::new(run.path(), "simulated");
