@@ -2,6 +2,16 @@
 //!
 //! Invariants: a [`Share`] always prints to a string that parses back to itself, and a
 //! [`SharePath`] never holds `..`, an empty component, or anything that could leave the share.
+//!
+//! ```
+//! use nfs::address::{Share, SharePath};
+//!
+//! let share: Share = "[fd00::5]:/export/".parse()?;
+//! assert_eq!((share.to_string().as_str(), share.export()), ("[fd00::5]:/export", "/export"));
+//! assert_eq!(SharePath::parse("a//b/")?, SharePath::root().join("a").join("b"));
+//! assert!(SharePath::parse("a/../../etc").is_err());
+//! # Ok::<(), nfs::address::AddressError>(())
+//! ```
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};

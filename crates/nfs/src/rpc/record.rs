@@ -4,6 +4,21 @@
 //! bits, and the top bit set on the last one. A record in one fragment, which is how servers
 //! send nearly all replies, is a slice of the receive buffer; one in several is put together by
 //! copying. Once [`RecordDecoder::next`] has failed, framing is lost and the connection with it.
+//!
+//! ```
+//! use bytes::BytesMut;
+//! use nfs::rpc::record::RecordDecoder;
+//!
+//! let mut records = RecordDecoder::new(100);
+//! // Two fragments of one record, of which the second has not come to its end.
+//! let mut stream = BytesMut::from(&b"\x00\x00\x00\x04four\x80\x00\x00\x03o"[..]);
+//! assert_eq!(records.next(&mut stream), Ok(None));
+//! stream.extend_from_slice(b"ne");
+//! assert_eq!(records.next(&mut stream).unwrap().as_deref(), Some(&b"fourone"[..]));
+//! // What would be too long is refused when it is announced, and by its xid told whose it is.
+//! stream.extend_from_slice(b"\x80\x00\x00\x65\x00\x00\x00\x07");
+//! assert_eq!(records.next(&mut stream).unwrap_err().xid, 7);
+//! ```
 
 use bytes::{Buf, Bytes, BytesMut};
 use nfs3_types::rpc::fragment_header;
