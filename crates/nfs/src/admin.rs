@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::error::{AdminError, AdminErrorKind, Refusal};
 use self::mounted::Mounted;
-use self::v3::V3;
+use self::v3::{V3, on_session};
 use crate::address::{Share, SharePath};
 use crate::probe::Breaker;
 
@@ -173,23 +173,14 @@ enum Way {
     Mounted(Mounted),
 }
 
-/// Calls the same method on whichever way the share is reached, and puts the operation's name,
-/// the share and the path into the error.
+/// Calls the same method on whichever way the share is reached: a session, or the mount.
 macro_rules! on_share {
     ($self:ident, $op:literal, $path:expr, $way:ident => $call:expr) => {
         match &$self.0.way {
-            Way::V3(boxed) => {
-                let $way = boxed.as_ref();
-                $call.await
-            }
+            Way::V3(v3) => on_session!(v3, $way => $call),
             Way::Mounted($way) => $call.await,
         }
-        .map_err(|kind| AdminError {
-            op: $op,
-            share: $self.0.share.to_string(),
-            path: $path.clone(),
-            kind,
-        })
+        .map_err($self.failed($op, $path))
     };
 }
 
@@ -343,7 +334,11 @@ impl Admin {
     /// # Errors
     /// [`AdminErrorKind::NotFound`] without the parent.
     pub async fn create_new(&self, path: &SharePath, contents: &[u8]) -> Result<Made, AdminError> {
-        on_share!(self, "create", path, way => way.create_new(path, contents))
+        match &self.0.way {
+            Way::V3(v3) => v3.create_new(path, contents).await,
+            Way::Mounted(mounted) => mounted.create_new(path, contents).await,
+        }
+        .map_err(self.failed("create", path))
     }
 
     /// Makes a file in a directory that nobody else uses, such as one that is being made aside.
@@ -447,7 +442,7 @@ impl Admin {
     /// # Errors
     /// Those of reaching the share.
     pub async fn space(&self) -> Result<Space, AdminError> {
-        on_share!(self, "ask for the space of", SharePath::root(), way => way.space())
+        on_share!(self, "ask for the space of", &SharePath::root(), way => way.space())
     }
 
     /// Removes a file or a directory with all that is in it, without following links, as long
@@ -461,12 +456,26 @@ impl Admin {
         path: &SharePath,
         keep_going: &(dyn Fn() -> bool + Sync),
     ) -> Result<Removal, AdminError> {
-        on_share!(self, "remove all of", path, way => async {
-            if path.is_root() {
-                return Err(AdminErrorKind::Busy);
-            }
-            tree::remove(way, path, keep_going).await
-        })
+        let removed = match &self.0.way {
+            _ if path.is_root() => Err(AdminErrorKind::Busy),
+            Way::V3(v3) => tree::remove(v3.as_ref(), path, keep_going).await,
+            Way::Mounted(mounted) => tree::remove(mounted, path, keep_going).await,
+        };
+        removed.map_err(self.failed("remove all of", path))
+    }
+
+    /// Puts the operation's name, the share and the path to why it failed.
+    fn failed(
+        &self,
+        op: &'static str,
+        path: &SharePath,
+    ) -> impl FnOnce(AdminErrorKind) -> AdminError {
+        move |kind| AdminError {
+            op,
+            share: self.0.share.to_string(),
+            path: path.clone(),
+            kind,
+        }
     }
 }
 

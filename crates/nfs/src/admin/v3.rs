@@ -31,7 +31,7 @@ use nfs3_types::rpc::opaque_auth;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use self::session::Session;
+pub(super) use self::session::Session;
 use super::present;
 use super::{AdminErrorKind, AdminSettings, Attr, DirEntry, Kind, Made, Space, random};
 use crate::address::{Share, SharePath};
@@ -210,7 +210,10 @@ impl V3 {
     }
 
     /// Runs an operation within the deadline and the limit on connections.
-    async fn within<T>(&self, operation: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    pub(super) async fn within<T>(
+        &self,
+        operation: impl Future<Output = Outcome<T>>,
+    ) -> Outcome<T> {
         let limited = async {
             let _slot = self
                 .shared
@@ -373,7 +376,7 @@ impl V3 {
     }
 
     /// Forgets all handles, and at the second time in one operation the export's own.
-    fn forget_all(&self, round: u32) {
+    pub(super) fn forget_all(&self, round: u32) {
         self.forget(&SharePath::root());
         if round > 0 {
             self.set_route(None);
@@ -383,102 +386,40 @@ impl V3 {
 
 /// How often an operation is begun again after a stale handle: once for kept handles, once for
 /// the export's, and once for an object that was replaced between LOOKUP and its use.
-const STALE_ROUNDS: u32 = 3;
+pub(super) const STALE_ROUNDS: u32 = 3;
 
-/// Runs an operation of [`Session`], again after a stale handle: such a call did nothing.
+/// Runs an operation of [`Session`] with a [`V3`], again after a stale handle: such a call did
+/// nothing.
 macro_rules! on_session {
-    ($self:ident, $session:ident => $call:expr) => {
-        $self
-            .within(async {
-                let mut round = 0;
-                loop {
-                    let mut $session = Session::open($self).await?;
-                    match $call.await {
-                        //= 1813-2.6-stale: A stale handle leads to nothing any more.
-                        Err(AdminErrorKind::Stale) if round < STALE_ROUNDS => {
-                            $self.forget_all(round);
-                            round += 1;
-                        }
-                        result => break result,
+    ($v3:expr, $session:ident => $call:expr) => {{
+        let v3: &$crate::admin::v3::V3 = $v3;
+        v3.within(async {
+            let mut round = 0;
+            loop {
+                let mut $session = $crate::admin::v3::Session::open(v3).await?;
+                match $call.await {
+                    //= 1813-2.6-stale: A stale handle leads to nothing any more.
+                    Err($crate::admin::AdminErrorKind::Stale)
+                        if round < $crate::admin::v3::STALE_ROUNDS =>
+                    {
+                        v3.forget_all(round);
+                        round += 1;
                     }
+                    result => break result,
                 }
-            })
-            .await
-    };
+            }
+        })
+        .await
+    }};
 }
 
+pub(super) use on_session;
+
 impl V3 {
-    pub(super) async fn attr(&self, path: &SharePath) -> Outcome<Option<Attr>> {
-        on_session!(self, session => session.attr(path))
-    }
-
-    pub(super) async fn mkdir(&self, path: &SharePath, mode: u32) -> Outcome<Made> {
-        on_session!(self, session => session.mkdir(path, mode))
-    }
-
-    pub(super) async fn set_owner(
-        &self,
-        path: &SharePath,
-        uid: u32,
-        gid: u32,
-        mode: u32,
-    ) -> Outcome<Attr> {
-        on_session!(self, session => session.set_owner(path, uid, gid, mode))
-    }
-
     pub(super) async fn create_new(&self, path: &SharePath, contents: &[u8]) -> Outcome<Made> {
         // One for all rounds: what this call made is always known as its own.
         let verifier = random()?;
         on_session!(self, session => session.create_new(path, contents, verifier))
-    }
-
-    pub(super) async fn draft(&self, path: &SharePath, contents: &[u8]) -> Outcome<()> {
-        on_session!(self, session => session.draft(path, contents))
-    }
-
-    pub(super) async fn write(&self, path: &SharePath, contents: &[u8]) -> Outcome<Attr> {
-        on_session!(self, session => session.write(path, contents))
-    }
-
-    pub(super) async fn read(&self, path: &SharePath, limit: usize) -> Outcome<Option<Vec<u8>>> {
-        on_session!(self, session => session.read(path, limit))
-    }
-
-    pub(super) async fn rename(&self, from: &SharePath, to: &SharePath) -> Outcome<()> {
-        on_session!(self, session => session.rename(from, to))
-    }
-
-    pub(super) async fn rename_within(
-        &self,
-        dir: &SharePath,
-        from: &str,
-        to: &str,
-    ) -> Outcome<Attr> {
-        on_session!(self, session => session.rename_within(dir, from, to))
-    }
-
-    pub(super) async fn remove_file(&self, path: &SharePath) -> Outcome<bool> {
-        on_session!(self, session => session.remove_file(path))
-    }
-
-    pub(super) async fn unlink_file(&self, path: &SharePath) -> Outcome<bool> {
-        on_session!(self, session => session.unlink_file(path))
-    }
-
-    pub(super) async fn remove_dir(&self, path: &SharePath) -> Outcome<bool> {
-        on_session!(self, session => session.remove_dir(path))
-    }
-
-    pub(super) async fn list(&self, path: &SharePath) -> Outcome<Option<Vec<DirEntry>>> {
-        on_session!(self, session => session.list(path))
-    }
-
-    pub(super) async fn touch(&self, path: &SharePath) -> Outcome<Attr> {
-        on_session!(self, session => session.touch(path))
-    }
-
-    pub(super) async fn space(&self) -> Outcome<Space> {
-        on_session!(self, session => session.space())
     }
 
     /// The handle of the directory that holds a tree to remove.

@@ -21,6 +21,7 @@ use nfs3_types::nfs3::{
     NFS_PROGRAM as Proc, PROGRAM, VERSION, createmode3, nfsstat3, nfstime3, sattr3,
 };
 
+pub(crate) use error::status_errno;
 pub use error::{Nfs3Status, NfsError};
 pub use types::*;
 

@@ -16,11 +16,11 @@ use super::{AdminErrorKind, Attr, DirEntry, Kind, Made, Outcome, SharePath, Spac
 use crate::admin::{FILE_MODE, MAX_ENTRIES, temporary_name};
 
 impl Session<'_> {
-    pub(super) async fn attr(&mut self, path: &SharePath) -> Outcome<Option<Attr>> {
+    pub(in crate::admin) async fn attr(&mut self, path: &SharePath) -> Outcome<Option<Attr>> {
         Ok(present(self.object(path).await)?.map(|(_, attr)| attr))
     }
 
-    pub(super) async fn mkdir(&mut self, path: &SharePath, mode: u32) -> Outcome<Made> {
+    pub(in crate::admin) async fn mkdir(&mut self, path: &SharePath, mode: u32) -> Outcome<Made> {
         if path.is_root() {
             return Ok(Made::Exists);
         }
@@ -61,7 +61,7 @@ impl Session<'_> {
         Ok(Made::New(self.setattr(&handle, all).await?))
     }
 
-    pub(super) async fn set_owner(
+    pub(in crate::admin) async fn set_owner(
         &mut self,
         path: &SharePath,
         uid: u32,
@@ -92,7 +92,7 @@ impl Session<'_> {
         Ok(attr)
     }
 
-    pub(super) async fn create_new(
+    pub(in crate::admin) async fn create_new(
         &mut self,
         path: &SharePath,
         contents: &[u8],
@@ -116,14 +116,22 @@ impl Session<'_> {
         }
     }
 
-    pub(super) async fn draft(&mut self, path: &SharePath, contents: &[u8]) -> Outcome<()> {
+    pub(in crate::admin) async fn draft(
+        &mut self,
+        path: &SharePath,
+        contents: &[u8],
+    ) -> Outcome<()> {
         let dir = self.dir(&path.parent()).await?;
         let file = self.create_alone(&dir, path.name().as_bytes()).await?;
         self.write_all(&file, contents).await?;
         Ok(())
     }
 
-    pub(super) async fn write(&mut self, path: &SharePath, contents: &[u8]) -> Outcome<Attr> {
+    pub(in crate::admin) async fn write(
+        &mut self,
+        path: &SharePath,
+        contents: &[u8],
+    ) -> Outcome<Attr> {
         if path.is_root() {
             return Err(AdminErrorKind::Exists);
         }
@@ -161,7 +169,7 @@ impl Session<'_> {
         }
     }
 
-    pub(super) async fn read(
+    pub(in crate::admin) async fn read(
         &mut self,
         path: &SharePath,
         limit: usize,
@@ -211,7 +219,11 @@ impl Session<'_> {
         }
     }
 
-    pub(super) async fn rename(&mut self, from: &SharePath, to: &SharePath) -> Outcome<()> {
+    pub(in crate::admin) async fn rename(
+        &mut self,
+        from: &SharePath,
+        to: &SharePath,
+    ) -> Outcome<()> {
         if from.is_root() || to.is_root() {
             return Err(AdminErrorKind::Busy);
         }
@@ -224,7 +236,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    pub(super) async fn rename_within(
+    pub(in crate::admin) async fn rename_within(
         &mut self,
         path: &SharePath,
         from: &str,
@@ -236,7 +248,7 @@ impl Session<'_> {
         self.attr_or_ask(after, &dir).await
     }
 
-    pub(super) async fn remove_file(&mut self, path: &SharePath) -> Outcome<bool> {
+    pub(in crate::admin) async fn remove_file(&mut self, path: &SharePath) -> Outcome<bool> {
         if path.is_root() {
             return Err(AdminErrorKind::Busy);
         }
@@ -252,7 +264,7 @@ impl Session<'_> {
         }
     }
 
-    pub(super) async fn unlink_file(&mut self, path: &SharePath) -> Outcome<bool> {
+    pub(in crate::admin) async fn unlink_file(&mut self, path: &SharePath) -> Outcome<bool> {
         if path.is_root() {
             return Err(AdminErrorKind::Busy);
         }
@@ -262,7 +274,7 @@ impl Session<'_> {
         self.unlink(&dir, path.name().as_bytes()).await
     }
 
-    pub(super) async fn remove_dir(&mut self, path: &SharePath) -> Outcome<bool> {
+    pub(in crate::admin) async fn remove_dir(&mut self, path: &SharePath) -> Outcome<bool> {
         if path.is_root() {
             return Err(AdminErrorKind::Busy);
         }
@@ -273,14 +285,17 @@ impl Session<'_> {
         self.rmdir(&dir, path.name().as_bytes()).await
     }
 
-    pub(super) async fn list(&mut self, path: &SharePath) -> Outcome<Option<Vec<DirEntry>>> {
+    pub(in crate::admin) async fn list(
+        &mut self,
+        path: &SharePath,
+    ) -> Outcome<Option<Vec<DirEntry>>> {
         let Some(dir) = present(self.dir(path).await)? else {
             return Ok(None);
         };
         present(self.entries(&dir, MAX_ENTRIES, true).await)
     }
 
-    pub(super) async fn touch(&mut self, path: &SharePath) -> Outcome<Attr> {
+    pub(in crate::admin) async fn touch(&mut self, path: &SharePath) -> Outcome<Attr> {
         let (handle, _) = self.object(path).await?;
         let now = sattr3 {
             mtime: set_mtime::SET_TO_SERVER_TIME,
@@ -289,7 +304,7 @@ impl Session<'_> {
         self.setattr(&handle, now).await
     }
 
-    pub(super) async fn space(&mut self) -> Outcome<Space> {
+    pub(in crate::admin) async fn space(&mut self) -> Outcome<Space> {
         let args = FSSTAT3args::from(self.route.root.clone());
         let fsstat = NFS_PROGRAM::NFSPROC3_FSSTAT;
         let found: FSSTAT3resok = self

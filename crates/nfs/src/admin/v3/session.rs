@@ -18,6 +18,7 @@ use super::{Outcome, Route, V3};
 use crate::address::SharePath;
 use crate::admin::{AdminErrorKind, Attr, Kind, ServerTime};
 use crate::connect::Wire;
+use crate::rpc::nfs3::status_errno;
 
 /// The pause before a call is sent again that the server put off (JUKEBOX), doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -52,42 +53,23 @@ impl From<Fault> for AdminErrorKind {
             Fault::Kind(kind) => return kind,
             Fault::Status(status) => status,
         };
-        Self::from(match status {
-            S::NFS3ERR_PERM => Errno::PERM,
-            S::NFS3ERR_NOENT => Errno::NOENT,
-            S::NFS3ERR_IO => Errno::IO,
-            S::NFS3ERR_NXIO => Errno::NXIO,
-            S::NFS3ERR_ACCES => Errno::ACCESS,
-            S::NFS3ERR_EXIST => Errno::EXIST,
-            S::NFS3ERR_XDEV => Errno::XDEV,
-            S::NFS3ERR_NODEV => Errno::NODEV,
-            S::NFS3ERR_NOTDIR => Errno::NOTDIR,
-            S::NFS3ERR_ISDIR => Errno::ISDIR,
-            S::NFS3ERR_INVAL => Errno::INVAL,
-            S::NFS3ERR_FBIG => Errno::FBIG,
-            S::NFS3ERR_NOSPC => Errno::NOSPC,
-            S::NFS3ERR_ROFS => Errno::ROFS,
-            S::NFS3ERR_MLINK => Errno::MLINK,
-            S::NFS3ERR_NAMETOOLONG => Errno::NAMETOOLONG,
-            S::NFS3ERR_NOTEMPTY => Errno::NOTEMPTY,
-            S::NFS3ERR_DQUOT => Errno::DQUOT,
-            S::NFS3ERR_STALE | S::NFS3ERR_BADHANDLE => Errno::STALE,
-            S::NFS3ERR_JUKEBOX => Errno::BUSY,
-            S::NFS3ERR_NOTSUPP => Errno::OPNOTSUPP,
+        match status {
+            // The call may be made again.
+            S::NFS3ERR_JUKEBOX => Self::Busy,
+            // What nobody has asked for, or a fault of the server.
             S::NFS3_OK
-            | S::NFS3ERR_REMOTE
             | S::NFS3ERR_NOT_SYNC
             | S::NFS3ERR_BAD_COOKIE
             | S::NFS3ERR_TOOSMALL
-            | S::NFS3ERR_SERVERFAULT
-            | S::NFS3ERR_BADTYPE => return Self::Protocol(status.to_string()),
-        })
+            | S::NFS3ERR_SERVERFAULT => Self::Protocol(status.to_string()),
+            other => Self::from(Errno::from_raw_os_error(status_errno(other))),
+        }
     }
 }
 
 /// A borrowed connection; it goes back to the pool unless a call on it failed or was given up.
 #[derive(Debug)]
-pub(super) struct Session<'a> {
+pub(in crate::admin) struct Session<'a> {
     pub(super) v3: &'a V3,
     pub(super) route: Arc<Route>,
     wire: Option<Wire>,
@@ -102,7 +84,7 @@ impl Drop for Session<'_> {
 }
 
 impl<'a> Session<'a> {
-    pub(super) async fn open(v3: &'a V3) -> Outcome<Self> {
+    pub(in crate::admin) async fn open(v3: &'a V3) -> Outcome<Self> {
         #[cfg(feature = "simulated")]
         if let Some(server) = &v3.shared.simulated {
             let (route, wire) = (server.route(), None);

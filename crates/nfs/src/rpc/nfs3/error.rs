@@ -46,8 +46,9 @@ impl NfsError {
     }
 }
 
-/// As the kernel's client maps them (`nfs_stat_to_errno`), but without its private errnos.
-fn status_errno(status: Nfs3Status) -> i32 {
+/// The errno (a positive `libc` constant) of a status: as the kernel's client maps them
+/// (`nfs_stat_to_errno`), but without its private errnos.
+pub(crate) fn status_errno(status: Nfs3Status) -> i32 {
     use nfsstat3 as s;
     match status {
         s::NFS3ERR_PERM => libc::EPERM,
