@@ -7,27 +7,30 @@
 //! drop it; there is no other recovery.
 
 mod bounds;
+mod dial;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use nfs3_client::RpcError;
 use nfs3_client::io::{AsyncRead, AsyncWrite};
 use nfs3_client::rpc::RpcClient;
 use nfs3_types::rpc::{auth_unix, opaque_auth};
 use nfs3_types::xdr_codec::{Opaque, Pack, Unpack};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+pub(crate) use self::dial::{ANY, dial, reserved_ports};
 use super::address::Server;
 use crate::mutant::{self, Mutant};
+use crate::rpc::record::{HEADER, RecordDecoder};
 
 /// The largest reply, in bytes: a READ of [`MAX_TRANSFER`] with room for its header.
 const MAX_RECORD: usize = MAX_TRANSFER as usize + 64 * 1024;
@@ -36,11 +39,8 @@ pub(crate) const MAX_TRANSFER: u32 = 1024 * 1024;
 /// How much room is made for a record that is announced and has not arrived: for most of them at
 /// once, so that they are read by one call.
 const AHEAD: usize = 64 * 1024;
-/// The most fragments of one record; servers use a handful, and empty ones must end somewhere.
-const MAX_FRAGMENTS: u32 = 1024;
-/// Source ports that an export with `secure` accepts, and that the kernel's own client takes
-/// (/proc/sys/sunrpc/min_resvport, max_resvport).
-const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 665..=1023;
+/// Marks a record's last fragment, in its header (RFC 5531, section 11).
+const LAST: u32 = 1 << 31;
 /// The most addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 8;
 
@@ -102,7 +102,8 @@ pub(crate) struct Wire {
     meter: Meter,
     /// What was called last: program, version, procedure.
     called: (u32, u32, u32),
-    /// What is left of the reply at hand, header first, as one unfragmented record.
+    /// What is left of the reply at hand: as one fragment, whose header it is, and the record.
+    header: Bytes,
     record: Bytes,
 }
 
@@ -118,10 +119,8 @@ impl Wire {
         meter: &Meter,
     ) -> io::Result<Self> {
         let stream = timeout(within, async {
-            match reserved {
-                true => connect_reserved(to).await,
-                false => TcpStream::connect(to).await,
-            }
+            let reserved = reserved.then(reserved_ports);
+            dial(to, reserved.into_iter().flatten().chain([ANY])).await
         })
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -130,6 +129,7 @@ impl Wire {
             stream,
             meter: meter.clone(),
             called: (0, 0, 0),
+            header: Bytes::new(),
             record: Bytes::new(),
         })
     }
@@ -168,53 +168,55 @@ impl Wire {
         client.call(program, version, procedure, args).await
     }
 
-    /// Reads the next record, joins its fragments, and looks at its lengths.
+    /// Reads the next record and looks at its lengths.
     async fn receive(&mut self) -> io::Result<()> {
-        let mut record = vec![0; 4];
-        //= 5531-11-fragments: “A record is composed of one or more record fragments.”
-        for _ in 0..MAX_FRAGMENTS {
-            let header = self.stream.read_u32().await?;
-            let length = (header & 0x7fff_ffff) as usize;
-            let end = record.len() + length;
-            if end > MAX_RECORD {
-                return Err(invalid(format!("a reply of more than {MAX_RECORD} bytes")));
+        let mut records = RecordDecoder::new(MAX_RECORD);
+        let mut buffer = BytesMut::new();
+        let record = loop {
+            if let Some(record) = records.next(&mut buffer).map_err(invalid)? {
+                break record;
             }
-            record.reserve(length.min(AHEAD));
-            (&mut self.stream)
-                .take(length as u64)
-                .read_to_end(&mut record)
-                .await?;
-            if record.len() < end {
+            // To the end of a header or of a fragment, so that nothing of the next record is read.
+            let wanted = match records.missing() {
+                0 => HEADER.saturating_sub(buffer.len()).max(1),
+                missing => missing.min(AHEAD),
+            };
+            buffer.reserve(wanted);
+            if self
+                .stream
+                .read_buf(&mut (&mut buffer).limit(wanted))
+                .await?
+                == 0
+            {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if header & 0x8000_0000 != 0 {
-                let joined = u32::try_from(end - 4).unwrap_or(u32::MAX) | 0x8000_0000;
-                record[..4].copy_from_slice(&joined.to_be_bytes());
-                self.record = record.into();
-                //= 4506-4.10-length: “It is an error to encode a length greater than the maximum
-                //= described in the specification.”
-                let checked = bounds::check(self.called, self.record.slice(4..));
-                if let Err(error) = checked
-                    && !mutant::is_on(Mutant::LengthsTrusted)
-                {
-                    return Err(invalid(error.to_string()));
-                }
-                return Ok(());
-            }
+        };
+        //= 4506-4.10-length: “It is an error to encode a length greater than the maximum
+        //= described in the specification.”
+        let checked = bounds::check(self.called, record.clone());
+        if let Err(error) = checked
+            && !mutant::is_on(Mutant::LengthsTrusted)
+        {
+            return Err(invalid(error));
         }
-        Err(invalid(format!(
-            "a reply of more than {MAX_FRAGMENTS} fragments"
-        )))
+        let length = u32::try_from(record.len()).unwrap_or(u32::MAX);
+        self.header = Bytes::copy_from_slice(&(length | LAST).to_be_bytes());
+        self.record = record;
+        Ok(())
     }
 }
 
 impl AsyncRead for &mut Wire {
     async fn async_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.record.is_empty() {
+        if self.header.is_empty() && self.record.is_empty() {
             self.receive().await?;
         }
-        let length = self.record.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&self.record.split_to(length));
+        let rest = match self.header.is_empty() {
+            true => &mut self.record,
+            false => &mut self.header,
+        };
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest.split_to(length));
         Ok(length)
     }
 }
@@ -228,37 +230,8 @@ impl AsyncWrite for &mut Wire {
     }
 }
 
-fn invalid(text: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, text)
-}
-
-/// Connects from a reserved port; from any port when this process may not bind one, or when all
-/// are taken.
-async fn connect_reserved(to: SocketAddr) -> io::Result<TcpStream> {
-    let count = RESERVED_PORTS.end() - RESERVED_PORTS.start() + 1;
-    // Another start each time, so that many connections do not all try the same ports.
-    let start = getrandom::u32().unwrap_or(0) % u32::from(count);
-    for step in 0..count {
-        let offset = (start + u32::from(step)) % u32::from(count);
-        let port = RESERVED_PORTS.start() + u16::try_from(offset).unwrap_or(0);
-        let (socket, any): (_, IpAddr) = match to {
-            SocketAddr::V4(_) => (TcpSocket::new_v4()?, Ipv4Addr::UNSPECIFIED.into()),
-            SocketAddr::V6(_) => (TcpSocket::new_v6()?, Ipv6Addr::UNSPECIFIED.into()),
-        };
-        // A port in TIME_WAIT towards another server is free for this one.
-        socket.set_reuseaddr(true)?;
-        match socket.bind(SocketAddr::new(any, port)) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
-            other => other?,
-        }
-        match socket.connect(to).await {
-            // This port already has, or had a moment ago, a connection to the same service.
-            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
-            other => return other,
-        }
-    }
-    TcpStream::connect(to).await
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// AUTH_UNIX as root of this host (RFC 5531 appendix A).

@@ -52,8 +52,8 @@
 //! (docs/RFC.md lists it, by section), above the line that obeys it; `//= test` and its name stand
 //! above what shows it.
 //!
-//! Known limits: TCP only; AUTH_UNIX only, so no Kerberos; no locks (NLM). The reserved port, the
-//! port mapper and MOUNT are there twice, for each of the two clients.
+//! Known limits: TCP only; AUTH_UNIX only, so no Kerberos; no locks (NLM). The port mapper and MOUNT
+//! are asked in two ways, one for each of the two clients.
 
 pub mod address;
 pub mod admin;

@@ -9,20 +9,18 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use socket2::TcpKeepalive;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpSocket, TcpStream};
 
+use crate::connect::{ANY, dial, reserved_ports};
 use crate::mutant::{self, Mutant};
 
-/// Source ports that are tried, as the kernel's client does (`sunrpc.min_resvport` and
-/// `max_resvport`): below 665 live well-known services.
-const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 665..=1023;
 /// Idle time before TCP asks the peer for a sign of life, between two such, and how many go
 /// unanswered: a peer that vanished is noticed after 60 + 6 * 10 s even when no call waits.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -99,18 +97,13 @@ impl TcpConnector {
     fn candidates(&self, lane: usize) -> Vec<u16> {
         let mut ports = Vec::new();
         let last = self.recall(lane);
-        if last != 0 {
+        if last != ANY {
             ports.push(last);
         }
         if self.reserved {
-            let count = RESERVED_PORTS.end() - RESERVED_PORTS.start() + 1;
-            let mut seed = [0; 2];
-            // Without entropy all clients begin with the same port, which is only slower.
-            let _ = getrandom::fill(&mut seed);
-            let start = u16::from_ne_bytes(seed) % count;
-            ports.extend((0..count).map(|n| RESERVED_PORTS.start() + (start + n) % count));
+            ports.extend(reserved_ports());
         }
-        ports.push(0);
+        ports.push(ANY);
         ports
     }
 }
@@ -124,63 +117,19 @@ impl Connector for TcpConnector {
         addr: SocketAddr,
         lane: usize,
     ) -> io::Result<(OwnedReadHalf, OwnedWriteHalf)> {
-        let mut skip_reserved = false;
-        for port in self.candidates(lane) {
-            if skip_reserved && RESERVED_PORTS.contains(&port) {
-                continue;
+        match dial(addr, self.candidates(lane)).await {
+            Ok(stream) => {
+                self.remember(lane, stream.local_addr()?.port());
+                prepare(stream).map(TcpStream::into_split)
             }
-            let socket = match bound_socket(addr, port) {
-                Ok(socket) => socket,
-                Err(e) if e.kind() == io::ErrorKind::AddrInUse => continue,
-                // Not root: the server may still take other ports (exports(5), `insecure`).
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && port != 0 => {
-                    skip_reserved = true;
-                    continue;
+            Err(e) => {
+                if e.kind() != io::ErrorKind::TimedOut {
+                    self.change(lane, |port| port.silent = false);
                 }
-                Err(e) => return Err(e),
-            };
-            match TcpSocket::from_std_stream(socket.into())
-                .connect(addr)
-                .await
-            {
-                Ok(stream) => {
-                    self.remember(lane, stream.local_addr()?.port());
-                    return prepare(stream).map(TcpStream::into_split);
-                }
-                // This pair of ports is still taken (TIME_WAIT, or another process).
                 Err(e)
-                    if port != 0
-                        && matches!(
-                            e.kind(),
-                            io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
-                        ) =>
-                {
-                    self.remember(lane, 0);
-                }
-                Err(e) => {
-                    if e.kind() != io::ErrorKind::TimedOut {
-                        self.change(lane, |port| port.silent = false);
-                    }
-                    return Err(e);
-                }
             }
         }
-        Err(io::ErrorKind::AddrInUse.into())
     }
-}
-
-fn bound_socket(addr: SocketAddr, port: u16) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    if port != 0 {
-        socket.set_reuse_address(true)?;
-        let local: SocketAddr = match addr {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, port).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, port).into(),
-        };
-        socket.bind(&SockAddr::from(local))?;
-    }
-    Ok(socket)
 }
 
 fn prepare(stream: TcpStream) -> io::Result<TcpStream> {
@@ -231,7 +180,8 @@ mod tests {
                 assert!(before == after || is_taken(before.1), "{ports:?}");
             }
             if reserved && rustix::process::geteuid().is_root() {
-                assert!(RESERVED_PORTS.contains(&ports[0].1), "{ports:?}");
+                let mut reserved = reserved_ports();
+                assert!(reserved.any(|port| port == ports[0].1), "{ports:?}");
             }
         }
     }

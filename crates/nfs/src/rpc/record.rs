@@ -24,7 +24,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use nfs3_types::rpc::fragment_header;
 
 /// Bytes of a fragment header.
-const HEADER: usize = 4;
+pub(crate) const HEADER: usize = 4;
 
 /// A record that is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
