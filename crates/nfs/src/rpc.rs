@@ -20,20 +20,21 @@
 //! Nothing that a server sends makes this code panic, or hold more memory than one capped record
 //! for each connection and for each reply that the caller still keeps.
 
-pub mod auth;
+mod auth;
 pub mod connector;
 pub mod message;
 pub mod mountd;
 pub mod nfs3;
 pub mod record;
-pub mod table;
-pub mod transport;
+mod table;
+mod transport;
 pub mod xdr;
 
 use std::net::SocketAddr;
 
 pub use auth::Cred;
 pub use nfs3::{Nfs3, NfsError};
+pub use table::Traffic;
 pub use transport::Settings;
 
 /// Why a call got no answer that could be read.

@@ -12,7 +12,7 @@ use super::xdr::Encoder;
 
 /// The most supplementary groups that AUTH_UNIX carries; the rest is left out, as the kernel's
 /// client does (a server with `manage-gids` looks the groups up itself).
-pub const MAX_GROUPS: usize = 16;
+pub(crate) const MAX_GROUPS: usize = 16;
 /// The longest machine name, in bytes (RFC 5531, appendix A).
 const MAX_MACHINE_NAME: usize = 255;
 

@@ -10,9 +10,9 @@ use super::xdr::{DecodeError, Decoder, Encoder, padding};
 
 /// Where a program's calls go: its number and version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Program {
-    pub number: u32,
-    pub version: u32,
+pub(crate) struct Program {
+    pub(crate) number: u32,
+    pub(crate) version: u32,
 }
 
 /// The record mark and the xid stand first in a call.
@@ -25,7 +25,7 @@ const MAX_VERIFIER: usize = 400;
 /// A call as it goes over the wire: record mark, header and arguments, then the payload of a
 /// WRITE, which is never copied.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     head: Bytes,
     payload: Bytes,
     expected: usize,
@@ -36,7 +36,7 @@ static ZEROES: [u8; 3] = [0; 3];
 
 impl Request {
     /// All bytes, in order, as slices that share their memory.
-    pub fn chunks(&self) -> impl Iterator<Item = Bytes> {
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = Bytes> {
         //= 4506-3-padding: “the n bytes are followed by enough (0 to 3) residual zero bytes, r,
         //= to make the total byte count a multiple of 4”
         let padding = Bytes::from_static(&ZEROES[..padding(self.payload.len())]);
@@ -47,26 +47,20 @@ impl Request {
 
     /// Bytes on the wire.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.head.len() + self.payload.len() + padding(self.payload.len())
-    }
-
-    /// Never: a call has a header.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.head.is_empty()
     }
 
     /// Bytes on the wire in both directions, about.
     #[must_use]
-    pub fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         self.len() + self.expected
     }
 }
 
 /// A [`Request`] that has no xid yet.
 #[derive(Debug)]
-pub struct Draft {
+pub(crate) struct Draft {
     head: BytesMut,
     payload: Bytes,
     expected: usize,
@@ -119,14 +113,8 @@ impl Draft {
 
     /// Bytes on the wire.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.head.len() + self.payload.len() + padding(self.payload.len())
-    }
-
-    /// Never: a call has a header.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.head.is_empty()
     }
 
     /// Bytes of data that go along, in either direction.
@@ -137,7 +125,7 @@ impl Draft {
 
     /// Gives the call its xid, which it keeps however often it is sent.
     #[must_use]
-    pub fn seal(mut self, xid: u32) -> Request {
+    pub(crate) fn seal(mut self, xid: u32) -> Request {
         let length = u32::try_from(self.len() - 4).unwrap_or(fragment_header::MASK);
         //= 5531-11-one-record: “One RPC message fits into one RM record.”
         let mark = fragment_header::new(length & fragment_header::MASK, true);

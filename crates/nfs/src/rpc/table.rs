@@ -16,18 +16,18 @@ use std::time::{Duration, Instant};
 use super::message::{Draft, Request};
 
 /// Silence after which the connection is probed: well above what a busy server takes for a call.
-pub const PROBE_AFTER: Duration = Duration::from_secs(5);
+pub(crate) const PROBE_AFTER: Duration = Duration::from_secs(5);
 /// Silence after which the connection is given up, two probes later. A new connection gets
 /// through sooner than TCP's own retransmission, which by then waits for some 25 s.
-pub const GIVE_UP_AFTER: Duration = Duration::from_secs(15);
+pub(crate) const GIVE_UP_AFTER: Duration = Duration::from_secs(15);
 /// The most that [`GIVE_UP_AFTER`] grows to, doubling with each connection that stayed silent:
 /// a server that is alive but stuck is not flooded with repetitions.
-pub const GIVE_UP_AT_MOST: Duration = Duration::from_secs(60);
+pub(crate) const GIVE_UP_AT_MOST: Duration = Duration::from_secs(60);
 /// When a call is repeated on a connection that answers others: TCP loses nothing, so the server
 /// has dropped it. As long as the kernel client waits over TCP (nfs(5), `timeo`).
-pub const RESEND_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const RESEND_AFTER: Duration = Duration::from_secs(60);
 /// The longest pause between two repetitions; they double up to here.
-pub const RESEND_AT_MOST: Duration = Duration::from_secs(600);
+pub(crate) const RESEND_AT_MOST: Duration = Duration::from_secs(600);
 /// How often silence and repetitions are looked at while calls are in flight.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -47,15 +47,15 @@ struct Call<T> {
 
 /// A call that has come to its end.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Finished<T> {
-    pub slot: T,
+pub(crate) struct Finished<T> {
+    pub(crate) slot: T,
     /// It went out more than once: the answer may be to a repetition of what was already done.
-    pub retransmitted: bool,
+    pub(crate) retransmitted: bool,
 }
 
 /// What the connection needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Health {
+pub(crate) enum Health {
     Good,
     /// Send a NULL call.
     Probe,
@@ -85,7 +85,7 @@ impl std::ops::Add for Traffic {
 
 /// See the module.
 #[derive(Debug)]
-pub struct CallTable<T> {
+pub(crate) struct CallTable<T> {
     calls: HashMap<u32, Call<T>>,
     /// Calls to be sent; those that have ended since are skipped.
     queue: VecDeque<u32>,
@@ -107,7 +107,7 @@ pub struct CallTable<T> {
 
 impl<T> CallTable<T> {
     #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
             calls: HashMap::new(),
             queue: VecDeque::new(),
@@ -124,40 +124,41 @@ impl<T> CallTable<T> {
     }
 
     #[must_use]
-    pub fn traffic(&self) -> Traffic {
+    pub(crate) fn traffic(&self) -> Traffic {
         self.traffic
     }
 
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.calls.is_empty()
-    }
-
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.calls.len()
     }
 
     /// How many calls were ever made.
     #[must_use]
-    pub fn made(&self) -> u64 {
+    pub(crate) fn made(&self) -> u64 {
         self.made
     }
 
     #[must_use]
-    pub fn contains(&self, xid: u32) -> bool {
+    pub(crate) fn contains(&self, xid: u32) -> bool {
         self.calls.contains_key(&xid)
     }
 
     /// Bytes waiting to be sent or answered.
     #[must_use]
-    pub fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         self.weight
     }
 
     /// Adds a call and queues it; the xid must not be in the table. `true` when the timer has to
     /// be set anew because it would fire too late for this call.
-    pub fn insert(&mut self, xid: u32, draft: Draft, deadline: Option<Instant>, slot: T) -> bool {
+    pub(crate) fn insert(
+        &mut self,
+        xid: u32,
+        draft: Draft,
+        deadline: Option<Instant>,
+        slot: T,
+    ) -> bool {
         debug_assert!(!self.contains(xid), "the transport picks a free xid");
         let call = Call {
             request: draft.seal(xid),
@@ -179,7 +180,7 @@ impl<T> CallTable<T> {
     }
 
     /// Takes the next queued call, to be written now.
-    pub fn next_to_send(&mut self, now: Instant) -> Option<Request> {
+    pub(crate) fn next_to_send(&mut self, now: Instant) -> Option<Request> {
         while let Some(xid) = self.queue.pop_front() {
             let Some(call) = self.calls.get_mut(&xid) else {
                 continue;
@@ -205,18 +206,18 @@ impl<T> CallTable<T> {
     }
 
     #[must_use]
-    pub fn has_queued(&self) -> bool {
+    pub(crate) fn has_queued(&self) -> bool {
         !self.queue.is_empty()
     }
 
     /// Bytes have come from the server.
-    pub fn heard(&mut self, now: Instant) {
+    pub(crate) fn heard(&mut self, now: Instant) {
         self.silent_since = now;
         self.probed = None;
     }
 
     /// The reply to a call has come. `None` for a xid that nobody waits for.
-    pub fn reply(&mut self, xid: u32) -> Option<Finished<T>> {
+    pub(crate) fn reply(&mut self, xid: u32) -> Option<Finished<T>> {
         let finished = self.forget(xid)?;
         self.useful = true;
         self.give_up_after = GIVE_UP_AFTER;
@@ -224,7 +225,7 @@ impl<T> CallTable<T> {
     }
 
     /// Forgets one call; its reply will be ignored. The others are not touched.
-    pub fn forget(&mut self, xid: u32) -> Option<Finished<T>> {
+    pub(crate) fn forget(&mut self, xid: u32) -> Option<Finished<T>> {
         let call = self.calls.remove(&xid)?;
         self.weight -= call.request.weight();
         if call.resend.is_some() {
@@ -242,7 +243,7 @@ impl<T> CallTable<T> {
     }
 
     /// Forgets all calls.
-    pub fn drain(&mut self) -> Vec<T> {
+    pub(crate) fn drain(&mut self) -> Vec<T> {
         self.queue.clear();
         self.weight = 0;
         self.in_flight = 0;
@@ -250,14 +251,14 @@ impl<T> CallTable<T> {
     }
 
     /// A new connection stands.
-    pub fn connected(&mut self, now: Instant) {
+    pub(crate) fn connected(&mut self, now: Instant) {
         self.heard(now);
         self.useful = false;
     }
 
     /// The connection is lost: everything is to be sent again. Returns whether the connection
     /// had answered any call.
-    pub fn disconnected(&mut self) -> bool {
+    pub(crate) fn disconnected(&mut self) -> bool {
         //= 5531-5-repeat: A call that is repeated keeps its transaction ID, so that the server
         //= can tell it from a new one.
         let mut all: Vec<(u64, u32)> = Vec::with_capacity(self.calls.len());
@@ -273,7 +274,7 @@ impl<T> CallTable<T> {
 
     /// Ends the calls whose deadline has passed, queues those that are due again, and says how
     /// the connection does. Called when [`Self::wake_at`] says so.
-    pub fn poll(&mut self, now: Instant) -> (Vec<T>, Health) {
+    pub(crate) fn poll(&mut self, now: Instant) -> (Vec<T>, Health) {
         let mut late: Vec<(u64, u32)> = self
             .calls
             .iter()
@@ -320,7 +321,7 @@ impl<T> CallTable<T> {
     }
 
     /// When to call [`Self::poll`]; `None` when there is nothing to wait for.
-    pub fn wake_at(&mut self, now: Instant) -> Option<Instant> {
+    pub(crate) fn wake_at(&mut self, now: Instant) -> Option<Instant> {
         let deadline = self.calls.values().filter_map(|call| call.deadline).min();
         let tick = (!self.calls.is_empty()).then(|| now + TICK);
         self.armed = [deadline, tick].into_iter().flatten().min();
@@ -399,7 +400,7 @@ mod tests {
         table.forget(2);
         assert_eq!(table.reply(2), None, "its reply comes late");
         assert_eq!(table.reply(3).unwrap().slot, 3);
-        assert_eq!(table.len(), 1);
+        assert_eq!(table.calls.len(), 1);
     }
 
     #[test]
@@ -418,7 +419,7 @@ mod tests {
         assert_eq!(table.poll(earlier).0, ["soon"]);
         assert_eq!(table.poll(now + seconds(599)).0, Vec::<&str>::new());
         assert_eq!(table.poll(now + seconds(600)).0, ["late"]);
-        assert_eq!(table.len(), 1);
+        assert_eq!(table.calls.len(), 1);
     }
 
     #[test]
@@ -539,7 +540,7 @@ mod tests {
                         prop_assert_eq!(late, expected);
                     }
                 }
-                prop_assert_eq!(table.len(), model.len());
+                prop_assert_eq!(table.calls.len(), model.len());
                 prop_assert_eq!(table.weight() == 0, model.is_empty());
             }
             table.disconnected();

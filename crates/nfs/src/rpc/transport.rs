@@ -30,17 +30,17 @@ use super::xdr::{DecodeError, Decoder};
 use lane::{Driver, Gathering, Lane, Outcome, now};
 
 /// The most connections of a client, as with the kernel's `nconnect`.
-pub const MAX_CONNECTIONS: usize = 16;
+pub(crate) const MAX_CONNECTIONS: usize = 16;
 /// The most data in one READ or WRITE, in bytes: what FUSE asks for at most.
-pub const MAX_IO: u32 = 1 << 20;
+pub(crate) const MAX_IO: u32 = 1 << 20;
 /// The longest record that is taken, in bytes: the data and ample room for headers.
-pub const MAX_RECORD: usize = MAX_IO as usize + 64 * 1024;
+pub(crate) const MAX_RECORD: usize = MAX_IO as usize + 64 * 1024;
 /// Deadline of a call unless set otherwise: what the kernel's client waits before its first
 /// major timeout is of the same order, and users see an error rather than a hang.
-pub const IO_TIMEOUT: Duration = Duration::from_secs(600);
+pub(crate) const IO_TIMEOUT: Duration = Duration::from_secs(600);
 /// Calls in flight of a client unless set otherwise: enough to fill a link of 10 Gb/s at 1 ms
 /// with calls of 64 KiB, and below the 256 that some servers take.
-pub const MAX_INFLIGHT: usize = 128;
+pub(crate) const MAX_INFLIGHT: usize = 128;
 /// Data of READs and WRITEs in flight of a client, in bytes: fills a link of 10 Gb/s at 25 ms, and
 /// bounds both what a client holds in memory and how long a small call waits behind large ones.
 const MAX_INFLIGHT_BYTES: u32 = 32 << 20;
@@ -80,16 +80,16 @@ impl Settings {
 
 /// The reply to a call.
 #[derive(Debug)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// At the results.
-    pub results: Decoder,
+    pub(crate) results: Decoder,
     /// The call went out more than once, so this may answer a repetition of what was done before.
-    pub retransmitted: bool,
+    pub(crate) retransmitted: bool,
 }
 
 /// A client of one program on one server. See the module.
 #[derive(Debug)]
-pub struct Transport {
+pub(crate) struct Transport {
     addr: SocketAddr,
     program: Program,
     io_timeout: Option<Duration>,
@@ -107,7 +107,7 @@ impl Transport {
     ///
     /// # Errors
     /// [`RpcError::Settings`] for a number out of its range.
-    pub fn new<C: Connector>(
+    pub(crate) fn new<C: Connector>(
         settings: &Settings,
         program: Program,
         connector: C,
@@ -155,25 +155,25 @@ impl Transport {
     }
 
     #[must_use]
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
     #[must_use]
-    pub fn program(&self) -> Program {
+    pub(crate) fn program(&self) -> Program {
         self.program
     }
 
     /// What has gone out over all connections.
     #[must_use]
-    pub fn traffic(&self) -> Traffic {
+    pub(crate) fn traffic(&self) -> Traffic {
         let each = self.lanes.iter().map(|lane| lane.traffic());
         each.fold(Traffic::default(), std::ops::Add::add)
     }
 
     /// The deadline of a call made now.
     #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.io_timeout.map(|timeout| now() + timeout)
     }
 
@@ -182,7 +182,11 @@ impl Transport {
     /// # Errors
     /// [`RpcError`]; after [`RpcError::TimedOut`] and [`RpcError::Closed`] it is not known
     /// whether the server has done what was asked.
-    pub async fn call(&self, draft: Draft, deadline: Option<Instant>) -> Result<Reply, RpcError> {
+    pub(crate) async fn call(
+        &self,
+        draft: Draft,
+        deadline: Option<Instant>,
+    ) -> Result<Reply, RpcError> {
         let _data = match draft.data() {
             0 => None,
             bytes => {
@@ -227,7 +231,7 @@ impl Transport {
     /// Runs `work`, which polls calls, and then sends from this thread what they queued: that
     /// spares waking the thread of the tasks. For threads outside the runtime, whose context has
     /// been entered; on its own threads, tasks send more in one go.
-    pub fn gather<R>(&self, work: impl FnOnce() -> R) -> R {
+    pub(crate) fn gather<R>(&self, work: impl FnOnce() -> R) -> R {
         let gathering = Gathering::start();
         let done = work();
         drop(gathering);
@@ -255,7 +259,7 @@ impl Transport {
     }
 
     /// Fails all calls, and all later ones, with [`RpcError::Closed`], at once.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.slots.close();
         self.data.close();
         for task in &self.tasks {

@@ -26,7 +26,7 @@ pub enum DecodeError {
 }
 
 /// Types whose encoding has a fixed size, so that decoding them allocates nothing.
-pub trait Fixed: Unpack {
+pub(crate) trait Fixed: Unpack {
     const NAME: &'static str;
 }
 impl Fixed for fattr3 {
@@ -52,32 +52,32 @@ impl Decoder {
     }
 
     /// The bytes not yet read.
-    #[must_use]
-    pub fn remaining(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn remaining(&self) -> usize {
         self.rest.len()
     }
 
     /// What is not yet read.
-    #[must_use]
-    pub fn take(self) -> Bytes {
+    #[cfg(test)]
+    pub(crate) fn take(self) -> Bytes {
         self.rest
     }
 
     /// # Errors
     /// [`DecodeError::Truncated`] at the end of the record.
-    pub fn u32(&mut self) -> Result<u32, DecodeError> {
+    pub(crate) fn u32(&mut self) -> Result<u32, DecodeError> {
         self.rest.try_get_u32().map_err(|_| DecodeError::Truncated)
     }
 
     /// # Errors
     /// [`DecodeError::Truncated`] at the end of the record.
-    pub fn u64(&mut self) -> Result<u64, DecodeError> {
+    pub(crate) fn u64(&mut self) -> Result<u64, DecodeError> {
         self.rest.try_get_u64().map_err(|_| DecodeError::Truncated)
     }
 
     /// # Errors
     /// [`DecodeError::Value`] for anything but 0 and 1.
-    pub fn bool(&mut self) -> Result<bool, DecodeError> {
+    pub(crate) fn bool(&mut self) -> Result<bool, DecodeError> {
         match self.u32()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -93,13 +93,13 @@ impl Decoder {
     ///
     /// # Errors
     /// [`DecodeError::Truncated`] at the end of the record.
-    pub fn verifier(&mut self) -> Result<[u8; 8], DecodeError> {
+    pub(crate) fn verifier(&mut self) -> Result<[u8; 8], DecodeError> {
         Ok(self.u64()?.to_be_bytes())
     }
 
     /// # Errors
     /// [`DecodeError`] when the value is cut off or out of its range.
-    pub fn fixed<T: Fixed>(&mut self) -> Result<T, DecodeError> {
+    pub(crate) fn fixed<T: Fixed>(&mut self) -> Result<T, DecodeError> {
         let mut slice = self.rest.as_ref();
         match T::unpack(&mut slice) {
             Ok((value, _)) => {
@@ -121,7 +121,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Those of `read`.
-    pub fn option<T>(
+    pub(crate) fn option<T>(
         &mut self,
         read: impl FnOnce(&mut Self) -> Result<T, DecodeError>,
     ) -> Result<Option<T>, DecodeError> {
@@ -137,7 +137,11 @@ impl Decoder {
     ///
     /// # Errors
     /// [`DecodeError::TooLong`] beyond the limit, [`DecodeError::Truncated`] beyond the record.
-    pub fn opaque(&mut self, what: &'static str, limit: usize) -> Result<Bytes, DecodeError> {
+    pub(crate) fn opaque(
+        &mut self,
+        what: &'static str,
+        limit: usize,
+    ) -> Result<Bytes, DecodeError> {
         let length = self.u32()? as usize;
         //= 4506-4.10-length: “It is an error to encode a length greater than the maximum
         //= described in the specification.”
@@ -161,29 +165,29 @@ impl Decoder {
 
 /// Writes values; never fails.
 #[derive(Debug)]
-pub struct Encoder {
+pub(crate) struct Encoder {
     pub(super) buf: BytesMut,
 }
 
 impl Encoder {
-    pub fn u32(&mut self, value: u32) -> &mut Self {
+    pub(crate) fn u32(&mut self, value: u32) -> &mut Self {
         self.buf.put_u32(value);
         self
     }
 
-    pub fn u64(&mut self, value: u64) -> &mut Self {
+    pub(crate) fn u64(&mut self, value: u64) -> &mut Self {
         self.buf.put_u64(value);
         self
     }
 
     /// Eight opaque bytes: a write, create or cookie verifier.
-    pub fn verifier(&mut self, value: [u8; 8]) -> &mut Self {
+    pub(crate) fn verifier(&mut self, value: [u8; 8]) -> &mut Self {
         self.buf.put_slice(&value);
         self
     }
 
     /// Variable-length opaque data with its length and padding.
-    pub fn opaque(&mut self, data: &[u8]) -> &mut Self {
+    pub(crate) fn opaque(&mut self, data: &[u8]) -> &mut Self {
         // Names, handles and paths: nothing near 4 GiB gets here.
         self.buf
             .put_u32(u32::try_from(data.len()).unwrap_or(u32::MAX));
@@ -195,7 +199,7 @@ impl Encoder {
     }
 
     /// A value of `nfs3_types`.
-    pub fn pack(&mut self, value: &impl Pack) -> &mut Self {
+    pub(crate) fn pack(&mut self, value: &impl Pack) -> &mut Self {
         value
             .pack(&mut (&mut self.buf).writer())
             .expect("a BytesMut grows, and no value built here is without an encoding");
@@ -205,7 +209,7 @@ impl Encoder {
 
 /// The zero bytes after opaque data of `length` bytes.
 #[must_use]
-pub fn padding(length: usize) -> usize {
+pub(crate) fn padding(length: usize) -> usize {
     length.wrapping_neg() & 3
 }
 
