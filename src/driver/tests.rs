@@ -1,5 +1,7 @@
 //! The driver of a host on the embedded server, with nothing mounted.
 
+mod answers;
+
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
