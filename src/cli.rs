@@ -16,11 +16,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use serde_json::{Value, json};
 
+use crate::api::{self, Answers, Ask, Client};
 use crate::daemon::settings::{DEFAULT_SOCKET, ServeArgs};
-use crate::docker::client::Client;
+use crate::driver::{Driver, DriverError};
 use crate::nfs::address::Share;
+use crate::telemetry;
 
 /// Docker volumes that follow a container to any host, on the NFS server you already have.
 #[derive(Debug, Parser)]
@@ -233,14 +234,30 @@ impl From<OfDaemon> for Common {
 
 impl Common {
     /// Asks the daemon, or the share itself.
-    async fn ask(&self, route: &str, body: &Value) -> anyhow::Result<Value> {
+    async fn ask<A: Ask>(&self, ask: A) -> anyhow::Result<A::Answer>
+    where
+        Driver: Answers<A, Error = DriverError>,
+    {
         if let Some(share) = &self.share {
-            return direct::ask(share, route, body).await;
+            return direct::ask(share, ask).await;
         }
         let named = || std::env::var_os(SOCKET_NAME).map(PathBuf::from);
         let socket = self.socket.clone().or_else(named);
         let socket = socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
-        Ok(Client::connect(&socket).await?.call(route, body).await?)
+        Ok(Client::connect(&socket).await?.ask(&ask).await?)
+    }
+
+    /// Asks, and prints the answer for people, or as JSON.
+    fn show<A: Ask>(&self, ask: A, words: fn(&A::Answer) -> String) -> anyhow::Result<()>
+    where
+        Driver: Answers<A, Error = DriverError>,
+    {
+        let answer = runtime()?.block_on(self.ask(ask))?;
+        let text = match self.json {
+            true => output::json(&answer)?,
+            false => words(&answer),
+        };
+        print(text.as_bytes())
     }
 }
 
@@ -260,71 +277,56 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
-    let (common, route, body, show): (_, _, _, fn(&Value) -> String) = match command {
+    match command {
         Command::Serve(args) => {
-            crate::telemetry::init(args.log_format, &args.log)?;
-            return runtime()?.block_on(crate::daemon::serve::serve(&args));
+            telemetry::init(args.log_format, &args.log)?;
+            runtime()?.block_on(crate::daemon::serve::serve(&args))
         }
-        Command::Demo(args) => return demo::demo(&args),
         Command::EmbeddedServer(args) => {
-            crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
-            return runtime()?.block_on(async {
-                local_server::serve(args, crate::daemon::serve::stopped()).await
-            });
+            logged(async { local_server::serve(args, crate::daemon::serve::stopped()).await })
         }
-        Command::Adopt(args) => return runtime()?.block_on(adopt::adopt(args)),
-        Command::Repair(args) => return runtime()?.block_on(repair::repair(args)),
-        Command::Migrate(args) => return runtime()?.block_on(migrate::migrate(args)),
-        Command::Doctor(args) => return runtime()?.block_on(doctor::doctor(args)),
-        Command::Announce(args) => {
-            crate::telemetry::init(crate::telemetry::Format::Text, "info")?;
-            return runtime()?.block_on(crate::daemon::announce::announce(args));
+        Command::Announce(args) => logged(crate::daemon::announce::announce(args)),
+        Command::ManagedPlugin => runtime()?.block_on(crate::daemon::managed::run()),
+        Command::FuseWorker => Ok(crate::fuse::worker::run()?),
+        Command::KernelGuard => Ok(crate::fence::process::run()?),
+
+        Command::Ls(common) => common.show(api::Ls {}, |lines| output::volumes(lines)),
+        Command::Inspect { name, common } => common.show(api::Inspect { name }, output::tree),
+        Command::Status(common) => Common::from(common).show(api::Status {}, output::tree),
+        Command::Trash(Trash::Ls(common)) => {
+            common.show(api::Trash {}, |entries| output::trash(entries))
         }
-        Command::ManagedPlugin => return runtime()?.block_on(crate::daemon::managed::run()),
-        Command::FuseWorker => return Ok(crate::fuse::worker::run()?),
-        Command::KernelGuard => return Ok(crate::fence::process::run()?),
-        Command::Abort { name, common } => (
-            common.into(),
-            "/Nfsvol.Abort",
-            json!({ "Name": name }),
-            output::tree,
-        ),
-        Command::Completion { shell } => {
-            return print(&completion(shell));
-        }
-        Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir)?),
-        Command::Ls(common) => (common, "/Nfsvol.Ls", json!({}), output::volumes),
-        Command::Inspect { name, common } => (
-            common,
-            "/Nfsvol.Inspect",
-            json!({ "Name": name }),
-            output::tree,
-        ),
-        Command::Status(common) => (common.into(), "/Nfsvol.Status", json!({}), output::tree),
-        Command::Trash(Trash::Ls(common)) => (common, "/Nfsvol.TrashLs", json!({}), output::trash),
         Command::Trash(Trash::Purge { what, common }) => {
-            let body = match what.name {
-                Some(name) => json!({ "Name": name }),
-                None => json!({ "All": what.all }),
+            let purge = match what.name {
+                Some(name) => api::TrashPurge::Name(name),
+                // One of the two is required.
+                None => api::TrashPurge::All,
             };
-            (common, "/Nfsvol.TrashPurge", body, output::purged)
+            common.show(purge, output::purged)
         }
         Command::Restore {
             name,
             rename,
             common,
-        } => {
-            let body = json!({ "Name": name, "As": rename });
-            (common, "/Nfsvol.Restore", body, output::restored)
+        } => common.show(api::Restore { name, rename }, output::restored),
+        Command::Abort { name, common } => {
+            Common::from(common).show(api::Abort { name }, output::tree)
         }
-    };
-    let answer = runtime()?.block_on(common.ask(route, &body))?;
-    let text = if common.json {
-        format!("{answer:#}\n")
-    } else {
-        show(&answer)
-    };
-    print(text.as_bytes())
+        Command::Adopt(args) => runtime()?.block_on(adopt::adopt(args)),
+        Command::Repair(args) => runtime()?.block_on(repair::repair(args)),
+        Command::Migrate(args) => runtime()?.block_on(migrate::migrate(args)),
+        Command::Doctor(args) => runtime()?.block_on(doctor::doctor(args)),
+
+        Command::Demo(args) => demo::demo(&args),
+        Command::Completion { shell } => print(&completion(shell)),
+        Command::Man { dir } => Ok(clap_mangen::generate_to(Cli::command(), dir)?),
+    }
+}
+
+/// Runs what has a log of its own and no flags for it.
+fn logged(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    telemetry::init(telemetry::Format::Text, "info")?;
+    runtime()?.block_on(work)
 }
 
 /// Writes to standard output; a reader that has gone (`nfsvol ls | head`) is no error.

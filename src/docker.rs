@@ -1,4 +1,5 @@
-//! The volume plugin as dockerd and Podman see it: the VolumeDriver protocol on a Unix socket.
+//! The volume plugin as dockerd and Podman see it: the VolumeDriver protocol on a Unix socket. The
+//! same server takes nfsvol's own calls ([`crate::api`]).
 //!
 //! | module | job |
 //! |---|---|
@@ -8,7 +9,6 @@
 //! | [`server`] | connections, their limits, and a shutdown that cuts nobody off |
 //! | [`call`] | one call: its task, its deadline, its undo, its line in the log |
 //! | [`calls`] | calls counted and timed, by name and outcome |
-//! | [`client`] | the other end, for the command line |
 //! | `engine` | the engine itself, asked over its own socket |
 //!
 //! Nothing here knows NFS: what a call does is behind [`VolumeDriver`].
@@ -31,7 +31,6 @@
 
 pub mod call;
 pub mod calls;
-pub mod client;
 pub(crate) mod engine;
 pub mod listen;
 pub mod route;
@@ -41,6 +40,8 @@ pub mod wire;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
+
+use crate::api::{Question, Reply};
 
 pub use calls::Calls;
 pub use listen::Listener;
@@ -104,11 +105,8 @@ pub trait VolumeDriver: Send + Sync + 'static {
     /// All that is measured here, in the OpenMetrics text format.
     fn metrics(&self) -> impl Future<Output = String> + Send;
 
-    /// A question from nfsvol's own command line.
-    fn ask(
-        &self,
-        question: Ask,
-    ) -> impl Future<Output = Result<serde_json::Value, Self::Error>> + Send;
+    /// One of nfsvol's own calls, from its command line.
+    fn ask(&self, question: Question) -> impl Future<Output = Result<Reply, Self::Error>> + Send;
 }
 
 /// Whether other hosts see the same volumes. Clients only echo it.
@@ -149,51 +147,4 @@ pub struct Volume {
     pub created_at: Option<String>,
     /// Free-form; `docker volume inspect` shows it word for word.
     pub status: serde_json::Map<String, serde_json::Value>,
-}
-
-/// A question on one of nfsvol's own routes (see [`route`]).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ask {
-    /// All volumes with what the command line shows of them.
-    Ls,
-    /// One volume in full.
-    Inspect { name: String },
-    /// This daemon: shares, health, attachments.
-    Status,
-    /// What is in the trash.
-    TrashLs,
-    /// Brings a removed volume back, under another name if one is given.
-    Restore {
-        /// A volume's name, or one entry of the trash.
-        name: String,
-        rename: Option<String>,
-    },
-    /// Deletes from the trash for good.
-    TrashPurge(Purge),
-    /// Frees every process that waits for a volume on the FUSE data path.
-    Abort { name: String },
-    /// Makes a volume of a directory that is there, or says what keeps it from that.
-    Adopt(Adoption),
-    /// Puts back what is torn on the home share, of one volume or of all, or says what would be.
-    Repair { name: Option<String>, dry_run: bool },
-}
-
-/// A volume to be made of a directory that is there: one that is absent is not made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Adoption {
-    pub name: String,
-    /// As Create's.
-    pub opts: BTreeMap<String, String>,
-    /// Whether the directory may be another volume's too, or lie in or above it.
-    pub overlap: bool,
-    /// Only look.
-    pub dry_run: bool,
-}
-
-/// What to delete from the trash.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Purge {
-    /// One entry, or all entries of a volume's name.
-    Name(String),
-    All,
 }

@@ -17,10 +17,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
-use crate::docker::client::Client;
+use crate::api::volumes::VolumeLine;
+use crate::api::{Client, Failure, Ls, Status};
 use crate::nfs::address::Share;
 
 /// The daemon answers about itself from memory.
@@ -66,13 +66,9 @@ impl Finding {
         Self::new(check, Outcome::Failed, found, Some(advice))
     }
 
-    /// A failure in the words of an error, whose last part says what to do.
-    fn error(check: &'static str, error: &impl ToString) -> Self {
-        let text = error.to_string();
-        match text.rsplit_once("; ") {
-            Some((found, advice)) => Self::failed(check, found, advice),
-            None => Self::new(check, Outcome::Failed, text, None),
-        }
+    fn error(check: &'static str, error: impl Into<Failure>) -> Self {
+        let Failure { message, hint } = error.into();
+        Self::new(check, Outcome::Failed, message, hint.as_deref())
     }
 
     fn new(
@@ -115,19 +111,15 @@ pub(crate) async fn examine(questions: Questions) -> Report {
     let begun = Instant::now();
     let asked = timeout(DAEMON, async {
         let mut client = Client::connect(&questions.socket).await?;
-        let status = client.call("/Nfsvol.Status", &Value::Null).await?;
-        let volumes = client.call("/Nfsvol.Ls", &Value::Null).await?;
-        Ok((status, volumes))
+        Ok((client.ask(&Status {}).await?, client.ask(&Ls {}).await?))
     })
     .await;
     let (daemon, told) = host::daemon(asked);
-    let status = told.as_ref().map_or(&Value::Null, |(status, _)| status);
-    let home: Option<Share> = status["home_share"].as_str().and_then(|s| s.parse().ok());
+    let (status, ours) = told.unzip();
+    let home = status.as_ref().and_then(|status| status.home_share.clone());
     let share = questions.share.or_else(|| home.clone());
-    let mount_root = status["mount_root"]
-        .as_str()
-        .map_or(questions.mount_root, PathBuf::from);
-    let ours = told.as_ref().map(|(_, volumes)| volumes);
+    let mount_root = status.map_or(questions.mount_root, |status| status.mount_root);
+    let ours: Option<&[VolumeLine]> = ours.as_deref();
     let (on_share, on_records, on_engine, on_mounts) = tokio::join!(
         async {
             match &share {
@@ -193,14 +185,31 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nfs::probe::{Cause, ReachError, Step};
 
     #[test]
     fn an_error_falls_apart_into_what_was_found_and_what_to_do() {
-        let finding = Finding::error(
-            "export",
-            &"has none; the server exports: /a; check the path",
+        let exports = vec!["/a".to_owned()];
+        let finding = Finding::error("export", &refused(Cause::NoExport(exports)));
+        assert_eq!(
+            finding.found,
+            "share nas:/b: mount: the server has no such export; the server exports: /a"
         );
-        assert_eq!(finding.found, "has none; the server exports: /a");
-        assert_eq!(finding.advice.as_deref(), Some("check the path"));
+        let advice = Some("check the path after the colon in the share");
+        assert_eq!(finding.advice.as_deref(), advice);
+        // Two parts of advice are not taken for one.
+        let late = Cause::TimedOut(Duration::from_secs(1));
+        let finding = Finding::error("versions", &refused(late));
+        assert!(finding.found.ends_with("within 1000 ms"), "{finding:?}");
+    }
+
+    fn refused(cause: Cause) -> ReachError {
+        ReachError {
+            share: "nas:/b".to_owned(),
+            step: Step::Mount,
+            addr: None,
+            cause,
+            resting: None,
+        }
     }
 }

@@ -2,19 +2,20 @@
 //!
 //! | room | job | imports |
 //! |---|---|---|
-//! | [`cli`] | the command line | `daemon` `docker` `doctor` `driver` `fence` `fuse` `local_server` `migrate` `nfs` `telemetry` `volume` |
+//! | [`cli`] | the command line | `api` `daemon` `docker` `doctor` `driver` `fence` `fuse` `local_server` `migrate` `nfs` `telemetry` `volume` |
 //! | [`daemon`] | the daemon as a process: settings, put together, kept running, made known to Docker | `cluster` `docker` `driver` `monitor` `nfs` `telemetry` `volume` |
-//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `chance` `cluster` `docker` `failpoint` `fence` `fuse` `home` `kernel` `local_server` `monitor` `mutant` `nfs` `sys` `volume` |
-//! | `doctor` | looks at each step from a share's name to bytes, and at this host | `docker` `fuse` `kernel` `nfs` `sys` `volume` |
-//! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `docker` |
+//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `api` `chance` `cluster` `docker` `failpoint` `fence` `fuse` `home` `kernel` `local_server` `monitor` `mutant` `nfs` `sys` `volume` |
+//! | `doctor` | looks at each step from a share's name to bytes, and at this host | `api` `docker` `fuse` `kernel` `nfs` `sys` `volume` |
+//! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `api` `docker` `volume` |
 //! | [`fence`] | takes an exclusive volume away on the kernel data path | `attendant` `chance` `docker` `kernel` `mutant` `sys` `telemetry` `volume` |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `chance` `failpoint` `mutant` `nfs` `sys` `telemetry` `volume` |
 //! | [`kernel`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `sys` `volume` |
 //! | `local_server` | the embedded server as a process that outlives the daemon | `attendant` `embedded` |
 //! | [`home`] | the home share: all records, their durable local copy, the trash | `chance` `cluster` `failpoint` `mutant` `nfs` `sys` `volume` |
 //! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `mutant` `nfs` `volume` |
-//! | [`monitor`] | metrics for Prometheus and the status page | `docker` |
-//! | [`docker`] | Docker's protocol of volume drivers on a Unix socket, its client, and the engine | |
+//! | [`monitor`] | metrics for Prometheus and the status page | `docker` `nfs` `volume` |
+//! | [`docker`] | Docker's protocol of volume drivers on a Unix socket, its client, and the engine | `api` |
+//! | [`api`] | nfsvol's own calls: requests and answers as types, and asking them | `nfs` `sys` `volume` |
 //! | [`volume`] | names, options, mount options, records, rights: values, no I/O | `nfs` |
 //! | `attendant` | processes that outlive the daemon: workers, guards, the embedded server | `mutant` |
 //! | [`telemetry`] | the log | |
@@ -40,6 +41,7 @@
 //! docs/ARCHITECTURE.md has the same list, and follows a Mount, a Remove and a write through the
 //! files.
 
+pub mod api;
 mod attendant;
 pub mod cli;
 pub mod cluster;

@@ -1,11 +1,13 @@
 //! Moving in from Docker's `local` driver: its volumes, and the containers that use them, as the
-//! engine tells of them; and copying a volume's files ([`copy`], [`verify`]).
+//! engine tells of them; a volume that becomes one of nfsvol's ([`volume`]), also by copying its files
+//! ([`copy`], [`verify`]).
 
 mod copy;
 #[cfg(test)]
 mod tests;
 mod tree;
 mod verify;
+mod volume;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,8 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 pub(crate) use self::copy::{Copied, Copier};
-pub(crate) use self::tree::measure;
+use self::tree::measure;
+pub(crate) use self::volume::{Copying, Progress, take_over};
 use crate::docker::engine;
 
 /// The engine answers from its own files; more means that it hangs.
@@ -78,6 +81,17 @@ impl LocalVolume {
     pub(crate) fn is_nfs(&self) -> bool {
         let kind = self.options.get("type").map(String::as_str);
         matches!(kind, Some("nfs" | "nfs4"))
+    }
+
+    /// The one of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn named<'a>(found: &'a [Self], name: &str) -> anyhow::Result<&'a Self> {
+        let volume = found.iter().find(|volume| volume.name == name);
+        volume.with_context(|| {
+            format!("Docker's local driver has no volume {name}; `docker volume ls` lists them")
+        })
     }
 
     /// Containers that use it now.

@@ -91,7 +91,8 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
 }
 
 /// What the names of this program's modules go on with behind `nfsvol::`.
-const ROOMS: [&str; 18] = [
+const ROOMS: [&str; 19] = [
+    "api",
     "attendant",
     "cli",
     "cluster",

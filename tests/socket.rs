@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nfsvol::docker::client::{Client, ClientError};
+use nfsvol::api::{Client, ClientError, Inspect, Ls, Question, Reply};
 use nfsvol::docker::listen::ListenError;
 use nfsvol::docker::server::Unfinished;
 use nfsvol::docker::{
-    Ask, Calls, Created, Listener, Lookup, Scope, Settings, Volume, VolumeDriver, run,
+    Calls, Created, Listener, Lookup, Scope, Settings, Volume, VolumeDriver, run,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -154,11 +154,12 @@ impl VolumeDriver for Memory {
         Ok(volumes.iter().map(|name| Self::volume(name)).collect())
     }
 
-    async fn ask(&self, question: Ask) -> Result<serde_json::Value, DriverError> {
-        if let Ask::Inspect { name } = &question {
-            self.behave(name).await?;
-        }
-        Ok(json!({ "asked": format!("{question:?}") }))
+    async fn ask(&self, question: Question) -> Result<Reply, DriverError> {
+        self.behave(question.volume()).await?;
+        Ok(Reply::of(&match question {
+            Question::Ls(_) => json!([]),
+            question => json!({ "asked": format!("{question:?}") }),
+        }))
     }
 }
 
@@ -1024,20 +1025,18 @@ async fn a_socket_from_systemd_is_served_and_left() {
 #[tokio::test]
 async fn the_command_line_asks_on_the_same_socket() {
     let plugin = plugin().await;
-    let mut client = Client::connect(&plugin.socket).await.unwrap();
     for (path, body, asked) in [
-        ("/Nfsvol.Ls", json!({}), "Ls"),
         (
             "/Nfsvol.Inspect",
             json!({ "Name": "db" }),
-            "Inspect { name: \"db\" }",
+            "Inspect(Inspect { name: \"db\" })",
         ),
-        ("/Nfsvol.Status", json!({}), "Status"),
-        ("/Nfsvol.TrashLs", json!({}), "TrashLs"),
+        ("/Nfsvol.Status", json!(null), "Status(Status)"),
+        ("/Nfsvol.TrashLs", json!({}), "TrashLs(Trash)"),
         (
             "/Nfsvol.Restore",
             json!({ "Name": "db", "As": "db2" }),
-            "Restore { name: \"db\", rename: Some(\"db2\") }",
+            "Restore(Restore { name: \"db\", rename: Some(\"db2\") })",
         ),
         (
             "/Nfsvol.TrashPurge",
@@ -1050,13 +1049,13 @@ async fn the_command_line_asks_on_the_same_socket() {
             "TrashPurge(All)",
         ),
     ] {
-        let answer = client.call(path, &body).await.unwrap();
-        assert_eq!(answer, json!({ "asked": asked }));
+        let answer = plugin.ask(path, &format!("{body}\n")).await;
+        assert_eq!(answer, ok(&json!({ "asked": asked }).to_string()));
     }
-    let error = client
-        .call("/Nfsvol.Inspect", &json!({ "Name": "broken" }))
-        .await
-        .unwrap_err();
+    let mut client = Client::connect(&plugin.socket).await.unwrap();
+    assert_eq!(client.ask(&Ls {}).await.unwrap(), []);
+    let name = "broken".to_owned();
+    let error = client.ask(&Inspect { name }).await.unwrap_err();
     assert!(matches!(error, ClientError::Failed(_)));
     assert_eq!(
         error.to_string(),
@@ -1091,9 +1090,7 @@ async fn the_command_line_says_why_nobody_answers() {
         std::future::pending::<()>().await;
     });
     let mut client = Client::connect(&socket).await.unwrap();
-    let error = within(client.call("/Nfsvol.Ls", &json!({})))
-        .await
-        .unwrap_err();
+    let error = within(client.ask(&Ls {})).await.unwrap_err();
     assert!(matches!(error, ClientError::Strange { .. }), "{error}");
     assert!(error.to_string().contains("\"tea\""), "{error}");
 }

@@ -3,9 +3,11 @@
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::{Common, output};
+use crate::api::Adopt;
+use crate::api::volumes::AdoptOutcome;
 use crate::nfs::address::SharePath;
 use crate::volume::VolumeName;
 
@@ -47,69 +49,78 @@ impl FromStr for Directory {
     }
 }
 
+/// What became of a directory.
+#[derive(Debug, Serialize)]
+struct Line {
+    name: VolumeName,
+    directory: SharePath,
+    outcome: AdoptOutcome,
+    reason: Option<String>,
+}
+
 pub(super) async fn adopt(args: AdoptArgs) -> anyhow::Result<()> {
     let mut lines = Vec::new();
-    let mut refused = 0;
     let mut seen: Vec<&Directory> = Vec::new();
     for directory in &args.directories {
-        let Directory { name, path } = directory;
-        let twice = seen
-            .iter()
-            .find(|other| path.starts_with(&other.path) || other.path.starts_with(path));
-        let result = match twice {
-            Some(other) => Err(format!(
-                "it overlaps with {}, which is named too",
-                other.path
-            )),
-            None => {
-                // As `docker volume create NAME` names it, where that is the same.
-                let options = match path.as_str() == name.as_str() {
-                    true => json!({}),
-                    false => json!({ "subdir": path }),
-                };
-                let body = json!({ "Name": name, "Opts": options, "DryRun": args.dry_run });
-                let asked = args.common.ask("/Nfsvol.Adopt", &body).await;
-                asked.map_err(|error| format!("{error:#}"))
-            }
-        };
-        match &result {
-            Ok(_) => seen.push(directory),
-            Err(_) => refused += 1,
+        let result = adopt_one(&args, directory, &seen).await;
+        if result.is_ok() {
+            seen.push(directory);
         }
-        let (outcome, reason) = match &result {
-            Ok(answer) => (answer["outcome"].clone(), None),
-            Err(reason) => (json!("refused"), Some(reason)),
-        };
-        lines
-            .push(json!({ "name": name, "directory": path, "outcome": outcome, "reason": reason }));
+        lines.push(Line {
+            name: directory.name.clone(),
+            directory: directory.path.clone(),
+            outcome: *result.as_ref().unwrap_or(&AdoptOutcome::Refused),
+            reason: result.err().map(|error| format!("{error:#}")),
+        });
     }
     let text = match args.common.json {
-        true => format!("{:#}\n", Value::from(lines)),
-        false => table(lines),
+        true => output::json(&lines)?,
+        false => table(&lines),
     };
     super::print(text.as_bytes())?;
-    match refused {
+    match lines.iter().filter(|line| line.reason.is_some()).count() {
         0 => Ok(()),
         1 => bail!("one directory was refused"),
         several => bail!("{several} directories were refused"),
     }
 }
 
-fn table(mut lines: Vec<Value>) -> String {
-    for line in &mut lines {
-        line["shown"] = match (line["outcome"].as_str(), line["reason"].as_str()) {
-            (_, Some(reason)) => format!("refused: {reason}").into(),
-            (Some("possible"), _) => "would become a volume".into(),
-            (Some("exists"), _) => "is that volume already".into(),
-            _ => "is a volume now".into(),
-        };
+async fn adopt_one(
+    args: &AdoptArgs,
+    Directory { name, path }: &Directory,
+    seen: &[&Directory],
+) -> anyhow::Result<AdoptOutcome> {
+    let twice = seen
+        .iter()
+        .find(|other| path.starts_with(&other.path) || other.path.starts_with(path));
+    if let Some(other) = twice {
+        bail!("it overlaps with {}, which is named too", other.path);
     }
-    let columns = [
-        ("NAME", "name"),
-        ("DIRECTORY", "directory"),
-        ("RESULT", "shown"),
-    ];
-    output::table(&Value::from(lines), &columns)
+    // As `docker volume create NAME` names it, where that is the same.
+    let subdir = (path.as_str() != name.as_str()).then(|| path.to_string());
+    let ask = Adopt {
+        name: name.to_string(),
+        opts: subdir
+            .map(|dir| ("subdir".to_owned(), dir))
+            .into_iter()
+            .collect(),
+        overlap: false,
+        dry_run: args.dry_run,
+    };
+    Ok(args.common.ask(ask).await?.outcome)
+}
+
+fn table(lines: &[Line]) -> String {
+    let row = |line: &Line| {
+        let shown = match (line.outcome, &line.reason) {
+            (_, Some(reason)) => format!("refused: {reason}"),
+            (AdoptOutcome::Possible, _) => "would become a volume".to_owned(),
+            (AdoptOutcome::Exists, _) => "is that volume already".to_owned(),
+            _ => "is a volume now".to_owned(),
+        };
+        [line.name.to_string(), line.directory.to_string(), shown]
+    };
+    output::table(["NAME", "DIRECTORY", "RESULT"], lines.iter().map(row))
 }
 
 #[cfg(test)]

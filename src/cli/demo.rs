@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use rustix::mount::{MountFlags, mount};
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use crate::docker::client::Client;
+use crate::api::{Ask, Client, Restore, Status, Trash};
+use crate::docker::wire::{Create, Get, Mount, Remove, Unmount};
 use crate::local_server;
 
 /// Where the demo keeps its files: a file system in memory that only the demo sees.
@@ -90,10 +91,11 @@ fn inside() -> anyhow::Result<()> {
     line(&format!("nfsvol serves {} at {served}", share.display()))?;
 
     say("Host one makes a volume and writes")?;
-    one.call(
-        "/VolumeDriver.Create",
-        &json!({ "Name": "db", "Opts": { "mode": "0750" } }),
-    )?;
+    let mode = ("mode".to_owned(), "0750".to_owned());
+    one.call(&Create {
+        name: name(),
+        opts: Some([mode].into()),
+    })?;
     let mounted = one.mount("container-1")?;
     let (words, big) = ("a volume follows its container\n", vec![0xa5_u8; 32 << 20]);
     timed(
@@ -110,7 +112,7 @@ fn inside() -> anyhow::Result<()> {
     )?;
 
     say("Host two sees the volume and reads")?;
-    two.call("/VolumeDriver.Get", &json!({ "Name": "db" }))?;
+    two.call(&Get { name: name() })?;
     let there = two.mount("container-2")?;
     timed(
         &format!("cat {}/words; compare 32 MiB", there.display()),
@@ -125,21 +127,18 @@ fn inside() -> anyhow::Result<()> {
     )?;
 
     say("Nobody uses it any more; it is removed, and brought back")?;
-    two.call(
-        "/VolumeDriver.Unmount",
-        &json!({ "Name": "db", "ID": "container-2" }),
-    )?;
-    one.call(
-        "/VolumeDriver.Unmount",
-        &json!({ "Name": "db", "ID": "container-1" }),
-    )?;
-    one.call("/VolumeDriver.Remove", &json!({ "Name": "db" }))?;
+    two.unmount("container-2")?;
+    one.unmount("container-1")?;
+    one.call(&Remove { name: name() })?;
     ensure!(
         !share.join("db").exists(),
         "the directory of the removed volume is still there"
     );
-    one.call("/Nfsvol.TrashLs", &json!({}))?;
-    one.call("/Nfsvol.Restore", &json!({ "Name": "db" }))?;
+    one.call(&Trash {})?;
+    one.call(&Restore {
+        name: name(),
+        rename: None,
+    })?;
     let back = one.mount("container-3")?;
     timed(&format!("cat {}/words", back.display()), || {
         ensure!(
@@ -148,10 +147,7 @@ fn inside() -> anyhow::Result<()> {
         );
         line(words.trim_end())
     })?;
-    one.call(
-        "/VolumeDriver.Unmount",
-        &json!({ "Name": "db", "ID": "container-3" }),
-    )?;
+    one.unmount("container-3")?;
 
     say(&format!(
         "Done in {:.1} s. Nothing is left behind",
@@ -206,7 +202,7 @@ impl<'a> Host<'a> {
             .spawn()
             .context("cannot run unshare")?;
         let deadline = Instant::now() + START_TIME;
-        while let Err(error) = host.ask("/Nfsvol.Status", &json!({})) {
+        while let Err(error) = host.ask(&Status {}) {
             let ended: Option<ExitStatus> = child.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
                 let log = std::fs::read_to_string(&log).unwrap_or_default();
@@ -217,32 +213,47 @@ impl<'a> Host<'a> {
         Ok(host)
     }
 
-    fn ask(&self, route: &'static str, body: &Value) -> anyhow::Result<Value> {
-        self.runtime.block_on(async {
-            Ok(Client::connect(&self.socket)
-                .await?
-                .call(route, body)
-                .await?)
-        })
+    fn ask<A: Ask>(&self, ask: &A) -> anyhow::Result<A::Answer> {
+        self.runtime
+            .block_on(async { Ok(Client::connect(&self.socket).await?.ask(ask).await?) })
     }
 
     /// Sends a call and shows it with its answer.
-    fn call(&self, route: &'static str, body: &Value) -> anyhow::Result<Value> {
-        timed(&format!("{}: {route} {body}", self.name), || {
-            let answer = self.ask(route, body)?;
-            line(&answer.to_string())?;
-            Ok(answer)
-        })
+    fn call<A: Ask>(&self, ask: &A) -> anyhow::Result<A::Answer> {
+        timed(
+            &format!("{}: {} {}", self.name, A::PATH, json(ask)?),
+            || {
+                let answer = self.ask(ask)?;
+                line(&json(&answer)?)?;
+                Ok(answer)
+            },
+        )
     }
 
     fn mount(&self, container: &str) -> anyhow::Result<PathBuf> {
-        let body = json!({ "Name": "db", "ID": container });
-        let answer = self.call("/VolumeDriver.Mount", &body)?;
-        let path = answer["Mountpoint"]
-            .as_str()
-            .context("no mount point in the answer")?;
-        Ok(path.into())
+        let mount = Mount {
+            name: name(),
+            id: container.to_owned(),
+        };
+        Ok(self.call(&mount)?.mountpoint)
     }
+
+    fn unmount(&self, container: &str) -> anyhow::Result<()> {
+        let unmount = Unmount {
+            name: name(),
+            id: container.to_owned(),
+        };
+        self.call(&unmount).map(drop)
+    }
+}
+
+/// The one volume.
+fn name() -> String {
+    "db".to_owned()
+}
+
+fn json(body: &impl Serialize) -> serde_json::Result<String> {
+    Ok(serde_json::to_value(body)?.to_string())
 }
 
 fn say(text: &str) -> anyhow::Result<()> {

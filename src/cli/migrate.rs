@@ -5,14 +5,14 @@ mod copy;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
-use serde_json::{Value, json};
+use anyhow::bail;
+use serde::Serialize;
 
 use super::output;
+use crate::api::Client;
+use crate::api::volumes::AdoptOutcome;
 use crate::daemon::settings::DEFAULT_SOCKET;
-use crate::docker::client::Client;
-use crate::migrate::{LocalVolume, local_volumes};
-use crate::volume::VolumeName;
+use crate::migrate::{LocalVolume, local_volumes, take_over};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MigrateArgs {
@@ -77,19 +77,17 @@ pub(super) async fn migrate(args: MigrateArgs) -> anyhow::Result<()> {
     let chosen = choose(found, &args.volumes)?;
     let mut client = Client::connect(&args.socket).await?;
     let mut lines = Vec::new();
-    let mut refused = 0;
     for volume in &chosen {
         let name = args.new_name(&volume.name);
-        let result = take_over(&mut client, volume, &name, args.yes).await;
-        refused += usize::from(result.is_err());
-        lines.push(line(volume, &name, result));
+        let result = take_over(&mut client, volume, &name, !args.yes).await;
+        lines.push(Line::new(volume, name, result));
     }
     let text = match args.json {
-        true => format!("{:#}\n", Value::from(lines)),
+        true => output::json(&lines)?,
         false => report(&lines, args.yes),
     };
     super::print(text.as_bytes())?;
-    match refused {
+    match lines.iter().filter(|line| line.is_refused()).count() {
         0 => Ok(()),
         1 => bail!("one volume was refused"),
         several => bail!("{several} volumes were refused"),
@@ -102,7 +100,7 @@ fn choose(found: Vec<LocalVolume>, names: &[String]) -> anyhow::Result<Vec<Local
         return Ok(found.into_iter().filter(LocalVolume::is_nfs).collect());
     }
     let named = names.iter().map(|name| {
-        let volume = find(&found, name)?;
+        let volume = LocalVolume::named(&found, name)?;
         if !volume.is_nfs() {
             bail!(
                 "volume {name} is no NFS mount but a directory of this host; it can only be \
@@ -114,61 +112,57 @@ fn choose(found: Vec<LocalVolume>, names: &[String]) -> anyhow::Result<Vec<Local
     named.collect()
 }
 
-fn find<'a>(found: &'a [LocalVolume], name: &str) -> anyhow::Result<&'a LocalVolume> {
-    let volume = found.iter().find(|volume| volume.name == name);
-    volume.with_context(|| {
-        format!("Docker's local driver has no volume {name}; `docker volume ls` lists them")
-    })
+/// What became of a volume.
+#[derive(Debug, Serialize)]
+struct Line {
+    local: String,
+    name: String,
+    device: Option<String>,
+    o: Option<String>,
+    used_by: Vec<String>,
+    outcome: AdoptOutcome,
+    reason: Option<String>,
+    /// Commands for a shell.
+    next: Vec<String>,
 }
 
-/// Makes the record, or finds out whether it could be made.
-async fn take_over(
-    client: &mut Client,
-    volume: &LocalVolume,
-    name: &str,
-    yes: bool,
-) -> anyhow::Result<Value> {
-    name.parse::<VolumeName>()?;
-    let body = json!({
-        "Name": name,
-        "Opts": volume.options,
-        "Overlap": true,
-        "DryRun": !yes,
-    });
-    let answer = client.call("/Nfsvol.Adopt", &body).await?;
-    match answer["differences"].as_array().map(Vec::as_slice) {
-        None | Some([]) => Ok(answer),
-        Some(differences) => {
-            let differences: Vec<&str> = differences.iter().filter_map(Value::as_str).collect();
-            bail!(
-                "volume {name} of that directory exists with other options ({}); use it as it is, \
-                 or choose another name (--as)",
-                differences.join("; ")
-            )
+impl Line {
+    fn new(volume: &LocalVolume, name: String, result: anyhow::Result<AdoptOutcome>) -> Self {
+        let users = volume.users.iter().map(|user| user.container.clone());
+        Self {
+            local: volume.name.clone(),
+            device: volume.options.get("device").cloned(),
+            o: volume.options.get("o").cloned(),
+            used_by: users.collect(),
+            outcome: *result.as_ref().unwrap_or(&AdoptOutcome::Refused),
+            next: match &result {
+                Ok(_) => next(volume, &name),
+                Err(_) => Vec::new(),
+            },
+            reason: result.err().map(|error| format!("{error:#}")),
+            name,
         }
     }
-}
 
-fn line(volume: &LocalVolume, name: &str, result: anyhow::Result<Value>) -> Value {
-    let users: Vec<&str> = volume.users.iter().map(|u| u.container.as_str()).collect();
-    let next = match &result {
-        Ok(_) => next(volume, name),
-        Err(_) => Vec::new(),
-    };
-    let (outcome, reason) = match &result {
-        Ok(answer) => (answer["outcome"].clone(), Value::Null),
-        Err(error) => (json!("refused"), json!(format!("{error:#}"))),
-    };
-    json!({
-        "local": volume.name,
-        "name": name,
-        "device": volume.options.get("device"),
-        "o": volume.options.get("o"),
-        "used_by": users,
-        "outcome": outcome,
-        "reason": reason,
-        "next": next,
-    })
+    fn is_refused(&self) -> bool {
+        self.outcome == AdoptOutcome::Refused
+    }
+
+    fn row(&self) -> [String; 5] {
+        let result = match (self.outcome, &self.reason) {
+            (_, Some(reason)) => format!("refused: {reason}"),
+            (AdoptOutcome::Possible, _) => "would get a record".to_owned(),
+            (AdoptOutcome::Exists, _) => "has one already".to_owned(),
+            _ => "has a record now; not a byte was copied".to_owned(),
+        };
+        [
+            self.local.clone(),
+            self.name.clone(),
+            output::or_dash(self.device.as_ref()),
+            output::or_dash(self.o.as_ref()),
+            result,
+        ]
+    }
 }
 
 /// The commands after which Docker has the new volume under its name.
@@ -198,54 +192,25 @@ fn quoted(word: &str) -> String {
     }
 }
 
-fn report(lines: &[Value], yes: bool) -> String {
+fn report(lines: &[Line], yes: bool) -> String {
     if lines.is_empty() {
         return "Docker's local driver has no volume with type=nfs on this host.\n".to_owned();
     }
-    let shown: Vec<Value> = lines
-        .iter()
-        .map(|line| {
-            let result = match (line["outcome"].as_str(), line["reason"].as_str()) {
-                (_, Some(reason)) => format!("refused: {reason}"),
-                (Some("possible"), _) => "would get a record".to_owned(),
-                (Some("exists"), _) => "has one already".to_owned(),
-                _ => "has a record now; not a byte was copied".to_owned(),
-            };
-            let mut line = line.clone();
-            line["result"] = result.into();
-            line
-        })
-        .collect();
-    let mut text = output::table(
-        &Value::from(shown),
-        &[
-            ("LOCAL VOLUME", "local"),
-            ("NEW VOLUME", "name"),
-            ("DEVICE", "device"),
-            ("O", "o"),
-            ("RESULT", "result"),
-        ],
-    );
-    let next: Vec<&Value> = lines
-        .iter()
-        .filter(|line| line["outcome"] != "refused")
-        .collect();
-    if next.is_empty() {
+    let titles = ["LOCAL VOLUME", "NEW VOLUME", "DEVICE", "O", "RESULT"];
+    let mut text = output::table(titles, lines.iter().map(Line::row));
+    if lines.iter().all(Line::is_refused) {
         return text;
     }
-    if !yes {
-        text.push_str("\nNothing was changed; --yes does it. Then, for each volume:\n\n");
-    } else {
-        text.push_str(
+    text.push_str(match yes {
+        false => "\nNothing was changed; --yes does it. Then, for each volume:\n\n",
+        true => {
             "\nDocker knows a name in one driver only, so until the local volume is removed that one \
              is used.\nIts data stays on the NFS server. On this host, and on each other that has \
-             it:\n\n",
-        );
-    }
-    for line in next {
-        for command in line["next"].as_array().into_iter().flatten() {
-            let _ = writeln!(text, "  {}", command.as_str().unwrap_or_default());
+             it:\n\n"
         }
+    });
+    for command in lines.iter().flat_map(|line| &line.next) {
+        let _ = writeln!(text, "  {command}");
     }
     text.push_str(
         "\nCompose and stack files: `driver: nfsvol` in place of `driver: local`; the options stay.\n",

@@ -4,11 +4,11 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::bail;
-use serde_json::{Value, json};
 
 use super::output;
+use crate::api::daemon::RepairOutcome;
+use crate::api::{Client, Repair, Repaired};
 use crate::daemon::settings::DEFAULT_SOCKET;
-use crate::docker::client::Client;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RepairArgs {
@@ -29,15 +29,15 @@ pub(super) struct RepairArgs {
 }
 
 impl RepairArgs {
-    async fn ask(&self, dry_run: bool) -> anyhow::Result<Value> {
-        let body = json!({ "Name": self.name, "DryRun": dry_run });
+    async fn ask(&self, dry_run: bool) -> anyhow::Result<Vec<Repaired>> {
+        let name = self.name.clone();
         let mut daemon = Client::connect(&self.socket).await?;
-        Ok(daemon.call("/Nfsvol.Repair", &body).await?)
+        Ok(daemon.ask(&Repair { name, dry_run }).await?)
     }
 
-    fn show(&self, lines: &Value) -> anyhow::Result<()> {
+    fn show(&self, lines: &[Repaired]) -> anyhow::Result<()> {
         let text = match self.json {
-            true => format!("{lines:#}\n"),
+            true => output::json(&lines)?,
             false => table(lines),
         };
         super::print(text.as_bytes())
@@ -46,7 +46,7 @@ impl RepairArgs {
 
 pub(super) async fn repair(args: RepairArgs) -> anyhow::Result<()> {
     let mut lines = args.ask(true).await?;
-    if count(&lines, "possible") > 0 && !args.dry_run {
+    if count(&lines, RepairOutcome::Possible) > 0 && !args.dry_run {
         // Who is not asked gets one table, and who reads JSON one document: what was done.
         if !args.json && !args.yes {
             args.show(&lines)?;
@@ -57,16 +57,15 @@ pub(super) async fn repair(args: RepairArgs) -> anyhow::Result<()> {
         lines = args.ask(false).await?;
     }
     args.show(&lines)?;
-    match count(&lines, "refused") + count(&lines, "possible") {
+    match lines.len() - count(&lines, RepairOutcome::Done) {
         0 => Ok(()),
         1 => bail!("one thing on the share is torn still"),
         several => bail!("{several} things on the share are torn still"),
     }
 }
 
-fn count(lines: &Value, outcome: &str) -> usize {
-    let lines = lines.as_array().into_iter().flatten();
-    lines.filter(|line| line["outcome"] == outcome).count()
+fn count(lines: &[Repaired], outcome: RepairOutcome) -> usize {
+    lines.iter().filter(|line| line.outcome == outcome).count()
 }
 
 /// Asks whoever sits at the terminal; nobody there is a no.
@@ -82,19 +81,17 @@ fn agreed() -> anyhow::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-fn table(lines: &Value) -> String {
-    let mut lines = lines.clone();
-    let rows = lines.as_array_mut().map(Vec::as_mut_slice);
-    let rows = rows.unwrap_or_default();
-    if rows.is_empty() {
+fn table(lines: &[Repaired]) -> String {
+    if lines.is_empty() {
         return "nothing is torn\n".to_owned();
     }
-    for line in rows {
-        line["shown"] = match (line["outcome"].as_str(), line["reason"].as_str()) {
-            (_, Some(reason)) => reason.to_owned().into(),
-            (Some("possible"), _) => "torn; would be put back".into(),
-            _ => "put back".into(),
+    let row = |line: &Repaired| {
+        let shown = match (line.outcome, line.reason.as_deref()) {
+            (_, Some(reason)) => reason,
+            (RepairOutcome::Possible, _) => "torn; would be put back",
+            _ => "put back",
         };
-    }
-    output::table(&lines, &[("WHAT", "what"), ("RESULT", "shown")])
+        [line.what.clone(), shown.to_owned()]
+    };
+    output::table(["WHAT", "RESULT"], lines.iter().map(row))
 }

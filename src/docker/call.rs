@@ -4,17 +4,17 @@
 //! driver's task to the connection, until the client is known to have read the answer. Dropping
 //! it anywhere on that way undoes.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
+use tokio::task::JoinError;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::calls::Measured;
-use super::route::{Call, Route};
+use super::route::{Call, Kind, Route};
 use super::{Created, Lookup, Settings, VolumeDriver, wire};
 
 /// A driver is told to be done this much before the server answers for it, because its error says
@@ -40,27 +40,19 @@ pub(super) async fn run<D: VolumeDriver>(
     driver: &Arc<D>,
     tasks: &TaskTracker,
     settings: &Settings,
-    route: Route,
+    route: &'static Route,
     call: Call,
 ) -> Outcome<D> {
     let limit = match call {
         Call::Mount { .. } => settings.mount_deadline,
         _ => settings.deadline,
     };
-    let mut line = Line::new(route, &call, driver.calls().begin(route));
-    let failed = |text| match route.must_not_fail() {
-        true => Outcome::Silence,
-        false => Outcome::Failed(text),
+    let mut line = Line::new(route, &call, driver.calls().begin(route.name));
+    let failed = |text| match route.kind {
+        Kind::Lookup => Outcome::Silence,
+        _ => Outcome::Failed(text),
     };
-    let late = format!(
-        "{} did not finish within {}. It goes on in the background, and what it still does is \
-         undone. Most often an NFS server does not answer, which `nfsvol status` shows, or another call \
-         for the volume waits; then try again",
-        title(route, &call),
-        humantime::format_duration(limit)
-    );
-    let broke = format!("internal error in {}", title(route, &call));
-
+    let title = title(route, &call);
     let deadline = Instant::now() + limit;
     let task = {
         let (driver, tasks_of_undo) = (Arc::clone(driver), tasks.clone());
@@ -85,23 +77,37 @@ pub(super) async fn run<D: VolumeDriver>(
             failed(text)
         }
         Ok(Err(error)) => {
-            let payload = error.try_into_panic().ok();
-            let text = payload.as_deref().and_then(|payload| {
-                let text = payload.downcast_ref::<&str>().copied();
-                text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-            });
-            let text = format!(
-                "{broke}: {}. Please report it with nfsvol's log",
-                text.unwrap_or("the task ended without a result")
-            );
+            let text = panicked(&title, error);
             line.end("panic", Some(&text));
             failed(text)
         }
         Err(_) => {
-            line.end("deadline", Some(&late));
-            failed(late)
+            let text = late(&title, limit);
+            line.end("deadline", Some(&text));
+            failed(text)
         }
     }
+}
+
+fn late(title: &str, limit: Duration) -> String {
+    format!(
+        "{title} did not finish within {}. It goes on in the background, and what it still does is \
+         undone. Most often an NFS server does not answer, which `nfsvol status` shows, or another call \
+         for the volume waits; then try again",
+        humantime::format_duration(limit)
+    )
+}
+
+fn panicked(title: &str, error: JoinError) -> String {
+    let payload = error.try_into_panic().ok();
+    let text = payload.as_deref().and_then(|payload| {
+        let text = payload.downcast_ref::<&str>().copied();
+        text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+    });
+    format!(
+        "internal error in {title}: {}. Please report it with nfsvol's log",
+        text.unwrap_or("the task ended without a result")
+    )
 }
 
 struct Answer<D: VolumeDriver> {
@@ -131,35 +137,36 @@ async fn perform<D: VolumeDriver>(
             answer(&wire::Activated::VOLUME_DRIVER)
         }
         Call::Capabilities => answer(&wire::Capabilities::from(driver.scope())),
-        Call::Create { name, opts } => {
+        Call::Create(wire::Create { name, opts }) => {
+            let opts = opts.unwrap_or_default();
             let undo = match driver.create(&name, opts).await.map_err(text)? {
                 Created::New => undo(What::Create { name }),
                 Created::Existing => None,
             };
             answer_with(&wire::Done {}, undo)
         }
-        Call::Remove { name } => {
+        Call::Remove(wire::Remove { name }) => {
             driver.remove(&name).await.map_err(text)?;
             answer(&wire::Done {})
         }
-        Call::Mount { name, id } => {
-            let path = driver.mount(&name, &id, deadline).await.map_err(text)?;
+        Call::Mount(wire::Mount { name, id }) => {
+            let mountpoint = driver.mount(&name, &id, deadline).await.map_err(text)?;
             let undo = undo(What::Mount { name, id });
-            answer_with(&wire::Mountpoint { mountpoint: &path }, undo)
+            answer_with(&wire::Mountpoint { mountpoint }, undo)
         }
-        Call::Unmount { name, id } => {
+        Call::Unmount(wire::Unmount { name, id }) => {
             driver.unmount(&name, &id).await.map_err(text)?;
             answer(&wire::Done {})
         }
-        Call::Path { name } => {
+        Call::Path(wire::Path { name }) => {
             let path = driver.path(&name).await.map_err(text)?;
             answer(&wire::Mountpoint {
-                mountpoint: path.as_deref().unwrap_or_else(|| Path::new("")),
+                mountpoint: path.unwrap_or_default(),
             })
         }
-        Call::Get { name } => match driver.get(&name).await.map_err(text)? {
+        Call::Get(wire::Get { name }) => match driver.get(&name).await.map_err(text)? {
             Lookup::Found(volume) => answer(&wire::Found {
-                volume: (&volume).into(),
+                volume: volume.into(),
             }),
             Lookup::Absent => Err(Failure::Absent(format!("no such volume: {name}"))),
             Lookup::Unknown => Err(Failure::Unknown),
@@ -167,14 +174,14 @@ async fn perform<D: VolumeDriver>(
         Call::List => {
             let volumes = driver.list().await.map_err(text)?;
             answer(&wire::Listed {
-                volumes: volumes.iter().map(Into::into).collect(),
+                volumes: volumes.into_iter().map(Into::into).collect(),
             })
         }
         Call::Metrics => Ok(Answer {
             body: driver.metrics().await.into(),
             undo: None,
         }),
-        Call::Ask(question) => answer(&driver.ask(question).await.map_err(text)?),
+        Call::Ask(question) => written(driver.ask(question).await.map_err(text)?.0, None),
     }
 }
 
@@ -186,7 +193,14 @@ fn answer_with<D: VolumeDriver>(
     body: &impl Serialize,
     undo: Option<Undo<D>>,
 ) -> Result<Answer<D>, Failure> {
-    match serde_json::to_vec(body) {
+    written(serde_json::to_vec(body), undo)
+}
+
+fn written<D: VolumeDriver>(
+    body: serde_json::Result<Vec<u8>>,
+    undo: Option<Undo<D>>,
+) -> Result<Answer<D>, Failure> {
+    match body {
         Ok(body) => Ok(Answer {
             body: body.into(),
             undo,
@@ -215,10 +229,10 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn title(route: Route, call: &Call) -> String {
+fn title(route: &Route, call: &Call) -> String {
     match call.volume() {
-        "" => route.to_string(),
-        volume => format!("{route} of volume {volume:?}"),
+        "" => route.name.to_owned(),
+        volume => format!("{} of volume {volume:?}", route.name),
     }
 }
 
@@ -284,7 +298,7 @@ impl<D: VolumeDriver> Drop for Undo<D> {
 
 /// The line of a call in the log, written once. Without an end the client has gone.
 struct Line {
-    route: Route,
+    route: &'static Route,
     volume: String,
     id: String,
     since: Instant,
@@ -293,7 +307,7 @@ struct Line {
 }
 
 impl Line {
-    fn new(route: Route, call: &Call, measured: Measured) -> Self {
+    fn new(route: &'static Route, call: &Call, measured: Measured) -> Self {
         Self {
             route,
             volume: call.volume().to_owned(),
@@ -304,17 +318,22 @@ impl Line {
         }
     }
 
+    /// What is not there is left out of the log.
+    fn volume(&self) -> Option<&str> {
+        Some(&*self.volume).filter(|volume| !volume.is_empty())
+    }
+
+    fn id(&self) -> Option<&str> {
+        Some(&*self.id).filter(|id| !id.is_empty())
+    }
+
     fn end(&mut self, outcome: &str, error: Option<&str>) {
         self.ended = true;
         self.measured.end(outcome, self.since.elapsed());
-        let call = self.route.to_string();
-        // What is not there is left out of the line.
-        let [volume, id] = [&self.volume, &self.id].map(|text| match text.as_str() {
-            "" => None,
-            text => Some(text),
-        });
+        let call = self.route.name;
+        let (volume, id) = (self.volume(), self.id());
         let ms = (self.since.elapsed().as_secs_f64() * 1e4).round() / 10.0;
-        match (outcome, self.route.is_question()) {
+        match (outcome, self.route.kind != Kind::Change) {
             ("ok" | "absent", true) => tracing::debug!(call, volume, id, ms, outcome),
             ("ok", false) => tracing::info!(call, volume, id, ms, outcome),
             ("panic", _) => tracing::error!(call, volume, id, ms, outcome, error),

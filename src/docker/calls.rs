@@ -10,8 +10,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::route::Route;
-
 /// Upper bounds of the buckets, in seconds: Get and List take less than a millisecond, mounting
 /// some hundred, and 120 s is how long Docker waits.
 const BUCKETS: [f64; 15] = [
@@ -44,22 +42,24 @@ impl Default for Calls {
 impl Calls {
     /// A call begins.
     #[must_use]
-    pub fn begin(&self, route: Route) -> Measured {
+    pub fn begin(&self, name: &'static str) -> Measured {
         self.running.inc();
         Measured {
             calls: self.clone(),
-            route,
+            name,
         }
     }
 
     /// A request was refused before it was a call; `None` for one to an unknown path.
-    pub fn refused(&self, route: Option<Route>) {
-        let name = route.map_or_else(|| "unknown".to_owned(), |route| route.to_string());
-        self.count(name, "refused");
+    pub fn refused(&self, name: Option<&'static str>) {
+        self.count(name.unwrap_or("unknown"), "refused");
     }
 
-    fn count(&self, name: String, outcome: &str) {
-        let labels = [("call", name), ("outcome", outcome.replace(' ', "_"))];
+    fn count(&self, name: &'static str, outcome: &str) {
+        let labels = [
+            ("call", name.to_owned()),
+            ("outcome", outcome.replace(' ', "_")),
+        ];
         self.total.get_or_create(&labels).inc();
     }
 }
@@ -68,17 +68,16 @@ impl Calls {
 #[derive(Debug)]
 pub struct Measured {
     calls: Calls,
-    route: Route,
+    name: &'static str,
 }
 
 impl Measured {
     /// The call has ended, once.
     pub fn end(&self, outcome: &str, took: Duration) {
-        let name = self.route.to_string();
         self.calls.running.dec();
         let seconds = took.as_secs_f64();
-        let labels = [("call", name.clone())];
+        let labels = [("call", self.name.to_owned())];
         self.calls.seconds.get_or_create(&labels).observe(seconds);
-        self.calls.count(name, outcome);
+        self.calls.count(self.name, outcome);
     }
 }

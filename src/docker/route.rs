@@ -1,40 +1,118 @@
-//! From a request to a [`Call`]: the one table of paths, and what each body must hold. No I/O.
+//! From a request to a [`Call`]: the one table of routes, and what each body must hold. No I/O.
 //!
-//! Beside Docker's nine there are nfsvol's own routes, for the command line.
-
-use std::collections::BTreeMap;
+//! Beside Docker's nine there are nfsvol's own calls ([`crate::api`]), for the command line, and the
+//! metrics.
 
 use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::wire::{self, MAX_BODY};
-use super::{Adoption, Ask, Purge};
+use crate::api::{self, Ask, Question};
 
 /// How much of a body that is not JSON is quoted, in characters.
 const QUOTE: usize = 120;
 
+/// Every route; a call is added here.
+pub static ROUTES: [Route; 19] = [
+    change("Activate", "/Plugin.Activate", |_, _| Ok(Call::Activate)),
+    question("Capabilities", "/VolumeDriver.Capabilities", |_, _| {
+        Ok(Call::Capabilities)
+    }),
+    change("Create", wire::Create::PATH, |route, body| {
+        route.json(body).map(Call::Create)
+    }),
+    change("Remove", wire::Remove::PATH, |route, body| {
+        route.json(body).map(Call::Remove)
+    }),
+    change("Mount", wire::Mount::PATH, |route, body| {
+        route.json(body).map(Call::Mount)
+    }),
+    change("Unmount", wire::Unmount::PATH, |route, body| {
+        route.json(body).map(Call::Unmount)
+    }),
+    question("Path", wire::Path::PATH, |route, body| {
+        route.json(body).map(Call::Path)
+    }),
+    route("Get", wire::Get::PATH, Kind::Lookup, |route, body| {
+        route.json(body).map(Call::Get)
+    }),
+    question("List", "/VolumeDriver.List", |_, _| Ok(Call::List)),
+    question("Ls", api::Ls::PATH, |_, _| own(Question::Ls, api::Ls {})),
+    question("Inspect", api::Inspect::PATH, |route, body| {
+        own(Question::Inspect, route.json(body)?)
+    }),
+    question("Status", api::Status::PATH, |_, _| {
+        own(Question::Status, api::Status {})
+    }),
+    question("TrashLs", api::Trash::PATH, |_, _| {
+        own(Question::TrashLs, api::Trash {})
+    }),
+    change("Restore", api::Restore::PATH, |route, body| {
+        own(Question::Restore, route.json(body)?)
+    }),
+    change("TrashPurge", api::TrashPurge::PATH, |route, body| {
+        own(Question::TrashPurge, route.json(body)?)
+    }),
+    change("Abort", api::Abort::PATH, |route, body| {
+        own(Question::Abort, route.json(body)?)
+    }),
+    change("Adopt", api::Adopt::PATH, |route, body| {
+        own(Question::Adopt, route.json(body)?)
+    }),
+    change("Repair", api::Repair::PATH, |route, body| {
+        own(Question::Repair, route.json(body)?)
+    }),
+    route("Metrics", "/metrics", Kind::Metrics, |_, _| {
+        Ok(Call::Metrics)
+    }),
+];
+
 /// A place that a request can go to.
+#[derive(Debug)]
+pub struct Route {
+    /// In the log and in metrics.
+    pub name: &'static str,
+    pub path: &'static str,
+    pub kind: Kind,
+    /// Reads a request's body; what needs none does not look at it.
+    parse: Parse,
+}
+
+/// What a call is to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
-    Activate,
-    Capabilities,
-    Create,
-    Remove,
-    Mount,
-    Unmount,
-    Path,
-    Get,
-    List,
-    Ls,
-    Inspect,
-    Status,
-    TrashLs,
-    Restore,
-    TrashPurge,
-    Abort,
+pub enum Kind {
+    /// It changes something.
+    Change,
+    /// It only asks: such calls come often.
+    Question,
+    /// A question to which an error would be taken for "no such volume" (see [`super`]).
+    Lookup,
+    /// A question whose answer is not JSON, and which is asked with GET.
     Metrics,
-    Adopt,
-    Repair,
+}
+
+type Parse = fn(&Route, &[u8]) -> Result<Call, Refusal>;
+
+const fn route(name: &'static str, path: &'static str, kind: Kind, parse: Parse) -> Route {
+    Route {
+        name,
+        path,
+        kind,
+        parse,
+    }
+}
+
+const fn change(name: &'static str, path: &'static str, parse: Parse) -> Route {
+    route(name, path, Kind::Change, parse)
+}
+
+const fn question(name: &'static str, path: &'static str, parse: Parse) -> Route {
+    route(name, path, Kind::Question, parse)
+}
+
+/// One of nfsvol's own calls.
+fn own<A>(question: fn(A) -> Question, ask: A) -> Result<Call, Refusal> {
+    Ok(Call::Ask(question(ask)))
 }
 
 /// A request that has been understood.
@@ -42,30 +120,15 @@ pub enum Route {
 pub enum Call {
     Activate,
     Capabilities,
-    Create {
-        name: String,
-        opts: BTreeMap<String, String>,
-    },
-    Remove {
-        name: String,
-    },
-    Mount {
-        name: String,
-        id: String,
-    },
-    Unmount {
-        name: String,
-        id: String,
-    },
-    Path {
-        name: String,
-    },
-    Get {
-        name: String,
-    },
+    Create(wire::Create),
+    Remove(wire::Remove),
+    Mount(wire::Mount),
+    Unmount(wire::Unmount),
+    Path(wire::Path),
+    Get(wire::Get),
     List,
     Metrics,
-    Ask(Ask),
+    Ask(Question),
 }
 
 /// Why a request was not understood.
@@ -86,17 +149,17 @@ pub enum Refusal {
          sends it like this when it repeats a call after the connection was lost, as in a restart \
          of nfsvol: try again"
     )]
-    NoBody(Route),
-    #[error("the body of the {route} call is not what it should be: {error}; it begins: {quote}")]
+    NoBody(&'static str),
+    #[error("the body of the {call} call is not what it should be: {error}; it begins: {quote}")]
     Malformed {
-        route: Route,
+        call: &'static str,
         error: String,
         quote: String,
     },
     #[error("the body of the {0} call is larger than {MAX_BODY} bytes")]
-    TooLarge(Route),
+    TooLarge(&'static str),
     #[error("the body of the {0} call did not arrive in time")]
-    Slow(Route),
+    Slow(&'static str),
 }
 
 impl Refusal {
@@ -114,38 +177,15 @@ impl Refusal {
 }
 
 impl Route {
-    /// The table of paths.
+    /// The route of a request.
     ///
     /// # Errors
-    /// [`Refusal::Path`] for a path that is not in it, [`Refusal::Method`] for anything but POST,
-    /// and for /metrics anything but GET.
-    pub fn find(method: &Method, path: &str) -> Result<Self, Refusal> {
-        let route = match path {
-            "/Plugin.Activate" => Self::Activate,
-            "/VolumeDriver.Capabilities" => Self::Capabilities,
-            "/VolumeDriver.Create" => Self::Create,
-            "/VolumeDriver.Remove" => Self::Remove,
-            "/VolumeDriver.Mount" => Self::Mount,
-            "/VolumeDriver.Unmount" => Self::Unmount,
-            "/VolumeDriver.Path" => Self::Path,
-            "/VolumeDriver.Get" => Self::Get,
-            "/VolumeDriver.List" => Self::List,
-            "/Nfsvol.Ls" => Self::Ls,
-            "/Nfsvol.Inspect" => Self::Inspect,
-            "/Nfsvol.Status" => Self::Status,
-            "/Nfsvol.TrashLs" => Self::TrashLs,
-            "/Nfsvol.Restore" => Self::Restore,
-            "/Nfsvol.TrashPurge" => Self::TrashPurge,
-            "/Nfsvol.Abort" => Self::Abort,
-            "/metrics" => Self::Metrics,
-            "/Nfsvol.Adopt" => Self::Adopt,
-            "/Nfsvol.Repair" => Self::Repair,
-            _ => return Err(Refusal::Path(path.chars().take(QUOTE).collect())),
-        };
-        let wanted = match route {
-            Self::Metrics => Method::GET,
-            _ => Method::POST,
-        };
+    /// [`Refusal::Path`] for a path that is not in the table, [`Refusal::Method`] for one that is
+    /// called otherwise.
+    pub fn find(method: &Method, path: &str) -> Result<&'static Self, Refusal> {
+        let found = ROUTES.iter().find(|route| route.path == path);
+        let route = found.ok_or_else(|| Refusal::Path(path.chars().take(QUOTE).collect()))?;
+        let wanted = route.method();
         if *method == wanted {
             Ok(route)
         } else {
@@ -157,148 +197,42 @@ impl Route {
         }
     }
 
-    /// Reads the body of a request to this route.
-    ///
-    /// # Errors
-    /// [`Refusal::NoBody`] or [`Refusal::Malformed`], where the call needs one.
-    pub fn parse(self, body: &[u8]) -> Result<Call, Refusal> {
-        Ok(match self {
-            Self::Activate => Call::Activate,
-            Self::Capabilities => Call::Capabilities,
-            Self::List => Call::List,
-            Self::Metrics => Call::Metrics,
-            Self::Ls => Call::Ask(Ask::Ls),
-            Self::Status => Call::Ask(Ask::Status),
-            Self::TrashLs => Call::Ask(Ask::TrashLs),
-            Self::Create => {
-                let wire::Create { name, opts } = self.json(body)?;
-                let opts = opts.unwrap_or_default();
-                Call::Create { name, opts }
-            }
-            Self::Mount => {
-                let wire::Holder { name, id } = self.json(body)?;
-                Call::Mount { name, id }
-            }
-            Self::Unmount => {
-                let wire::Holder { name, id } = self.json(body)?;
-                Call::Unmount { name, id }
-            }
-            Self::Remove => Call::Remove {
-                name: self.name(body)?,
-            },
-            Self::Path => Call::Path {
-                name: self.name(body)?,
-            },
-            Self::Get => Call::Get {
-                name: self.name(body)?,
-            },
-            Self::Inspect => Call::Ask(Ask::Inspect {
-                name: self.name(body)?,
-            }),
-            Self::Abort => Call::Ask(Ask::Abort {
-                name: self.name(body)?,
-            }),
-            Self::Adopt => {
-                let wire::Adopt {
-                    name,
-                    opts,
-                    overlap,
-                    dry_run,
-                } = self.json(body)?;
-                Call::Ask(Ask::Adopt(Adoption {
-                    name,
-                    opts,
-                    overlap,
-                    dry_run,
-                }))
-            }
-            Self::Repair => {
-                let wire::Repair { name, dry_run } = self.json(body)?;
-                Call::Ask(Ask::Repair { name, dry_run })
-            }
-            Self::Restore => {
-                let wire::Restore { name, rename } = self.json(body)?;
-                Call::Ask(Ask::Restore { name, rename })
-            }
-            Self::TrashPurge => {
-                let purge = match self.json(body)? {
-                    wire::TrashPurge {
-                        name: Some(name),
-                        all: false,
-                    } => Purge::Name(name),
-                    wire::TrashPurge {
-                        name: None,
-                        all: true,
-                    } => Purge::All,
-                    _ => {
-                        let error = "it needs either a Name or \"All\": true".to_owned();
-                        return Err(self.malformed(error, body));
-                    }
-                };
-                Call::Ask(Ask::TrashPurge(purge))
-            }
-        })
-    }
-
-    /// Whether an error in answer to this would be taken for "no such volume" (see [`super`]).
-    #[must_use]
-    pub fn must_not_fail(self) -> bool {
-        self == Self::Get
+    fn method(&self) -> Method {
+        match self.kind {
+            Kind::Metrics => Method::GET,
+            _ => Method::POST,
+        }
     }
 
     /// The form of a good answer.
     #[must_use]
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Metrics => wire::METRICS_TYPE,
+    pub fn media_type(&self) -> &'static str {
+        match self.kind {
+            Kind::Metrics => wire::METRICS_TYPE,
             _ => wire::MEDIA_TYPE,
         }
     }
 
-    /// Whether this only asks; such calls come often and change nothing.
-    #[must_use]
-    pub fn is_question(self) -> bool {
-        !matches!(
-            self,
-            Self::Activate
-                | Self::Create
-                | Self::Remove
-                | Self::Mount
-                | Self::Unmount
-                | Self::Restore
-                | Self::TrashPurge
-                | Self::Abort
-                | Self::Adopt
-                | Self::Repair
-        )
+    /// Reads the body of a request to this route.
+    ///
+    /// # Errors
+    /// [`Refusal::NoBody`] or [`Refusal::Malformed`], where the call needs one.
+    pub fn parse(&self, body: &[u8]) -> Result<Call, Refusal> {
+        (self.parse)(self, body)
     }
 
-    fn name(self, body: &[u8]) -> Result<String, Refusal> {
-        let wire::Named { name } = self.json(body)?;
-        Ok(name)
-    }
-
-    fn json<T: DeserializeOwned>(self, body: &[u8]) -> Result<T, Refusal> {
+    fn json<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Refusal> {
         if body.iter().all(u8::is_ascii_whitespace) {
-            return Err(Refusal::NoBody(self));
+            return Err(Refusal::NoBody(self.name));
         }
-        serde_json::from_slice(body).map_err(|error| self.malformed(error.to_string(), body))
-    }
-
-    fn malformed(self, error: String, body: &[u8]) -> Refusal {
-        let text = String::from_utf8_lossy(body);
-        Refusal::Malformed {
-            route: self,
-            error,
-            quote: text.trim_end().chars().take(QUOTE).collect(),
-        }
-    }
-}
-
-impl std::fmt::Display for Route {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The variants are named as the calls are.
-        write!(f, "{self:?}")
+        serde_json::from_slice(body).map_err(|error| {
+            let text = String::from_utf8_lossy(body);
+            Refusal::Malformed {
+                call: self.name,
+                error: error.to_string(),
+                quote: text.trim_end().chars().take(QUOTE).collect(),
+            }
+        })
     }
 }
 
@@ -307,20 +241,14 @@ impl Call {
     #[must_use]
     pub fn volume(&self) -> &str {
         match self {
-            Self::Create { name, .. }
-            | Self::Remove { name }
-            | Self::Mount { name, .. }
-            | Self::Unmount { name, .. }
-            | Self::Path { name }
-            | Self::Get { name }
-            | Self::Ask(
-                Ask::Inspect { name }
-                | Ask::Restore { name, .. }
-                | Ask::Abort { name }
-                | Ask::Adopt(Adoption { name, .. })
-                | Ask::TrashPurge(Purge::Name(name)),
-            ) => name,
-            Self::Activate | Self::Capabilities | Self::List | Self::Metrics | Self::Ask(_) => "",
+            Self::Create(wire::Create { name, .. })
+            | Self::Remove(wire::Remove { name })
+            | Self::Mount(wire::Mount { name, .. })
+            | Self::Unmount(wire::Unmount { name, .. })
+            | Self::Path(wire::Path { name })
+            | Self::Get(wire::Get { name }) => name,
+            Self::Ask(question) => question.volume(),
+            Self::Activate | Self::Capabilities | Self::List | Self::Metrics => "",
         }
     }
 
@@ -328,7 +256,7 @@ impl Call {
     #[must_use]
     pub fn id(&self) -> &str {
         match self {
-            Self::Mount { id, .. } | Self::Unmount { id, .. } => id,
+            Self::Mount(wire::Mount { id, .. }) | Self::Unmount(wire::Unmount { id, .. }) => id,
             _ => "",
         }
     }
@@ -336,35 +264,58 @@ impl Call {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
 
-    const WITH_BODY: [(&str, Route); 11] = [
-        ("/VolumeDriver.Create", Route::Create),
-        ("/VolumeDriver.Remove", Route::Remove),
-        ("/VolumeDriver.Mount", Route::Mount),
-        ("/VolumeDriver.Unmount", Route::Unmount),
-        ("/VolumeDriver.Path", Route::Path),
-        ("/VolumeDriver.Get", Route::Get),
-        ("/Nfsvol.Inspect", Route::Inspect),
-        ("/Nfsvol.Restore", Route::Restore),
-        ("/Nfsvol.TrashPurge", Route::TrashPurge),
-        ("/Nfsvol.Abort", Route::Abort),
-        ("/Nfsvol.Adopt", Route::Adopt),
-    ];
+    /// Routes whose calls have to say what they are about.
+    fn with_body() -> impl Iterator<Item = &'static Route> {
+        ROUTES.iter().filter(|route| route.parse(b"").is_err())
+    }
+
+    fn at(path: &str) -> &'static Route {
+        Route::find(&Method::POST, path).unwrap()
+    }
+
+    #[test]
+    fn the_table_names_each_route_once() {
+        let paths: HashSet<&str> = ROUTES.iter().map(|route| route.path).collect();
+        let names: HashSet<&str> = ROUTES.iter().map(|route| route.name).collect();
+        assert_eq!((paths.len(), names.len()), (ROUTES.len(), ROUTES.len()));
+        for route in ROUTES.iter().filter(|route| route.path != "/metrics") {
+            let (_, last) = route.path.rsplit_once('.').unwrap();
+            assert_eq!(route.name, last);
+        }
+    }
 
     #[test]
     fn a_call_that_needs_a_body_is_not_guessed_without_it() {
-        for (path, route) in WITH_BODY {
-            assert_eq!(Route::find(&Method::POST, path), Ok(route));
+        for route in with_body() {
             for body in ["", "\n"] {
                 let refusal = route.parse(body.as_bytes()).unwrap_err();
-                assert_eq!(refusal, Refusal::NoBody(route));
+                assert_eq!(refusal, Refusal::NoBody(route.name));
             }
-            assert!(route.parse(b"{}").is_err(), "{route}");
+            assert!(route.parse(b"{}").is_err(), "{}", route.name);
         }
+        let names: Vec<&str> = with_body().map(|route| route.name).collect();
+        let all = [
+            "Create",
+            "Remove",
+            "Mount",
+            "Unmount",
+            "Path",
+            "Get",
+            "Inspect",
+            "Restore",
+            "TrashPurge",
+            "Abort",
+            "Adopt",
+            "Repair",
+        ];
+        assert_eq!(names, all);
     }
 
     proptest! {
@@ -376,16 +327,16 @@ mod tests {
         ) {
             // Docker itself checks no names, so everything must reach the driver's check.
             let body = json!({ "Name": name, "ID": id }).to_string() + "\n";
-            let call = Route::Mount.parse(body.as_bytes());
-            prop_assert_eq!(call, Ok(Call::Mount { name: name.clone(), id }));
+            let call = at("/VolumeDriver.Mount").parse(body.as_bytes());
+            prop_assert_eq!(call, Ok(Call::Mount(wire::Mount { name: name.clone(), id })));
             let body = json!({ "Name": name, "Opts": opts }).to_string() + "\n";
-            let call = Route::Create.parse(body.as_bytes());
-            prop_assert_eq!(call, Ok(Call::Create { name, opts }));
+            let call = at("/VolumeDriver.Create").parse(body.as_bytes());
+            prop_assert_eq!(call, Ok(Call::Create(wire::Create { name, opts: Some(opts) })));
         }
 
         #[test]
         fn bytes_that_are_not_a_request_are_refused(body in prop::collection::vec(any::<u8>(), 0..200)) {
-            for (_, route) in WITH_BODY {
+            for route in with_body() {
                 // No byte string this short and random is an object with a Name.
                 let refusal = route.parse(&body);
                 prop_assert!(

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::call::{self, Outcome, Undo};
-use super::route::{Refusal, Route};
+use super::route::{Kind, Refusal, Route};
 use super::wire::{Failed, MAX_BODY, MEDIA_TYPE};
 use super::{Listener, VolumeDriver};
 
@@ -233,13 +233,13 @@ impl<D: VolumeDriver> Server<D> {
         };
         let call = match call {
             Ok(call) => call,
-            Err(refusal) if route.must_not_fail() => {
-                tracing::warn!(call = %route, error = %refusal, "not answered");
-                self.driver.calls().refused(Some(route));
+            Err(refusal) if route.kind == Kind::Lookup => {
+                tracing::warn!(call = route.name, error = %refusal, "not answered");
+                self.driver.calls().refused(Some(route.name));
                 return Err(Silence);
             }
             Err(refusal) => {
-                self.driver.calls().refused(Some(route));
+                self.driver.calls().refused(Some(route.name));
                 return Ok(refuse(&refusal));
             }
         };
@@ -254,17 +254,19 @@ impl<D: VolumeDriver> Server<D> {
         }
     }
 
-    async fn body(&self, route: Route, body: Incoming) -> Result<Result<Bytes, Refusal>, Silence> {
+    async fn body(&self, route: &Route, body: Incoming) -> Result<Result<Bytes, Refusal>, Silence> {
         if body.size_hint().lower() > MAX_BODY as u64 {
-            return Ok(Err(Refusal::TooLarge(route)));
+            return Ok(Err(Refusal::TooLarge(route.name)));
         }
         let whole = Limited::new(body, MAX_BODY).collect();
         match tokio::time::timeout(self.settings.body, whole).await {
             Ok(Ok(body)) => Ok(Ok(body.to_bytes())),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Ok(Err(Refusal::TooLarge(route))),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                Ok(Err(Refusal::TooLarge(route.name)))
+            }
             // The client has gone, or does not speak HTTP.
             Ok(Err(_)) => Err(Silence),
-            Err(_) => Ok(Err(Refusal::Slow(route))),
+            Err(_) => Ok(Err(Refusal::Slow(route.name))),
         }
     }
 }

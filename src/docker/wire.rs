@@ -4,12 +4,13 @@
 //! Keys that are not known are ignored, as Go ignores them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Scope, Volume};
+use crate::api::Ask;
 
 /// The largest body of a request, in bytes: a name and options take a few hundred.
 pub const MAX_BODY: usize = 1 << 20;
@@ -20,8 +21,8 @@ pub const MEDIA_TYPE: &str = "application/json";
 /// The media type of metrics (openmetrics.io, "Protocol Negotiation").
 pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// `/VolumeDriver.Create`
-#[derive(Debug, Deserialize)]
+/// Makes a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Create {
     pub name: String,
@@ -30,61 +31,56 @@ pub struct Create {
     pub opts: Option<BTreeMap<String, String>>,
 }
 
-/// Calls about one volume.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Named {
-    pub name: String,
+impl Ask for Create {
+    const PATH: &'static str = "/VolumeDriver.Create";
+    type Answer = Done;
 }
 
-/// Mount and Unmount.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Holder {
-    pub name: String,
-    #[serde(rename = "ID")]
-    pub id: String,
+/// A call about one volume.
+macro_rules! named {
+    ($($(#[$doc:meta])* $call:ident -> $answer:ty = $path:literal;)+) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        pub struct $call {
+            pub name: String,
+        }
+
+        impl Ask for $call {
+            const PATH: &'static str = $path;
+            type Answer = $answer;
+        }
+    )+};
 }
 
-/// `/Nfsvol.Restore`
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Restore {
-    pub name: String,
-    #[serde(default, rename = "As")]
-    pub rename: Option<String>,
+named! {
+    Remove -> Done = "/VolumeDriver.Remove";
+    Get -> Found = "/VolumeDriver.Get";
+    /// Where it is mounted.
+    Path -> Mountpoint = "/VolumeDriver.Path";
 }
 
-/// `/Nfsvol.Repair`
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Repair {
-    #[serde(default)]
-    pub name: Option<String>,
-    pub dry_run: bool,
+/// Calls about one volume and who holds it.
+macro_rules! holder {
+    ($($call:ident -> $answer:ty = $path:literal;)+) => {$(
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        pub struct $call {
+            pub name: String,
+            #[serde(rename = "ID")]
+            pub id: String,
+        }
+
+        impl Ask for $call {
+            const PATH: &'static str = $path;
+            type Answer = $answer;
+        }
+    )+};
 }
 
-/// `/Nfsvol.TrashPurge`: exactly one of the two, so that nothing left out can mean "all".
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct TrashPurge {
-    #[serde(default)]
-    pub name: Option<String>,
-    #[serde(default)]
-    pub all: bool,
-}
-
-/// `/Nfsvol.Adopt`
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Adopt {
-    pub name: String,
-    #[serde(default)]
-    pub opts: BTreeMap<String, String>,
-    #[serde(default)]
-    pub overlap: bool,
-    #[serde(default)]
-    pub dry_run: bool,
+holder! {
+    Mount -> Mountpoint = "/VolumeDriver.Mount";
+    Unmount -> Done = "/VolumeDriver.Unmount";
 }
 
 /// An error, with an HTTP status other than 200: Podman does not look for `Err` in a 200.
@@ -95,7 +91,7 @@ pub struct Failed<'a> {
 }
 
 /// Success of a call that has nothing to say.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Done {}
 
 /// Plugin.Activate
@@ -137,48 +133,45 @@ impl From<Scope> for Capabilities {
 }
 
 /// Mount and Path; empty for a volume that is not mounted.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Mountpoint<'a> {
-    pub mountpoint: &'a Path,
+pub struct Mountpoint {
+    pub mountpoint: PathBuf,
 }
 
 /// Get
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Found<'a> {
-    pub volume: Shown<'a>,
+pub struct Found {
+    pub volume: Shown,
 }
 
 /// List
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Listed<'a> {
-    pub volumes: Vec<Shown<'a>>,
+pub struct Listed {
+    pub volumes: Vec<Shown>,
 }
 
 /// One volume in an answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Shown<'a> {
-    name: &'a str,
-    mountpoint: &'a Path,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    created_at: Option<&'a str>,
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    status: &'a Map<String, Value>,
+pub struct Shown {
+    name: String,
+    mountpoint: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    created_at: Option<String>,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    status: Map<String, Value>,
 }
 
-impl<'a> From<&'a Volume> for Shown<'a> {
-    fn from(volume: &'a Volume) -> Self {
+impl From<Volume> for Shown {
+    fn from(volume: Volume) -> Self {
         Self {
-            name: &volume.name,
-            mountpoint: volume
-                .mountpoint
-                .as_deref()
-                .unwrap_or_else(|| Path::new("")),
-            created_at: volume.created_at.as_deref(),
-            status: &volume.status,
+            name: volume.name,
+            mountpoint: volume.mountpoint.unwrap_or_default(),
+            created_at: volume.created_at,
+            status: volume.status,
         }
     }
 }

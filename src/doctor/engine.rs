@@ -10,7 +10,8 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::Finding;
-use crate::docker::client::Client;
+use crate::api::volumes::{VolumeLine, VolumeStatus};
+use crate::api::{Client, Inspect};
 use crate::docker::engine::NAMES;
 use crate::volume::VolumeOptions;
 
@@ -26,7 +27,11 @@ struct Volume {
 }
 
 /// Looks at the engine; `ours` is what `nfsvol ls` shows.
-pub(super) async fn examine(docker: &Path, socket: &Path, ours: Option<&Value>) -> Vec<Finding> {
+pub(super) async fn examine(
+    docker: &Path,
+    socket: &Path,
+    ours: Option<&[VolumeLine]>,
+) -> Vec<Finding> {
     let info = match timeout(ENGINE, get(docker, "/info")).await {
         Ok(Ok(info)) => info,
         Ok(Err(error)) => {
@@ -57,14 +62,14 @@ pub(super) async fn examine(docker: &Path, socket: &Path, ours: Option<&Value>) 
              (nfsvol-announce.service does that at boot)",
         ),
     });
-    if let Some(ours) = ours.and_then(Value::as_array) {
+    if let Some(ours) = ours {
         findings.push(drift(docker, socket, ours).await);
     }
     findings
 }
 
 /// Options that Docker shows for a volume and that are not those of the catalog.
-async fn drift(docker: &Path, socket: &Path, ours: &[Value]) -> Finding {
+async fn drift(docker: &Path, socket: &Path, ours: &[VolumeLine]) -> Finding {
     let compared = timeout(ENGINE, async {
         let volumes = get(docker, "/volumes").await?;
         let volumes: Vec<Volume> = serde_json::from_value(volumes["Volumes"].clone())?;
@@ -74,13 +79,14 @@ async fn drift(docker: &Path, socket: &Path, ours: &[Value]) -> Finding {
             let Some(shown) = volume.options.as_ref().filter(|o| !o.is_empty()) else {
                 continue;
             };
-            if !ours.iter().any(|line| line["name"] == volume.name) {
+            if !ours.iter().any(|line| line.name().as_str() == volume.name) {
                 continue;
             }
-            let body = serde_json::json!({ "Name": volume.name });
-            let record = client.call("/Nfsvol.Inspect", &body).await?;
-            let recorded = serde_json::from_value(record["status"]["options"].clone())?;
-            let recorded = VolumeOptions::parse(&recorded)?;
+            let name = volume.name.clone();
+            let VolumeStatus::Known(status) = client.ask(&Inspect { name }).await?.status else {
+                continue;
+            };
+            let recorded = VolumeOptions::parse(&status.options)?;
             let unlike = match VolumeOptions::parse(shown) {
                 Ok(shown) => recorded.differences(&shown),
                 Err(error) => vec![error.to_string()],

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use serde_json::Value;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout_at;
 
 use super::Finding;
-use crate::docker::client::ClientError;
+use crate::api::daemon::DaemonStatus;
+use crate::api::volumes::VolumeLine;
+use crate::api::{ClientError, Failure};
 use crate::fuse::FusePath;
-use crate::kernel::KernelPath;
 use crate::kernel::holders::{self, Held};
+use crate::kernel::{KernelPath, MountError};
 use crate::nfs::connect::detached;
 use crate::sys::mountinfo::{MountEntry, MountInfo};
 use crate::sys::proc;
@@ -22,26 +23,19 @@ use crate::sys::proc;
 const STATFS: Duration = Duration::from_secs(2);
 
 /// What the daemon says of itself, and of its volumes.
-pub(super) type Told = (Value, Value);
+pub(super) type Told = (DaemonStatus, Vec<VolumeLine>);
 
 pub(super) fn daemon(asked: Result<Result<Told, ClientError>, Elapsed>) -> (Finding, Option<Told>) {
     match asked {
         Ok(Ok(told)) => {
             let (status, _) = &told;
-            let number = |key: &str| status[key].as_u64().unwrap_or_default();
             let found = format!(
                 "version {}, {} volumes, {} attachments",
-                status["version"].as_str().unwrap_or("?"),
-                number("volumes"),
-                number("attachments"),
+                status.version, status.volumes, status.attachments,
             );
             (Finding::ok("daemon", found), Some(told))
         }
-        Ok(Err(error)) => {
-            let text = error.to_string();
-            let (found, advice) = text.split_once(". ").unwrap_or((&text, "run it as root"));
-            (Finding::failed("daemon", found, advice), None)
-        }
+        Ok(Err(error)) => (Finding::error("daemon", &error), None),
         Err(_) => (
             Finding::failed(
                 "daemon",
@@ -57,29 +51,40 @@ pub(super) fn data_paths() -> Vec<Finding> {
     let kernel = KernelPath::kernel_has_nfs();
     let fuse = FusePath::available();
     let neither = kernel.is_err() && fuse.is_err();
-    let said = |check, has: &str, error: Option<String>, other: &str| match error {
+    let said = |check, has: &str, error: Option<Failure>, other: &str| match error {
         None => Finding::ok(check, has),
-        Some(error) if neither => Finding::error(check, &error),
+        Some(error) if neither => Finding::error(check, error),
         Some(error) => Finding::skipped(check, format!("{error}: volumes use {other}")),
     };
     vec![
         said(
             "kernel nfs",
             "the kernel's NFS client is there",
-            kernel.err().map(|e| e.to_string()),
+            kernel.err().map(|error| failure(&error)),
             "FUSE",
         ),
         said(
             "fuse",
             "/dev/fuse is there",
-            fuse.err().map(|e| e.to_string()),
+            fuse.err().map(Failure::plain),
             "the kernel's NFS client",
         ),
     ]
 }
 
+fn failure(error: &MountError) -> Failure {
+    match error {
+        MountError::NoKernelNfs { hint, .. } => {
+            let text = error.to_string();
+            let message = text.strip_suffix(&format!("; {hint}")).unwrap_or(&text);
+            Failure::new(message, Some(hint))
+        }
+        error => Failure::plain(error),
+    }
+}
+
 /// Daemons that some mount options need; what is absent matters when a volume has those options.
-pub(super) fn helpers(volumes: Option<&Value>) -> Vec<Finding> {
+pub(super) fn helpers(volumes: Option<&[VolumeLine]>) -> Vec<Finding> {
     let running = running();
     let runs = |name: &str| running.iter().any(|comm| comm == name);
     let keytab = Path::new("/etc/krb5.keytab").exists();
@@ -94,15 +99,13 @@ pub(super) fn helpers(volumes: Option<&Value>) -> Vec<Finding> {
 }
 
 /// The volumes with a mount option for which `asks` answers true.
-fn asking(volumes: Option<&Value>, asks: impl Fn(&str) -> bool) -> String {
-    let volumes = volumes.and_then(Value::as_array).into_iter().flatten();
-    let asking = volumes.filter(|volume| {
-        let options = volume["mount_options"].as_str().unwrap_or_default();
-        options.split(',').any(&asks)
-    });
-    let names: Vec<&str> = asking
-        .filter_map(|volume| volume["name"].as_str())
-        .collect();
+fn asking(volumes: Option<&[VolumeLine]>, asks: impl Fn(&str) -> bool) -> String {
+    let known = volumes
+        .unwrap_or_default()
+        .iter()
+        .filter_map(VolumeLine::known);
+    let asking = known.filter(|line| line.facts.mount_options.split(',').any(&asks));
+    let names: Vec<&str> = asking.map(|line| line.name.as_str()).collect();
     names.join(", ")
 }
 
@@ -175,7 +178,7 @@ pub(super) async fn mounts(mount_root: &Path) -> Vec<Finding> {
             .into_iter()
             .filter(|entry| entry.is_nfs() || entry.is_fuse())
             .collect(),
-        Err(error) => return vec![Finding::error("mounts", &error)],
+        Err(error) => return vec![Finding::error("mounts", Failure::plain(error))],
     };
     let looks: Vec<_> = mounts
         .iter()
@@ -244,12 +247,20 @@ mod tests {
 
     #[test]
     fn a_helper_that_is_absent_matters_when_a_volume_needs_it() {
-        let volumes = json!([
-            { "name": "a", "mount_options": "hard,nodev,nosuid,sec=krb5p" },
-            { "name": "b", "mount_options": "hard,lock,nodev,nosuid" },
-            { "name": "c", "mount_options": "hard,nodev,nolock,nosuid" },
-            { "name": "d", "mount_options": "hard,nodev,nosuid,sec=krb5" },
-        ]);
+        let volumes = [
+            ("a", "hard,nodev,nosuid,sec=krb5p"),
+            ("b", "hard,lock,nodev,nosuid"),
+            ("c", "hard,nodev,nolock,nosuid"),
+            ("d", "hard,nodev,nosuid,sec=krb5"),
+        ];
+        let volumes = volumes.map(|(name, mount_options)| {
+            let line = json!({
+                "name": name, "mount_options": mount_options, "share": null, "data_dir": name,
+                "access": "shared", "on_remove": "trash", "created_by": "", "created": "",
+                "held_by": "", "attachments": 0, "mountpoint": null, "warning": null,
+            });
+            serde_json::from_value::<VolumeLine>(line).unwrap()
+        });
         let secure = asking(Some(&volumes), |word| word.starts_with("sec=krb5"));
         assert_eq!(secure, "a, d");
         let locking = asking(Some(&volumes), |word| word == "lock");

@@ -3,11 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::Finding;
-use crate::docker::client::Client;
+use crate::api::{Client, Repair, Repaired};
 
 const CHECK: &str = "records";
 /// Some thousand records of a server that is well; the daemon reads several at once.
@@ -17,8 +16,11 @@ const READING: Duration = Duration::from_secs(3);
 pub(super) async fn examine(socket: &Path) -> Vec<Finding> {
     let asked = timeout(READING, async {
         let mut client = Client::connect(socket).await?;
-        let only_look = json!({ "Name": null, "DryRun": true });
-        client.call("/Nfsvol.Repair", &only_look).await
+        let only_look = Repair {
+            name: None,
+            dry_run: true,
+        };
+        client.ask(&only_look).await
     });
     match asked.await {
         Ok(Ok(torn)) => findings(&torn),
@@ -32,25 +34,21 @@ pub(super) async fn examine(socket: &Path) -> Vec<Finding> {
 }
 
 /// Of what the daemon finds torn.
-fn findings(torn: &Value) -> Vec<Finding> {
-    let torn = torn.as_array().map_or(&[][..], Vec::as_slice);
+fn findings(torn: &[Repaired]) -> Vec<Finding> {
     if torn.is_empty() {
         return vec![Finding::ok(CHECK, "those on the home share can be read")];
     }
-    let finding = |line: &Value| {
-        let what = line["what"].as_str().unwrap_or_default();
-        match line["reason"].as_str() {
-            None => Finding::failed(
-                CHECK,
-                format!("{what}: torn on the home share; this host has a copy"),
-                "nfsvol repair",
-            ),
-            Some(reason) => Finding::failed(
-                CHECK,
-                format!("{what}: torn on the home share; {reason}"),
-                "nfsvol repair on another host",
-            ),
-        }
+    let finding = |Repaired { what, reason, .. }: &Repaired| match reason {
+        None => Finding::failed(
+            CHECK,
+            format!("{what}: torn on the home share; this host has a copy"),
+            "nfsvol repair",
+        ),
+        Some(reason) => Finding::failed(
+            CHECK,
+            format!("{what}: torn on the home share; {reason}"),
+            "nfsvol repair on another host",
+        ),
     };
     torn.iter().map(finding).collect()
 }
@@ -58,16 +56,22 @@ fn findings(torn: &Value) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::daemon::RepairOutcome;
     use crate::doctor::Outcome;
 
     #[test]
     fn what_is_torn_is_told_with_what_to_do() {
-        let said = |torn: Value| findings(&torn);
-        assert_eq!(said(json!([]))[0].outcome, Outcome::Ok);
-        let torn = said(json!([
-            { "what": "volume db", "outcome": "possible", "reason": null },
-            { "what": "volume web", "outcome": "refused", "reason": "not put back: no copy" },
-        ]));
+        assert_eq!(findings(&[])[0].outcome, Outcome::Ok);
+        let line = |what: &str, outcome, reason: Option<&str>| Repaired {
+            what: what.to_owned(),
+            outcome,
+            reason: reason.map(str::to_owned),
+        };
+        let no_copy = Some("not put back: no copy");
+        let torn = findings(&[
+            line("volume db", RepairOutcome::Possible, None),
+            line("volume web", RepairOutcome::Refused, no_copy),
+        ]);
         for (finding, what, advice) in [
             (&torn[0], "volume db", "nfsvol repair"),
             (

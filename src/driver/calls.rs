@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::{Driver, DriverError};
-use crate::docker::{Ask, Calls, Created, Lookup, Scope, Volume, VolumeDriver};
+use crate::api::{Question, Reply};
+use crate::docker::{Calls, Created, Lookup, Scope, Volume, VolumeDriver};
 use crate::home::{Creation, Known};
 use crate::monitor::Watched;
 use crate::volume::{Record, VolumeName, VolumeOptions};
 
 impl Driver {
-    fn shown(&self, record: &Record, status: Map<String, Value>) -> Volume {
+    fn shown(&self, record: &Record, status: Map<String, serde_json::Value>) -> Volume {
         // Also before it is mounted: an engine shows a container's volume with the path that it
         // was told when the container was made.
         let place = || self.paths.mountpoint(&record.name);
@@ -91,7 +92,7 @@ impl VolumeDriver for Driver {
         };
         Ok(match self.look_up(&name).await {
             Known::Here(record) => {
-                let status = self.volume_status(&record).await;
+                let status = self.volume_status(&record).await.to_map();
                 Lookup::Found(self.shown(&record, status))
             }
             Known::Absent => Lookup::Absent,
@@ -116,7 +117,7 @@ impl VolumeDriver for Driver {
         Watched::metrics(self).await
     }
 
-    async fn ask(&self, question: Ask) -> Result<Value, DriverError> {
-        self.answer(question).await
+    async fn ask(&self, question: Question) -> Result<Reply, DriverError> {
+        self.reply(question).await
     }
 }

@@ -6,8 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
-
+use crate::api::volumes::HeldBy;
 use crate::cluster::{Hold, HostDoc};
 use crate::volume::VolumeName;
 
@@ -45,13 +44,11 @@ impl Elsewhere {
     }
 
     /// The same, for people.
-    pub(super) fn lines(&self, name: &VolumeName) -> Vec<Value> {
-        let line = |(host, hold): (&str, &Hold)| {
-            json!({
-                "host": host,
-                "since": crate::home::rfc3339(hold.since),
-                "holders": hold.holders,
-            })
+    pub(super) fn lines(&self, name: &VolumeName) -> Vec<HeldBy> {
+        let line = |(host, hold): (&str, &Hold)| HeldBy {
+            host: host.to_owned(),
+            since: crate::home::rfc3339(hold.since),
+            holders: hold.holders.clone(),
         };
         self.of(name).map(line).collect()
     }

@@ -1,8 +1,8 @@
 //! `nfsvol repair`.
 
-use serde_json::{Value, json};
-
 use super::{Driver, DriverError};
+use crate::api::daemon::RepairOutcome;
+use crate::api::{Repair, Repaired};
 use crate::home::CatalogError;
 use crate::nfs::admin::Admin;
 use crate::volume::VolumeName;
@@ -11,9 +11,8 @@ impl Driver {
     /// Puts back what is torn on the home share, or says what would be (`dry_run`): a line for each.
     pub(super) async fn repair(
         &self,
-        name: Option<String>,
-        dry_run: bool,
-    ) -> Result<Value, DriverError> {
+        Repair { name, dry_run }: Repair,
+    ) -> Result<Vec<Repaired>, DriverError> {
         let only = name.map(|name| name.parse::<VolumeName>()).transpose()?;
         let home = self.home().await?;
         let home = home.ok_or(CatalogError::NoHome("what is to be repaired"))?;
@@ -24,7 +23,7 @@ impl Driver {
             Err(refused @ CatalogError::Unproven(_)) => {
                 lines.push(line("format.json", dry_run, Err(refused.into())));
                 // Without it nothing says which share this is.
-                return Ok(lines.into());
+                return Ok(lines);
             }
             Err(error) => return Err(error.into()),
         }
@@ -32,7 +31,7 @@ impl Driver {
             let done = self.put_back(&home, &name, dry_run).await;
             lines.push(line(&format!("volume {name}"), dry_run, done));
         }
-        Ok(lines.into())
+        Ok(lines)
     }
 
     async fn put_back(
@@ -50,12 +49,14 @@ impl Driver {
     }
 }
 
-fn line(what: &str, dry_run: bool, done: Result<(), DriverError>) -> Value {
-    let outcome = match &done {
-        Err(_) => "refused",
-        Ok(()) if dry_run => "possible",
-        Ok(()) => "done",
-    };
-    let reason = done.err().map(|error| error.to_string());
-    json!({ "what": what, "outcome": outcome, "reason": reason })
+fn line(what: &str, dry_run: bool, done: Result<(), DriverError>) -> Repaired {
+    Repaired {
+        what: what.to_owned(),
+        outcome: match &done {
+            Err(_) => RepairOutcome::Refused,
+            Ok(()) if dry_run => RepairOutcome::Possible,
+            Ok(()) => RepairOutcome::Done,
+        },
+        reason: done.err().map(|error| error.to_string()),
+    }
 }

@@ -9,12 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use super::DriverError;
 use super::attachments::now;
 use super::config::Config;
 use super::paths::Paths;
+use crate::api::daemon::Health;
 use crate::home;
 use crate::kernel::MountError;
 use crate::local_server;
@@ -28,26 +27,6 @@ const FRESH: Duration = Duration::from_secs(5);
 /// The longest that one probe of a share takes, all steps together. dockerd's shortest patience
 /// is 60 s, and Mount tries again.
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How a share was when it was last looked at.
-#[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct Health {
-    /// `None` before the first answer.
-    pub(super) healthy: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) error: Option<String>,
-    /// Seconds since 1970 by this host's clock.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) last_answer: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) rtt_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) address: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) bytes_total: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) bytes_available: Option<u64>,
-}
 
 /// One share and what is known of it.
 #[derive(Debug)]

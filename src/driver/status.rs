@@ -4,157 +4,198 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
-
 use super::Driver;
 use super::attachments::Held;
 use super::cluster::describe;
 use super::elsewhere::Elsewhere;
+use crate::api::daemon::{Chosen, DaemonStatus, ShareStatus};
+use crate::api::volumes as shown;
+use crate::api::volumes::{
+    AttachedHere, Attachment, Facts, Fenced, Guard, Heard, KnownLine, KnownStatus, VolumeLine,
+    VolumePath, VolumeScope, VolumeStatus, Worker,
+};
+use crate::fence::{self, State};
 use crate::fuse::WorkerStatus;
 use crate::kernel::Holder;
 use crate::volume::{Access, DataPath, Record, VolumeName};
 
 /// How long a Get may wait for a volume's FUSE worker, which answers in microseconds.
 const WORKER_WAIT: Duration = Duration::from_millis(100);
+/// What to do about [`AttachedHere::stale_holders`].
+const STALE_NEXT: &str = "restart these containers: they hold an earlier mount of the volume";
+const SQUASHED: &str = "the server squashes root: Docker cannot copy image data into the empty volume; \
+     mount it with :nocopy";
 
-/// What people want to know of a worker.
-fn worker_line(worker: &WorkerStatus) -> Value {
-    json!({
-        "pid": worker.pid,
-        "alive": worker.alive,
-        "resident_bytes": worker.rss,
-        "open_files": worker.open_files,
-        "unsaved_bytes": worker.unsaved,
-        "requests": worker.requests,
-        "requests_under_way": worker.under_way,
-        "last_error": worker.last_error,
-    })
+impl From<WorkerStatus> for Worker {
+    fn from(worker: WorkerStatus) -> Self {
+        Self {
+            pid: worker.pid,
+            alive: worker.alive,
+            resident_bytes: worker.rss,
+            open_files: worker.open_files,
+            unsaved_bytes: worker.unsaved,
+            requests: worker.requests,
+            requests_under_way: worker.under_way,
+            last_error: worker.last_error,
+        }
+    }
+}
+
+impl From<State> for Guard {
+    fn from(state: State) -> Self {
+        match state {
+            State::Watching { device, until } => Self::Watching { device, until },
+            State::Fencing => Self::Fencing,
+        }
+    }
+}
+
+impl From<fence::Fenced> for Fenced {
+    fn from(fenced: fence::Fenced) -> Self {
+        Self {
+            at: fenced.at,
+            containers: fenced.containers,
+            killed: fenced.killed,
+            took_ms: fenced.took_ms,
+            in_time: fenced.in_time,
+            settled: fenced.settled,
+            troubles: fenced.troubles,
+        }
+    }
+}
+
+impl From<&Holder> for shown::Holder {
+    fn from(holder: &Holder) -> Self {
+        Self {
+            pid: holder.pid,
+            container_id: holder.container_id.clone(),
+            comm: holder.comm.clone(),
+            device: holder.device,
+            mountpoint: holder.mountpoint.clone(),
+        }
+    }
 }
 
 impl Driver {
-    /// `Status` of a volume: from memory, and from /proc when it is attached.
-    pub(super) async fn volume_status(&self, record: &Record) -> Map<String, Value> {
-        let mut status = Map::new();
-        let mut put = |key: &str, value: Value| {
-            status.insert(key.to_owned(), value);
-        };
-        let Ok(share) = self.catalog.share_of(&record.options) else {
-            put(
-                "error",
-                json!("the volume names no share and this host has no home share"),
-            );
-            return status;
-        };
-        let held = self.attachments.get(&record.name);
-        put("share", json!(share));
-        put("data_dir", json!(record.data_dir));
-        put(
-            "held_by_other_hosts",
-            json!(self.cluster.elsewhere().lines(&record.name)),
-        );
-        put("data_dir_made_by_driver", json!(record.made.is_some()));
-        put("options", json!(record.options));
-        put(
-            "mount_options",
-            json!(self.mount_options(&record.options).to_string()),
-        );
-        put("access", json!(record.options.access));
-        put("on_remove", json!(record.on_remove));
-        put("created_by", json!(record.created_by));
-        put(
-            "scope",
-            json!(
-                if self.config.share.is_some() && !self.catalog.is_only_here(&record.name) {
-                    "global"
-                } else {
-                    "local"
-                }
-            ),
-        );
-        put(
-            "health",
-            json!(self.contact(share, &record.options).health()),
-        );
-        self.put_data_path(&mut put, record, held.as_ref());
-        if let Some(held) = &held {
-            put("attachments", json!(held.attachments));
-            let holders = self.recent_holders(record);
-            put("holders", json!(holders));
-            self.put_stale(&mut put, &record.name, &holders);
-            if held.how.data_path == DataPath::Fuse {
-                let asked = tokio::time::timeout(WORKER_WAIT, self.paths.worker(&record.name));
-                let worker = asked.await.ok().flatten();
-                put(
-                    "worker",
-                    worker.map_or_else(|| json!("does not answer"), |w| worker_line(&w)),
-                );
-            }
+    /// What every view of a volume shows.
+    pub(super) fn facts(&self, record: &Record) -> Facts {
+        Facts {
+            share: self.catalog.share_of(&record.options).ok().cloned(),
+            data_dir: record.data_dir.clone(),
+            access: record.options.access,
+            on_remove: record.on_remove,
+            created_by: record.created_by.clone(),
+            mount_options: self.mount_options(&record.options).to_string(),
         }
-        let exclusive = record.options.access == Access::Exclusive;
-        if exclusive && let Some(fenced) = self.paths.fenced(&record.name) {
-            put("fenced", json!(fenced));
-        }
-        if exclusive && self.paths.is_own(&record.name) {
-            let asked = tokio::time::timeout(WORKER_WAIT, self.paths.guard_state(&record.name));
-            let guard = asked.await.ok().flatten();
-            put(
-                "guard",
-                guard.map_or_else(|| json!("does not answer"), |state| json!(state)),
-            );
-        }
-        let mut warnings = held.map(|h| h.how.warnings).unwrap_or_default();
-        if record.squashed {
-            warnings.push(
-                "the server squashes root: Docker cannot copy image data into the empty volume; \
-                 mount it with :nocopy"
-                    .to_owned(),
-            );
-        }
-        warnings.extend(self.catalog.unread().await.remove(&record.name));
-        if !warnings.is_empty() {
-            put("warnings", json!(warnings));
-        }
-        status
     }
 
-    /// Names the holders of an earlier mount, such as one that the server no longer knows (ESTALE):
-    /// the volume was mounted anew since, and only what starts from now on gets the new mount.
-    fn put_stale(&self, put: &mut impl FnMut(&str, Value), name: &VolumeName, holders: &[Holder]) {
+    /// `Status` of a volume: from memory, and from /proc when it is attached.
+    pub(super) async fn volume_status(&self, record: &Record) -> VolumeStatus {
+        let facts = self.facts(record);
+        let Some(share) = &facts.share else {
+            return VolumeStatus::Nowhere {
+                error: "the volume names no share and this host has no home share".to_owned(),
+            };
+        };
+        let name = &record.name;
+        let held = self.attachments.get(name);
+        let health = self.contact(share, &record.options).health();
+        let is_global = self.config.share.is_some() && !self.catalog.is_only_here(name);
+        let (worker, guard) = (
+            self.worker_of(name, held.as_ref()).await,
+            self.guard_of(record).await,
+        );
+        let is_exclusive = record.options.access == Access::Exclusive;
+        let fenced = self.paths.fenced(name).filter(|_| is_exclusive);
+        VolumeStatus::Known(Box::new(KnownStatus {
+            facts,
+            data_dir_made_by_driver: record.made.is_some(),
+            options: record.options.to_map(),
+            scope: match is_global {
+                true => VolumeScope::Global,
+                false => VolumeScope::Local,
+            },
+            health,
+            path: self.path_of(record, held.as_ref()),
+            held_by_other_hosts: self.cluster.elsewhere().lines(name),
+            attached: held.as_ref().map(|held| self.attached_here(record, held)),
+            worker,
+            guard,
+            fenced: fenced.map(Into::into),
+            warnings: self.warnings_of(record, held).await,
+        }))
+    }
+
+    async fn warnings_of(&self, record: &Record, held: Option<Held>) -> Vec<String> {
+        let mut warnings = held.map(|held| held.how.warnings).unwrap_or_default();
+        warnings.extend(record.squashed.then(|| SQUASHED.to_owned()));
+        warnings.extend(self.catalog.unread().await.remove(&record.name));
+        warnings
+    }
+
+    /// What the worker of a volume that is attached by FUSE says.
+    async fn worker_of(&self, name: &VolumeName, held: Option<&Held>) -> Option<Heard<Worker>> {
+        held.filter(|held| held.how.data_path == DataPath::Fuse)?;
+        let asked = tokio::time::timeout(WORKER_WAIT, self.paths.worker(name));
+        Some(asked.await.ok().flatten().map(Worker::from).into())
+    }
+
+    /// What the guard of an exclusive volume says that the kernel has mounted.
+    async fn guard_of(&self, record: &Record) -> Option<Heard<Guard>> {
+        let name = &record.name;
+        if record.options.access != Access::Exclusive || !self.paths.is_own(name) {
+            return None;
+        }
+        let asked = tokio::time::timeout(WORKER_WAIT, self.paths.guard_state(name));
+        Some(asked.await.ok().flatten().map(Guard::from).into())
+    }
+
+    fn attached_here(&self, record: &Record, held: &Held) -> AttachedHere {
+        let attachments = held.attachments.iter().map(|attachment| Attachment {
+            id: attachment.id.clone(),
+            since: attachment.since,
+            at: attachment.at,
+            epoch: attachment.epoch,
+        });
+        let holders = self.recent_holders(record);
+        let stale_holders = self.stale(&record.name, &holders);
+        AttachedHere {
+            attachments: attachments.collect(),
+            holders: holders.iter().map(Into::into).collect(),
+            stale_next: (!stale_holders.is_empty()).then(|| STALE_NEXT.to_owned()),
+            stale_holders,
+        }
+    }
+
+    /// The holders of an earlier mount, such as one that the server no longer knows (ESTALE): the
+    /// volume was mounted anew since, and only what starts from now on gets the new mount.
+    fn stale(&self, name: &VolumeName, holders: &[Holder]) -> Vec<shown::Holder> {
         if holders.is_empty() {
-            return;
+            return Vec::new();
         }
         let mounted = self.paths.mounted().unwrap_or_default();
-        let Some(now) = mounted.iter().find(|m| m.volume == *name).map(|m| m.dev) else {
-            return;
-        };
-        let stale: Vec<&Holder> = holders.iter().filter(|h| h.device != now).collect();
-        if !stale.is_empty() {
-            put("stale_holders", json!(stale));
-            put(
-                "stale_next",
-                json!("restart these containers: they hold an earlier mount of the volume"),
-            );
-        }
+        let now = mounted.iter().find(|m| m.volume == *name).map(|m| m.dev);
+        let stale = holders
+            .iter()
+            .filter(|holder| now.is_some_and(|now| holder.device != now));
+        stale.map(Into::into).collect()
     }
 
-    fn put_data_path(
-        &self,
-        put: &mut impl FnMut(&str, Value),
-        record: &Record,
-        held: Option<&Held>,
-    ) {
+    fn path_of(&self, record: &Record, held: Option<&Held>) -> VolumePath {
         match held {
-            Some(Held { how, .. }) => {
-                put("data_path", json!(how.data_path));
-                put("nfs_version", json!(how.nfs_version));
-                put("address", json!(how.address));
-            }
+            Some(Held { how, .. }) => VolumePath::Mounted {
+                data_path: how.data_path,
+                nfs_version: how.nfs_version.clone(),
+                address: how.address,
+            },
             None => match self.paths.choose_for(&record.options) {
-                Ok(choice) => {
-                    put("data_path", json!(choice.path));
-                    put("data_path_reason", json!(choice.reason));
-                }
-                Err(error) => put("data_path_error", json!(error.to_string())),
+                Ok(choice) => VolumePath::Chosen {
+                    data_path: choice.path,
+                    data_path_reason: choice.reason.to_owned(),
+                },
+                Err(error) => VolumePath::None {
+                    data_path_error: error.to_string(),
+                },
             },
         }
     }
@@ -180,7 +221,7 @@ impl Driver {
 
     /// `nfsvol ls`: one look at /proc for all attached volumes, and one view of the other hosts. What
     /// cannot be read on the home share has a warning, and is shown also if nothing else is known of it.
-    pub(super) fn volume_lines(&self, unread: &BTreeMap<VolumeName, String>) -> Vec<Value> {
+    pub(super) fn volume_lines(&self, unread: &BTreeMap<VolumeName, String>) -> Vec<VolumeLine> {
         let records = self.catalog.list();
         let attached = self.attachments.names();
         let of_attached = records
@@ -196,13 +237,16 @@ impl Driver {
         let line = |record: &Arc<Record>| {
             let here = holders.get(&record.name).map(Vec::as_slice);
             let mut line = self.volume_line(record, here, &elsewhere);
-            line["warning"] = json!(unread.get(&record.name));
-            line
+            line.warning = unread.get(&record.name).cloned();
+            VolumeLine::Known(Box::new(line))
         };
-        let mut lines: Vec<Value> = records.iter().map(line).collect();
+        let mut lines: Vec<VolumeLine> = records.iter().map(line).collect();
         let is_known = |name: &VolumeName| records.iter().any(|record| record.name == *name);
         let others = unread.iter().filter(|(name, _)| !is_known(name));
-        lines.extend(others.map(|(name, why)| json!({ "name": name, "warning": why })));
+        lines.extend(others.map(|(name, warning)| VolumeLine::Unread {
+            name: name.clone(),
+            warning: warning.clone(),
+        }));
         lines
     }
 
@@ -211,51 +255,51 @@ impl Driver {
         record: &Record,
         here: Option<&[Holder]>,
         elsewhere: &Elsewhere,
-    ) -> Value {
+    ) -> KnownLine {
         let held = self.attachments.get(&record.name);
-        json!({
-            "held_by": self.held_by(record, here, elsewhere),
-            "name": record.name,
-            "share": self.catalog.share_of(&record.options).ok(),
-            "data_dir": record.data_dir,
-            "created": record.created,
-            "created_by": record.created_by,
-            "access": record.options.access,
-            "mount_options": self.mount_options(&record.options).to_string(),
-            "on_remove": record.on_remove,
-            "attachments": held.as_ref().map_or(0, |h| h.attachments.len()),
-            "mountpoint": held.map(|h| h.how.mountpoint),
-        })
+        KnownLine {
+            name: record.name.clone(),
+            created: record.created.clone(),
+            facts: self.facts(record),
+            held_by: self.held_by(record, here, elsewhere),
+            attachments: held.as_ref().map_or(0, |held| held.attachments.len()),
+            mountpoint: held.map(|held| held.how.mountpoint),
+            warning: None,
+        }
     }
 
     /// `nfsvol status`.
-    pub(super) fn daemon_status(&self) -> Value {
-        let shares: Vec<Value> = self
-            .shares
-            .all()
-            .iter()
-            .map(|contact| {
-                json!({
-                    "share": contact.share,
-                    "home": self.config.share.as_ref() == Some(&contact.share),
-                    "health": contact.health(),
-                })
-            })
-            .collect();
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "host": self.config.host,
-            "home_share": self.config.share,
-            "state_dir": self.config.state_dir,
-            "mount_root": self.config.mount_root,
-            "data_path": match self.paths.choose(DataPath::Auto) {
-                Ok(choice) => json!({ "path": choice.path, "reason": choice.reason }),
-                Err(error) => json!({ "error": error.to_string() }),
+    pub(super) fn daemon_status(&self) -> DaemonStatus {
+        let shares = self.shares.all();
+        let shares = shares.iter().map(|contact| ShareStatus {
+            share: contact.share.clone(),
+            home: self.config.share.as_ref() == Some(&contact.share),
+            health: contact.health(),
+        });
+        DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: self.config.host.clone(),
+            home_share: self.config.share.clone(),
+            state_dir: self.config.state_dir.clone(),
+            mount_root: self.config.mount_root.clone(),
+            data_path: match self.paths.choose(DataPath::Auto) {
+                Ok(choice) => Chosen::Path {
+                    path: choice.path,
+                    reason: choice.reason.to_owned(),
+                },
+                Err(error) => Chosen::None {
+                    error: error.to_string(),
+                },
             },
-            "volumes": self.catalog.len(),
-            "attachments": self.attachments.count(),
-            "hosts": self.cluster.elsewhere().hosts().collect::<Vec<_>>(),
-            "shares": shares,
-        })
+            volumes: self.catalog.len(),
+            attachments: self.attachments.count(),
+            hosts: self
+                .cluster
+                .elsewhere()
+                .hosts()
+                .map(str::to_owned)
+                .collect(),
+            shares: shares.collect(),
+        }
     }
 }

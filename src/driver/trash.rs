@@ -8,11 +8,9 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
 use super::attachments::now;
 use super::{Driver, DriverError};
-use crate::docker::Purge;
+use crate::api::{Purged, TrashPurge};
 use crate::home::{Catalog, TrashEntry};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::Share;
@@ -120,10 +118,10 @@ impl Driver {
     }
 
     /// `nfsvol trash purge`.
-    pub(super) async fn purge(&self, purge: Purge) -> Result<Value, DriverError> {
+    pub(super) async fn purge(&self, purge: TrashPurge) -> Result<Purged, DriverError> {
         let home = self.trash_share().await?;
         let mut entries = self.catalog.trash(&home).await?;
-        if let Purge::Name(name) = purge {
+        if let TrashPurge::Name(name) = purge {
             let newest = self.catalog.find_in_trash(&home, &name).await?;
             entries.retain(|e| e.entry == name || (newest.entry != name && e.name == newest.name));
         }
@@ -131,12 +129,12 @@ impl Driver {
         let mut result = Ok(());
         for entry in &entries {
             match self.purge_entry(&home, entry).await {
-                Ok(()) => purged.push(&entry.entry),
+                Ok(()) => purged.push(entry.entry.clone()),
                 Err(error) => result = result.and(Err(error)),
             }
         }
         self.watch.trash_changed();
         result?;
-        Ok(json!({ "purged": purged }))
+        Ok(Purged { purged })
     }
 }

@@ -4,8 +4,8 @@
 //! is asked of /proc and of the workers' sockets, for a moment at most; the trash is listed by a
 //! background task, and only while somebody watches.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -134,27 +134,7 @@ impl Driver {
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         let left_out = all.len().saturating_sub(MAX_ATTACHED);
         all.truncate(MAX_ATTACHED);
-        let by_fuse: Vec<VolumeName> = all
-            .iter()
-            .filter(|(_, held)| held.how.data_path == DataPath::Fuse)
-            .map(|(name, _)| name.clone())
-            .collect();
-        let mut serving: HashMap<VolumeName, Worker> = HashMap::new();
-        let mut silent: HashMap<VolumeName, usize> = HashMap::new();
-        let mut workers = Workers::default();
-        for said in self.paths.survey(&by_fuse, WORKERS_WAIT).await {
-            match said.status {
-                Some(status) if status.leaving => workers.leaving += 1,
-                Some(status) => {
-                    workers.serving += 1;
-                    serving.insert(said.volume, worker(&status));
-                }
-                None => {
-                    workers.silent += 1;
-                    *silent.entry(said.volume).or_default() += 1;
-                }
-            }
-        }
+        let (mut workers, mut serving, silent) = self.workers_of(&all).await;
         let mounted = self.paths.mounted().unwrap_or_default();
         let devices: HashMap<VolumeName, DeviceId> =
             mounted.into_iter().map(|m| (m.volume, m.dev)).collect();
@@ -163,7 +143,7 @@ impl Driver {
             .map(|(name, held)| {
                 let worker = serving.remove(name);
                 let state = (held.how.data_path == DataPath::Fuse).then_some(
-                    match (&worker, silent.contains_key(name)) {
+                    match (&worker, silent.contains(name)) {
                         (Some(_), _) => "serving",
                         (None, true) => "silent",
                         (None, false) => "died",
@@ -195,6 +175,34 @@ impl Driver {
                 .then(|| self.watch.trash())
                 .flatten(),
         }
+    }
+
+    /// The FUSE workers by their state, what those said that serve volumes, and the volumes of those
+    /// that said nothing.
+    async fn workers_of(
+        &self,
+        all: &[(VolumeName, Held)],
+    ) -> (Workers, HashMap<VolumeName, Worker>, HashSet<VolumeName>) {
+        let by_fuse = all
+            .iter()
+            .filter(|(_, held)| held.how.data_path == DataPath::Fuse);
+        let by_fuse: Vec<VolumeName> = by_fuse.map(|(name, _)| name.clone()).collect();
+        let mut workers = Workers::default();
+        let (mut serving, mut silent) = (HashMap::new(), HashSet::new());
+        for said in self.paths.survey(&by_fuse, WORKERS_WAIT).await {
+            match said.status {
+                Some(status) if status.leaving => workers.leaving += 1,
+                Some(status) => {
+                    workers.serving += 1;
+                    serving.insert(said.volume, worker(&status));
+                }
+                None => {
+                    workers.silent += 1;
+                    silent.insert(said.volume);
+                }
+            }
+        }
+        (workers, serving, silent)
     }
 
     /// The shares of this host, one entry for each, whatever ports its volumes name.
@@ -279,15 +287,16 @@ impl Driver {
             host: host.to_owned(),
             holders: hold.holders.clone(),
         }));
-        let share = self.catalog.share_of(&record.options);
+        let facts = self.facts(record);
+        let share = facts.share.map(|share| share.to_string());
         Row {
-            volume: record.name.to_string(),
-            share: share.map(ToString::to_string).unwrap_or_default(),
-            dir: record.data_dir.to_string(),
-            access: word(&record.options.access),
-            on_remove: word(&record.on_remove),
+            volume: record.name.clone(),
+            share: share.unwrap_or_default(),
+            dir: facts.data_dir,
+            access: facts.access,
+            on_remove: facts.on_remove,
             created: record.created.clone(),
-            created_by: record.created_by.clone(),
+            created_by: facts.created_by,
             held,
         }
     }

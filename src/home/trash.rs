@@ -20,8 +20,6 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-
 use super::data::{self, Away};
 use super::error::CatalogError;
 use super::layout::{self, RESTORED_FROM, TRASH_DATA, TRASH_VOLUME, TrashName};
@@ -40,7 +38,7 @@ const READS_AT_ONCE: usize = 8;
 const PURGE_PREFIX: &str = "purge.";
 
 /// A removed volume.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct TrashEntry {
     /// The entry's name in the trash; what `restore` takes to name exactly this one.
     pub entry: String,
@@ -48,11 +46,9 @@ pub struct TrashEntry {
     /// RFC 3339, by the server's clock.
     pub removed: String,
     /// Seconds since 1970 of `removed`.
-    #[serde(skip)]
     pub removed_secs: u64,
     pub record: Record,
     /// Where the record lies: [`TRASH_VOLUME`] in the entry, or what a restore has taken.
-    #[serde(skip)]
     pub(super) at: SharePath,
 }
 

@@ -30,6 +30,113 @@ pub fn text(view: View, calls: &Calls) -> String {
     out
 }
 
+/// A family with one value for each of something: its kind, name and help, and the value.
+type Row<T> = (MetricType, &'static str, &'static str, fn(&T) -> f64);
+
+/// For each volume that a FUSE worker serves.
+const OF_WORKERS: [Row<Worker>; 9] = [
+    (
+        MetricType::Counter,
+        "nfsvol_volume_read_bytes",
+        "Bytes that the kernel read from the volume's FUSE worker.",
+        |worker| number(worker.read_bytes),
+    ),
+    (
+        MetricType::Counter,
+        "nfsvol_volume_written_bytes",
+        "Bytes that the kernel wrote to the volume's FUSE worker.",
+        |worker| number(worker.written_bytes),
+    ),
+    (
+        MetricType::Counter,
+        "nfsvol_volume_rpcs",
+        "NFSv3 calls of the volume's FUSE worker.",
+        |worker| number(worker.rpcs),
+    ),
+    (
+        MetricType::Counter,
+        "nfsvol_volume_retransmits",
+        "NFSv3 calls that the volume's FUSE worker sent again.",
+        |worker| number(worker.retransmits),
+    ),
+    (
+        MetricType::Counter,
+        "nfsvol_volume_requests_interrupted",
+        "Requests that were ended because their process was killed.",
+        |worker| number(worker.interrupted),
+    ),
+    (
+        MetricType::Gauge,
+        "nfsvol_volume_requests_running",
+        "Requests of the kernel that have no answer yet.",
+        |worker| number(worker.running),
+    ),
+    (
+        MetricType::Gauge,
+        "nfsvol_volume_unsaved_bytes",
+        "Written bytes that the server does not hold durably yet.",
+        |worker| number(worker.unsaved),
+    ),
+    (
+        MetricType::Gauge,
+        "nfsvol_volume_open_files",
+        "Open files of the volume.",
+        |worker| number(worker.open_files),
+    ),
+    (
+        MetricType::Gauge,
+        "nfsvol_volume_worker_resident_memory_bytes",
+        "Memory of the volume's FUSE worker.",
+        |worker| number(worker.resident),
+    ),
+];
+
+/// For each mount of the kernel's NFS client.
+const OF_MOUNTS: [Row<Mount>; 7] = [
+    (
+        MetricType::Gauge,
+        "nfsvol_mount_volumes",
+        "Attached volumes that share one mount of the kernel's NFS client.",
+        |mount| number(mount.volumes),
+    ),
+    (
+        MetricType::Counter,
+        "nfsvol_mount_read_bytes",
+        "Bytes that the kernel's NFS client read from the server.",
+        |mount| number(mount.read_bytes),
+    ),
+    (
+        MetricType::Counter,
+        "nfsvol_mount_written_bytes",
+        "Bytes that the kernel's NFS client wrote to the server.",
+        |mount| number(mount.written_bytes),
+    ),
+    (
+        MetricType::Counter,
+        "nfsvol_mount_rpcs",
+        "Calls of the kernel's NFS client.",
+        |mount| number(mount.rpcs()),
+    ),
+    (
+        MetricType::Counter,
+        "nfsvol_mount_retransmits",
+        "Calls that the kernel's NFS client sent again.",
+        |mount| number(mount.retransmits),
+    ),
+    (
+        MetricType::Counter,
+        "nfsvol_mount_timeouts",
+        "Calls of the kernel's NFS client that met a major timeout.",
+        |mount| number(mount.timeouts),
+    ),
+    (
+        MetricType::Counter,
+        "nfsvol_mount_rtt_seconds",
+        "Round trips of the kernel's NFS client, added up.",
+        |mount| mount.rtt,
+    ),
+];
+
 #[derive(Debug)]
 struct Exposition {
     view: View,
@@ -85,6 +192,18 @@ impl Out<'_, '_> {
                 _ => metric
                     .encode_family(&labels)?
                     .encode_counter(&value, none)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Families of whatever has these labels.
+    fn table<T>(&mut self, table: &[Row<T>], of: &[(Labels<'_>, &T)]) -> fmt::Result {
+        for (kind, name, help, value) in table {
+            let series = of.iter().map(|(labels, of)| (labels.clone(), value(of)));
+            match kind {
+                MetricType::Counter => self.counter(name, help, series)?,
+                _ => self.gauge(name, help, series)?,
             }
         }
         Ok(())
@@ -253,124 +372,37 @@ impl Exposition {
                 Some((vec![("volume", volume.volume.as_str())], flag(up)))
             }),
         )?;
-        let each = |value: fn(&Worker) -> f64| {
-            attached.iter().filter_map(move |volume| {
-                let worker = volume.worker.as_ref()?;
-                Some((vec![("volume", volume.volume.as_str())], value(worker)))
-            })
-        };
-        out.counter(
-            "nfsvol_volume_read_bytes",
-            "Bytes that the kernel read from the volume's FUSE worker.",
-            each(|worker| number(worker.read_bytes)),
-        )?;
-        out.counter(
-            "nfsvol_volume_written_bytes",
-            "Bytes that the kernel wrote to the volume's FUSE worker.",
-            each(|worker| number(worker.written_bytes)),
-        )?;
+        let served = attached.iter().filter_map(|volume| {
+            let labels = vec![("volume", volume.volume.as_str())];
+            Some((labels, volume.worker.as_ref()?))
+        });
+        let served: Vec<(Labels<'_>, &Worker)> = served.collect();
+        out.table(&OF_WORKERS, &served)?;
         out.counter(
             "nfsvol_volume_operations",
             "Requests of the kernel to the volume's FUSE worker.",
-            attached.iter().flat_map(|volume| {
-                let worker = volume.worker.as_ref();
-                worker.into_iter().flat_map(|worker| {
-                    operations(worker.reads, worker.writes, worker.others).map(|(name, count)| {
-                        let labels = vec![("volume", volume.volume.as_str()), ("operation", name)];
-                        (labels, number(count))
-                    })
-                })
+            served.iter().flat_map(|(labels, worker)| {
+                operations(labels, [worker.reads, worker.writes, worker.others])
             }),
-        )?;
-        out.counter(
-            "nfsvol_volume_rpcs",
-            "NFSv3 calls of the volume's FUSE worker.",
-            each(|worker| number(worker.rpcs)),
-        )?;
-        out.counter(
-            "nfsvol_volume_retransmits",
-            "NFSv3 calls that the volume's FUSE worker sent again.",
-            each(|worker| number(worker.retransmits)),
-        )?;
-        out.counter(
-            "nfsvol_volume_requests_interrupted",
-            "Requests that were ended because their process was killed.",
-            each(|worker| number(worker.interrupted)),
-        )?;
-        out.gauge(
-            "nfsvol_volume_requests_running",
-            "Requests of the kernel that have no answer yet.",
-            each(|worker| number(worker.running)),
-        )?;
-        out.gauge(
-            "nfsvol_volume_unsaved_bytes",
-            "Written bytes that the server does not hold durably yet.",
-            each(|worker| number(worker.unsaved)),
-        )?;
-        out.gauge(
-            "nfsvol_volume_open_files",
-            "Open files of the volume.",
-            each(|worker| number(worker.open_files)),
-        )?;
-        out.gauge(
-            "nfsvol_volume_worker_resident_memory_bytes",
-            "Memory of the volume's FUSE worker.",
-            each(|worker| number(worker.resident)),
         )
     }
 
     fn mounts(&self, out: &mut Out<'_, '_>) -> fmt::Result {
-        let mounts = &self.view.mounts;
-        let each = |value: fn(&Mount) -> f64| {
-            mounts
-                .iter()
-                .map(move |mount| (mount_labels(mount), value(mount)))
-        };
-        out.gauge(
-            "nfsvol_mount_volumes",
-            "Attached volumes that share one mount of the kernel's NFS client.",
-            each(|mount| number(mount.volumes)),
-        )?;
-        out.counter(
-            "nfsvol_mount_read_bytes",
-            "Bytes that the kernel's NFS client read from the server.",
-            each(|mount| number(mount.read_bytes)),
-        )?;
-        out.counter(
-            "nfsvol_mount_written_bytes",
-            "Bytes that the kernel's NFS client wrote to the server.",
-            each(|mount| number(mount.written_bytes)),
-        )?;
+        let mounts = self.view.mounts.iter().map(|mount| {
+            let labels = vec![
+                ("share", mount.share.as_str()),
+                ("device", mount.device.as_str()),
+            ];
+            (labels, mount)
+        });
+        let mounts: Vec<(Labels<'_>, &Mount)> = mounts.collect();
+        out.table(&OF_MOUNTS, &mounts)?;
         out.counter(
             "nfsvol_mount_operations",
             "Operations of the kernel's NFS client.",
-            mounts.iter().flat_map(|mount| {
-                operations(mount.reads, mount.writes, mount.others).map(|(name, count)| {
-                    let mut labels = mount_labels(mount);
-                    labels.push(("operation", name));
-                    (labels, number(count))
-                })
+            mounts.iter().flat_map(|(labels, mount)| {
+                operations(labels, [mount.reads, mount.writes, mount.others])
             }),
-        )?;
-        out.counter(
-            "nfsvol_mount_rpcs",
-            "Calls of the kernel's NFS client.",
-            each(|mount| number(mount.rpcs())),
-        )?;
-        out.counter(
-            "nfsvol_mount_retransmits",
-            "Calls that the kernel's NFS client sent again.",
-            each(|mount| number(mount.retransmits)),
-        )?;
-        out.counter(
-            "nfsvol_mount_timeouts",
-            "Calls of the kernel's NFS client that met a major timeout.",
-            each(|mount| number(mount.timeouts)),
-        )?;
-        out.counter(
-            "nfsvol_mount_rtt_seconds",
-            "Round trips of the kernel's NFS client, added up.",
-            each(|mount| mount.rtt),
         )
     }
 
@@ -415,21 +447,19 @@ impl Exposition {
     }
 }
 
-fn mount_labels(mount: &Mount) -> Labels<'_> {
-    vec![
-        ("share", mount.share.as_str()),
-        ("device", mount.device.as_str()),
-    ]
-}
-
-fn operations(reads: u64, writes: u64, others: u64) -> [(&'static str, u64); 3] {
-    [("read", reads), ("write", writes), ("other", others)]
+fn operations<'a>(labels: &Labels<'a>, counts: [u64; 3]) -> Vec<(Labels<'a>, f64)> {
+    let names = ["read", "write", "other"].into_iter();
+    let of = |(name, count)| {
+        let mut labels = labels.clone();
+        labels.push(("operation", name));
+        (labels, number(count))
+    };
+    names.zip(counts).map(of).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::docker::route::Route;
     use crate::monitor::view::{Attached, Cluster, Trash, Workers};
 
     fn view() -> View {
@@ -483,8 +513,8 @@ mod tests {
     fn a_view_is_told_in_prometheus_words() {
         let calls = Calls::default();
         let took = std::time::Duration::from_millis(3);
-        calls.begin(Route::Mount).end("ok", took);
-        calls.begin(Route::Get).end("client gone", took);
+        calls.begin("Mount").end("ok", took);
+        calls.begin("Get").end("client gone", took);
         calls.refused(None);
         let text = text(view(), &calls);
         for line in [

@@ -253,7 +253,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::monitor::view::{Page, Row};
+    use crate::monitor::view::{Page, Trash, Trashed, View};
 
     struct Still;
 
@@ -263,12 +263,20 @@ mod tests {
         }
 
         async fn page(&self, find: &str) -> Page {
-            let row = Row {
+            let entry = Trashed {
                 volume: find.to_owned(),
-                ..Row::default()
+                ..Trashed::default()
+            };
+            let trash = Trash {
+                newest: vec![entry],
+                ..Trash::default()
+            };
+            let view = View {
+                trash: Some(trash),
+                ..View::default()
             };
             Page {
-                rows: vec![row],
+                view,
                 ..Page::default()
             }
         }

@@ -6,6 +6,9 @@
 
 use serde::Serialize;
 
+use crate::nfs::address::SharePath;
+use crate::volume::{Access, OnRemove, VolumeName};
+
 /// The most attached volumes that are told apart: a host has hundreds of containers, and each
 /// volume has some ten series.
 pub const MAX_ATTACHED: usize = 1000;
@@ -188,14 +191,13 @@ pub struct Page {
 }
 
 /// A volume on all hosts.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    pub volume: String,
+    pub volume: VolumeName,
     pub share: String,
-    pub dir: String,
-    /// `shared`, `exclusive` or `readonly`.
-    pub access: String,
-    pub on_remove: String,
+    pub dir: SharePath,
+    pub access: Access,
+    pub on_remove: OnRemove,
     pub created: String,
     pub created_by: String,
     pub held: Vec<Held>,

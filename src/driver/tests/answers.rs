@@ -13,7 +13,8 @@ async fn said(driver: &Driver, path: &str, body: Value) -> Value {
     let Call::Ask(question) = route.parse(body.to_string().as_bytes()).unwrap() else {
         panic!("{path} is none of nfsvol's own calls");
     };
-    driver.ask(question).await.unwrap()
+    let reply = driver.ask(question).await.unwrap();
+    serde_json::from_slice(&reply.0.unwrap()).unwrap()
 }
 
 /// What differs from run to run in words that do not.

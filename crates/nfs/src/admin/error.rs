@@ -135,6 +135,12 @@ impl AdminError {
         )
     }
 
+    /// What happened, without what to do next.
+    #[must_use]
+    pub fn message(&self) -> String {
+        Told(self).to_string()
+    }
+
     /// What to do next, where something can be said.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
@@ -161,19 +167,23 @@ impl AdminError {
                 "look at the server's load and log; the operation is safe to repeat"
             }
             AdminErrorKind::Unknown => "the operation is safe to repeat",
+            AdminErrorKind::Reach(error) => return error.hint(),
             _ => return None,
         })
     }
 }
 
-impl fmt::Display for AdminError {
+/// Without what to do next.
+struct Told<'a>(&'a AdminError);
+
+impl fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (op, path) = (self.op, &self.path);
-        if let AdminErrorKind::Reach(error) = &self.kind {
-            return write!(f, "could not {op} {path}: {error}");
+        let AdminError { op, path, .. } = self.0;
+        if let AdminErrorKind::Reach(error) = &self.0.kind {
+            return write!(f, "could not {op} {path}: {}", error.message());
         }
-        write!(f, "share {}: could not {op} {path}: ", self.share)?;
-        match &self.kind {
+        write!(f, "share {}: could not {op} {path}: ", self.0.share)?;
+        match &self.0.kind {
             AdminErrorKind::NotFound => f.write_str("no such file or directory")?,
             AdminErrorKind::Exists => f.write_str("the name is taken")?,
             AdminErrorKind::NotEmpty => f.write_str("the directory is not empty")?,
@@ -202,6 +212,16 @@ impl fmt::Display for AdminError {
             }
             AdminErrorKind::Reach(_) => {}
         }
+        Ok(())
+    }
+}
+
+impl fmt::Display for AdminError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let AdminErrorKind::Reach(error) = &self.kind {
+            return write!(f, "could not {} {}: {error}", self.op, self.path);
+        }
+        Told(self).fmt(f)?;
         match self.hint() {
             Some(hint) => write!(f, "; {hint}"),
             None => Ok(()),

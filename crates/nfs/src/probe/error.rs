@@ -130,7 +130,15 @@ impl ReachError {
         .raw_os_error()
     }
 
-    fn hint(&self) -> Option<&'static str> {
+    /// What happened, without what to do next.
+    #[must_use]
+    pub fn message(&self) -> String {
+        Told(self).to_string()
+    }
+
+    /// What to do next, where something can be said.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
         Some(match (&self.cause, self.step) {
             (Cause::Name(_), _) => {
                 "check the server's name in the share, /etc/resolv.conf and /etc/hosts"
@@ -190,14 +198,18 @@ impl ReachError {
     }
 }
 
-impl fmt::Display for ReachError {
+/// Without what to do next.
+struct Told<'a>(&'a ReachError);
+
+impl fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "share {}: {}: ", self.share, self.step)?;
-        match self.addr {
+        let error = self.0;
+        write!(f, "share {}: {}: ", error.share, error.step)?;
+        match error.addr {
             Some(addr) => write!(f, "{} port {} ", addr.ip(), addr.port())?,
             None => f.write_str("the server ")?,
         }
-        match &self.cause {
+        match &error.cause {
             Cause::Name(text) => write!(f, "name does not resolve ({text})")?,
             Cause::Refused => f.write_str("refused the connection")?,
             Cause::Unreachable(text) => write!(f, "cannot be reached ({text})")?,
@@ -236,6 +248,13 @@ impl fmt::Display for ReachError {
             Cause::Protocol(text) => write!(f, "gave an answer that is no NFS: {text}")?,
             Cause::Io(text) => write!(f, "could not be asked: {text}")?,
         }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ReachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Told(self).fmt(f)?;
         if let Some(hint) = self.hint() {
             write!(f, "; {hint}")?;
         }

@@ -10,12 +10,13 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Deserialize;
 use tokio::net::UnixStream;
 
+use super::Ask;
+
 /// How long to wait for an answer: a little more than the daemon takes at most
-/// ([`super::Settings::deadline`]), so that its own error comes first.
+/// (`deadline` in docker/server.rs), so that its own error comes first.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
@@ -39,11 +40,14 @@ pub enum ClientError {
         "nfsvol did not answer {call} within {DEADLINE:?}: `journalctl -u nfsvol` says what it \
          waits for"
     )]
-    Deadline { call: String },
+    Deadline { call: &'static str },
     #[error(
         "nfsvol closed the connection in the middle of {call}: `journalctl -u nfsvol` says why"
     )]
-    Lost { call: String, source: hyper::Error },
+    Lost {
+        call: &'static str,
+        source: hyper::Error,
+    },
     /// The daemon's own words.
     #[error("{0}")]
     Failed(String),
@@ -52,15 +56,44 @@ pub enum ClientError {
          {quote:?}. Is the daemon of the same version (nfsvol --version)?"
     )]
     Strange {
-        call: String,
+        call: &'static str,
         status: StatusCode,
         quote: String,
     },
     #[error("cannot write the request {call} as JSON")]
     Request {
-        call: String,
+        call: &'static str,
         source: serde_json::Error,
     },
+}
+
+const START: &str = "Start it (systemctl start nfsvol), or say where its socket is with --socket";
+const START_AGAIN: &str =
+    "Start it again (systemctl start nfsvol); `journalctl -u nfsvol` says why it ended";
+
+impl ClientError {
+    /// What happened, without what to do next.
+    #[must_use]
+    pub fn message(&self) -> String {
+        let text = self.to_string();
+        let hint = self.hint().unwrap_or_default();
+        let message = text.strip_suffix(hint).unwrap_or(&text);
+        message.trim_end_matches([' ', '.', ':']).to_owned()
+    }
+
+    /// What to do next, where something can be said: the text's end.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Absent(_) => START,
+            Self::Permission(_) => "run this as root",
+            Self::Refused(_) => START_AGAIN,
+            Self::Deadline { .. } => "`journalctl -u nfsvol` says what it waits for",
+            Self::Lost { .. } => "`journalctl -u nfsvol` says why",
+            Self::Strange { .. } => "Is the daemon of the same version (nfsvol --version)?",
+            Self::Connect { .. } | Self::Failed(_) | Self::Request { .. } => return None,
+        })
+    }
 }
 
 /// A connection to a running nfsvol.
@@ -91,7 +124,7 @@ impl Client {
             }
         })?;
         let lost = |source| ClientError::Lost {
-            call: "the connection".to_owned(),
+            call: "the connection",
             source,
         };
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
@@ -100,13 +133,14 @@ impl Client {
         Ok(Self { sender })
     }
 
-    /// Calls one route, such as `/Nfsvol.Status`, with a JSON body.
+    /// Asks, and waits for the answer.
     ///
     /// # Errors
     /// [`ClientError::Failed`] is the daemon's answer; the others mean that there is none.
-    pub async fn call(&mut self, path: &str, body: &impl Serialize) -> Result<Value, ClientError> {
-        let call = path.trim_start_matches('/').to_owned();
-        let body = match serde_json::to_vec(body) {
+    pub async fn ask<A: Ask>(&mut self, ask: &A) -> Result<A::Answer, ClientError> {
+        let path = A::PATH;
+        let call = path.trim_start_matches('/');
+        let body = match serde_json::to_vec(ask) {
             Ok(body) => Full::new(body.into()),
             Err(source) => return Err(ClientError::Request { call, source }),
         };
@@ -141,5 +175,51 @@ impl Client {
                 quote: String::from_utf8_lossy(&body).chars().take(120).collect(),
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_is_the_end_of_each_text() {
+        let path = || PathBuf::from("/run/nfsvol.sock");
+        let call = "Nfsvol.Ls";
+        for (error, message) in [
+            (
+                ClientError::Absent(path()),
+                "nfsvol does not run here: there is no socket /run/nfsvol.sock",
+            ),
+            (
+                ClientError::Permission(path()),
+                "no permission for the socket /run/nfsvol.sock",
+            ),
+            (
+                ClientError::Refused(path()),
+                "nobody listens on the socket /run/nfsvol.sock: nfsvol has ended without a clean stop",
+            ),
+            (
+                ClientError::Deadline { call },
+                "nfsvol did not answer Nfsvol.Ls within 60s",
+            ),
+            (
+                ClientError::Strange {
+                    call,
+                    status: StatusCode::OK,
+                    quote: String::new(),
+                },
+                "what answers on the socket does not speak nfsvol's language: Nfsvol.Ls got 200 OK \
+                 and \"\"",
+            ),
+            (ClientError::Failed("no. no".to_owned()), "no. no"),
+        ] {
+            assert_eq!(error.message(), message);
+            assert!(
+                error
+                    .to_string()
+                    .ends_with(error.hint().unwrap_or_default())
+            );
+        }
     }
 }
