@@ -348,6 +348,7 @@ impl Driver {
         }
     }
 
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn try_mount(
         &self,
         name: &VolumeName,
@@ -434,6 +435,7 @@ impl Driver {
     /// The record as the home share has it now. A volume whose data is on another share is not
     /// held up by the home share's troubles, unless it is exclusive: only its word that the volume
     /// is gone counts.
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn current(
         &self,
         record: Arc<Record>,

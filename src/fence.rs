@@ -204,6 +204,7 @@ impl Guards {
     ///
     /// # Errors
     /// When none can be started, or when one is taking the volume away.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn watch(&self, task: &Task) -> Result<(), GuardError> {
         for guard in self.living(&task.volume) {
             let prolong = Ask::Prolong(task.fence.until);
@@ -304,6 +305,7 @@ impl Guards {
     ///
     /// # Errors
     /// When it has not ended by then; [`GuardError::NoRights`].
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn settled(&self, volume: &VolumeName, deadline: Instant) -> Result<(), GuardError> {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         if !may_fence(&status) {

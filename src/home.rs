@@ -215,6 +215,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError`] when the share cannot tell, or is another one than it was.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn fetch(
         &self,
         home: &Admin,
@@ -254,6 +255,7 @@ impl Catalog {
     ///
     /// # Errors
     /// As [`fetch`](Self::fetch).
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn revalidate(
         &self,
         home: &Admin,
@@ -327,6 +329,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::DataGone`] when its directory has gone, and what the share answered.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn ready(on: &Admin, record: &Record) -> Result<(), CatalogError> {
         if !data::exists(on, &record.data_dir).await? {
             if record.made.is_none() {

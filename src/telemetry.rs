@@ -1,5 +1,7 @@
 //! The log: on standard error as text or JSON, or in systemd's journal.
 
+mod story;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
@@ -12,6 +14,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Directive;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+use self::story::Story;
 
 /// What a line of the log looks like, and where it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,7 +79,7 @@ impl fmt::Display for Format {
 /// [`TelemetryError`]; the process has no log then.
 pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
     let filter = parse(filter)?;
-    let lines = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::registry().with(filter).with(Story);
     let text = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     match format {
         Format::Text => lines
@@ -136,8 +140,8 @@ const FORMER: [(&str, &str); 10] = [
 ];
 
 /// Refuses what would silence the log by a slip of the pen: nothing at all, a misspelt level, which is
-/// taken for a module's name, and a module that is none. Other crates log nothing here, and there are
-/// no spans. Limit: of a module's name only the part behind `nfsvol::` is looked at.
+/// taken for a module's name, and a module that is none. Other crates log nothing here, and spans are
+/// not filtered by their fields. Limit: of a module's name only the part behind `nfsvol::` is looked at.
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
     let known = known(filter)?.join(",");
     EnvFilter::builder()

@@ -51,6 +51,7 @@ impl<E: Env> Member<E> {
         claimed
     }
 
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn try_to_claim(
         &self,
         store: &impl Store,
@@ -278,6 +279,7 @@ impl<E: Env> Member<E> {
     }
 
     /// Makes the claim of an epoch; false when another host was faster.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn make(
         &self,
         store: &impl Store,

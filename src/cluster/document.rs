@@ -263,6 +263,7 @@ impl<E: Env> Member<E> {
     }
 
     /// Writes the document.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn publish(
         &self,
         store: &impl Store,

@@ -90,6 +90,7 @@ pub async fn bind(
 ///
 /// # Errors
 /// What the share answered; the volume must not be mounted then.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn forestall(
     store: &impl Store,
     volume: &VolumeName,

@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::task::JoinError;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::Instrument;
 
 use super::calls::Measured;
 use super::route::{Call, Kind, Route};
@@ -54,10 +55,18 @@ pub(super) async fn run<D: VolumeDriver>(
     };
     let title = title(route, &call);
     let deadline = Instant::now() + limit;
+    // Its end is that of a story (src/telemetry/story.rs).
+    let span = tracing::debug_span!(
+        "call",
+        call = route.name,
+        volume = line.volume(),
+        id = line.id()
+    );
     let task = {
         let (driver, tasks_of_undo) = (Arc::clone(driver), tasks.clone());
         let driver_deadline = deadline - MARGIN.min(limit / 10);
-        tasks.spawn(async move { perform(&driver, tasks_of_undo, call, driver_deadline).await })
+        let perform = async move { perform(&driver, tasks_of_undo, call, driver_deadline).await };
+        tasks.spawn(perform.instrument(span))
     };
     match tokio::time::timeout_at(deadline.into(), task).await {
         Ok(Ok(Ok(Answer { body, undo }))) => {

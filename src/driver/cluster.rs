@@ -225,6 +225,7 @@ impl Driver {
     /// them is removing it.
     ///
     /// Waits for an exclusive volume until the deadline; returns its fence.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn hold(
         &self,
         home: Option<&Admin>,
@@ -275,6 +276,7 @@ impl Driver {
     }
 
     /// Takes an exclusive volume as soon as nobody else has it.
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn claim(
         &self,
         home: &Admin,
@@ -345,6 +347,7 @@ impl Driver {
     }
 
     /// Has an exclusive volume watched that has just been mounted by the kernel's client.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn guard(&self, name: &VolumeName, fence: Right) -> Result<(), DriverError> {
         // Mounting may have taken longer than the right lasted that the claim was made in. Read
         // before the holds: a right of a session that begins now is not for those of the last.
@@ -396,6 +399,7 @@ impl Driver {
 
     /// Tells the others that this host does not hold a volume, if that is so. Of an exclusive one
     /// when this returns, so that the next host has it at once; of others in a moment.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn let_go(&self, name: &VolumeName) {
         if self.attachments.get(name).is_some() {
             return;

@@ -16,6 +16,7 @@ pub(super) struct Locks(Mutex<HashMap<VolumeName, Weak<tokio::sync::Mutex<()>>>>
 
 impl Locks {
     /// Waits for the calls before this one on the same volume.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn lock(&self, name: &VolumeName) -> OwnedMutexGuard<()> {
         self.entry(name).lock_owned().await
     }

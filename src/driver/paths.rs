@@ -135,6 +135,7 @@ impl Paths {
     }
 
     /// Mounts a volume; what is mounted rightly already is left as it is.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn attach(
         &self,
         record: &Record,
@@ -261,6 +262,7 @@ impl Paths {
 
     /// Unmounts a volume from this host, having flushed it for at most `flush`; containers that
     /// still hold it keep their own mounts.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn detach(
         &self,
         name: &VolumeName,

@@ -116,6 +116,7 @@ impl Driver {
 
     /// Refuses when something on this host uses the volume. Attachments alone do not count: only
     /// those of a container that is just being started.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn check_free(&self, record: &Record) -> Result<(), DriverError> {
         let name = &record.name;
         let holders =

@@ -110,6 +110,7 @@ impl Contact {
     }
 
     /// Reaches the share step by step, or fails at once while its breaker is open.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn reach(&self) -> Result<Reached, DriverError> {
         if let Some(reached) = self.fresh() {
             return Ok(reached);
@@ -243,6 +244,7 @@ impl Shares {
 
     /// The admin path to a share: NFSv3 in user space, or over a kernel mount for a server
     /// that speaks only NFSv4.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn admin(
         &self,
         contact: &Contact,

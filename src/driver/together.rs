@@ -109,6 +109,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
     }
 
     /// Whether the volume is held now, rather than being removed by another host.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn announce_hold(
         &self,
         home: &Admin,
@@ -157,6 +158,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
 
     /// Removes a volume that nothing of this host has; the trash entry to purge at once, if any.
     /// `on` is the share of its data, if that is to be moved.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn remove(
         &self,
         home: Option<&Admin>,

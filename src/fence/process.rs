@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
 
 use super::cut::Barrier;
 use super::end;
@@ -57,7 +58,8 @@ pub fn run() -> io::Result<()> {
         attendant::close_standard_streams();
         Ok(())
     };
-    let result = runtime.block_on(watch(&task, ready));
+    let span = tracing::info_span!("guard", volume = %task.volume);
+    let result = runtime.block_on(watch(&task, ready).instrument(span));
     if let Err(error) = &result {
         // Whoever started it may be gone, and then nobody wants to know.
         let _ = attendant::tell(&Err::<(), String>(error.to_string()));

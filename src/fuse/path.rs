@@ -167,6 +167,7 @@ impl FusePath {
     ///
     /// # Errors
     /// [`FuseError`]; nothing is left mounted then, and no worker.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn attach(&self, attach: Attach, deadline: Instant) -> Result<Attached, FuseError> {
         Self::available()?;
         let volume = attach.volume.clone();
@@ -221,6 +222,7 @@ impl FusePath {
         Ok(attached(task.addr, warnings))
     }
 
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn start(&self, task: &Task, deadline: Instant) -> Result<Vec<String>, FuseError> {
         let volume = &task.volume;
         let io = |source| FuseError::Io {
@@ -410,6 +412,7 @@ impl FusePath {
     ///
     /// # Errors
     /// [`FuseError::Io`] when the mount cannot be taken away. What is not mounted is fine.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn detach(&self, volume: &VolumeName, flush: Duration) -> Result<(), FuseError> {
         if let Some(worker) = self.serving(volume).await {
             // A server that is away must not keep the volume mounted.
@@ -463,6 +466,7 @@ impl Worker {
     /// Whether it serves what the server no longer knows, or knows as another volume's, or waits
     /// for the server at an address (`addr` is the one of now) where it no longer is. A server that
     /// does not answer otherwise says nothing about that.
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn is_outdated(&self, addr: IpAddr) -> bool {
         match ask(&self.attendant, Command::Check, CHECK_TIME + CHECK_SLACK).await {
             Ok(Report::Served(Served::Current)) => false,

@@ -23,6 +23,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
 
 use crate::attendant::{self, Post, receive, send};
 use crate::mutant::{self, Mutant};
@@ -103,7 +104,8 @@ pub fn run() -> Result<(), WorkerError> {
         .enable_all()
         .build()
         .step("start the runtime")?;
-    let result = runtime.block_on(serve(&task));
+    let span = tracing::info_span!("worker", volume = %task.volume);
+    let result = runtime.block_on(serve(&task).instrument(span));
     if let Err(error) = &result {
         let failed = Started::Failed {
             step: error.step.to_owned(),

@@ -55,6 +55,7 @@ impl Catalog {
     }
 
     /// As [`Self::create`], of a data directory as `source` says.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn create_from(
         &self,
         home: Option<&Admin>,

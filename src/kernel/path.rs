@@ -364,6 +364,7 @@ impl KernelPath {
         }
     }
 
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn bind(
         &self,
         state: &ShareState,
@@ -390,6 +391,7 @@ impl KernelPath {
 
     /// Mounts a share, unless another call has done so meanwhile. `stale` is the id of a mount to
     /// be put out of the way first.
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn mount_share(
         &self,
         state: &Arc<ShareState>,
@@ -466,6 +468,7 @@ impl KernelPath {
     ///
     /// # Errors
     /// When the kernel refuses to unmount, or does not answer.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn detach(
         &self,
         volume: &VolumeName,

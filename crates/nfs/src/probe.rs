@@ -94,6 +94,7 @@ pub struct Reached {
 /// The failed step, and why; of several addresses, the one that came furthest. An export that
 /// NFSv3 refuses is an error only when the server does not speak NFSv4: paths differ between
 /// the two (the NFSv4 pseudo file system), so only a mount can tell (see [`Reached::v3_error`]).
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn probe(share: &Share, ports: Ports, deadline: Duration) -> Result<Reached, ReachError> {
     Ok(reach(share, ports, deadline, &Meter::default())
         .await?
