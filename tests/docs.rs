@@ -44,11 +44,11 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
 /// The sources of the program and of the crates that it is made of; the lab is none of them.
 fn sources_of_the_program(found: &mut Vec<PathBuf>) {
     let root = Path::new(ROOT);
-    let crates = std::fs::read_dir(root.join("crates")).unwrap();
-    let crates = crates.map(|entry| entry.unwrap().path());
+    let crates = std::fs::read_dir(root.join("crates")).expect("crates");
+    let crates = crates.map(|entry| entry.expect("a crate").path());
     let crates = crates.filter(|package| !package.ends_with("lab"));
     for package in crates.chain([root.to_owned()]) {
-        sources(&package.join("src"), found).unwrap();
+        sources(&package.join("src"), found).expect("sources");
     }
 }
 
@@ -260,7 +260,7 @@ fn examples_use_options_that_exist() {
     let examples = Path::new(ROOT).join("docs/examples");
     let mut seen = 0;
     for entry in std::fs::read_dir(examples).unwrap() {
-        let path = entry.unwrap().path();
+        let path = entry.expect("a crate").path();
         let text = std::fs::read_to_string(&path).unwrap();
         let mut within = false;
         let mut options = std::collections::BTreeMap::new();

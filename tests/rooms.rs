@@ -41,7 +41,10 @@ fn table(of: &str) -> Vec<Row> {
     let lib = fs::read_to_string(format!("{SRC}/lib.rs")).expect("src/lib.rs");
     let begins = |line: &&str| line.starts_with(&format!("//! | {of} |"));
     let lines = lib.lines().skip_while(|line| !begins(line));
-    let rows = lines.map_while(|line| line.strip_prefix("//! | ").or(line.strip_prefix("//! |-")));
+    let rows = lines.map_while(|line| {
+        line.strip_prefix("//! | ")
+            .or_else(|| line.strip_prefix("//! |-"))
+    });
     rows.filter_map(|row| {
         let mut columns = row.split('|');
         Some(Row {
