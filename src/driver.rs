@@ -12,17 +12,16 @@
 //! | [`config`] | what the administrator has decided for this host |
 //! | [`attachments`] | who uses what on this host, on disk |
 //! | [`paths`] | which data path carries a volume, and mounting by it |
-//! | [`cluster`] | this host as one of several: its session, its holds |
-//! | [`together`] | what calls do on the shares that other hosts see |
+//! | [`membership`] | this host as one of several: its session, its holds |
 //! | [`elsewhere`] | what the other hosts hold, as of the last look |
 //! | [`adopt`] | volumes of directories that are there |
 //! | [`calls`], [`ask`] | the calls of the protocol, and of the command line |
+//! | [`create`], [`mount`], [`remove`] | what they do to a volume |
 //! | [`shares`] | reaching shares, their admin path and health |
 //! | [`reconcile`] | what the kernel shows against what was written down |
 //! | [`repair`] | putting back what is torn on the home share |
 //! | [`rights`] | who on this host may look into what is ours |
 //! | [`status`] | what people see |
-//! | [`turns`] | taking turns with an exclusive volume |
 //! | [`view`] | what operators see: metrics and the status page |
 //! | [`tasks`] | polling, checking in the background |
 //! | [`trash`] | emptying the trash, and sweeping what crashes left |
@@ -31,13 +30,16 @@ mod adopt;
 mod ask;
 mod attachments;
 mod calls;
-mod cluster;
 mod config;
+mod create;
 mod elsewhere;
 mod error;
 mod locks;
+mod membership;
+mod mount;
 mod paths;
 mod reconcile;
+mod remove;
 mod repair;
 mod rights;
 #[cfg(test)]
@@ -45,14 +47,11 @@ mod search;
 mod shares;
 mod status;
 mod tasks;
-mod together;
 mod trash;
-mod turns;
 mod view;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
 
 use self::attachments::Attachments;
 pub use self::config::Config;
@@ -62,22 +61,11 @@ use self::locks::Locks;
 use self::paths::Paths;
 use self::shares::{Contact, Shares};
 use crate::docker::Calls;
-use crate::fuse::FuseOptions;
-use crate::home::{Catalog, CatalogError, Creation, Known, LOOKUP_WAIT};
-use crate::kernel::MountError;
+use crate::home::{Catalog, Known, LOOKUP_WAIT};
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::{Share, SharePath};
+use crate::nfs::address::Share;
 use crate::nfs::admin::Admin;
-use crate::volume::options::is_own_dir;
-use crate::volume::{Access, DataPath, MountOptions, Record, Right, VolumeName, VolumeOptions};
-
-/// How long before its deadline a Mount stops trying, so that its own error is the answer.
-const MARGIN: Duration = Duration::from_secs(2);
-/// Pauses between the tries of a Mount whose share does not answer: from the first to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LAST_PAUSE: Duration = Duration::from_secs(2);
-/// How long a Mount waits for the home share's word on a volume whose data is on another share.
-const HOME_WAIT: Duration = Duration::from_millis(250);
+use crate::volume::{MountOptions, Record, VolumeName, VolumeOptions};
 
 /// The driver of one host.
 #[derive(Debug)]
@@ -88,7 +76,7 @@ pub struct Driver {
     paths: Paths,
     attachments: Attachments,
     locks: Locks,
-    cluster: cluster::Cluster,
+    cluster: membership::Cluster,
     holders: reconcile::HolderCache,
     /// Volumes that a Create has just made and nobody else has been told of, by record id: what
     /// may be taken back.
@@ -120,7 +108,7 @@ impl Driver {
             })?;
         let paths = Paths::open(&config)?;
         rights::close(&config)?;
-        let cluster = cluster::Cluster::open(&config, &attachments, &catalog)?;
+        let cluster = membership::Cluster::open(&config, &attachments, &catalog)?;
         Ok(Self {
             shares: Shares::new(&config, &cluster.frame()),
             cluster,
@@ -199,28 +187,6 @@ impl Driver {
         self.admin(&self.contact(share, options)).await
     }
 
-    /// Whether a volume with these options may be made and mounted on this host.
-    fn check_allowed(
-        &self,
-        options: &VolumeOptions,
-        data_dir: &SharePath,
-    ) -> Result<(), DriverError> {
-        let share = self.catalog.share_of(options)?;
-        if !self.config.allows(share) {
-            return Err(DriverError::NotAllowed(share.clone()));
-        }
-        let refused = options.mount.as_ref();
-        if let Some(word) = refused.and_then(|mount| self.config.refused_option(mount)) {
-            return Err(DriverError::OptionNotAllowed(word));
-        }
-        // By whatever name of its server, and by whatever export and path.
-        let parts = share.export().split('/').chain(data_dir.components());
-        match parts.into_iter().any(is_own_dir) {
-            true => Err(DriverError::OwnDirectory(share.clone(), data_dir.clone())),
-            false => Ok(()),
-        }
-    }
-
     /// What is known of a name, asking the share if need be.
     async fn look_up(&self, name: &VolumeName) -> Known {
         if let Some(record) = self.catalog.get(name) {
@@ -246,299 +212,6 @@ impl Driver {
             },
             Known::Unknown | Known::Absent => Ok(None),
         }
-    }
-
-    /// Refuses options before any server is asked: they would be refused at every host.
-    fn check_options(&self, name: &VolumeName, options: &VolumeOptions) -> Result<(), DriverError> {
-        self.check_allowed(options, &options.data_dir(name)?)?;
-        if options.access == Access::Exclusive && self.config.share.is_none() {
-            return Err(CatalogError::NoHome("access=exclusive").into());
-        }
-        let by_fuse = options.access == Access::Exclusive
-            && self.paths.asked(options.data_path) != DataPath::Kernel;
-        if options.data_path == DataPath::Fuse || by_fuse {
-            let words = self.mount_options(options).to_string();
-            FuseOptions::from_words(words.split(',')).map_err(DriverError::FuseOptions)?;
-        }
-        Ok(())
-    }
-
-    async fn create_volume(
-        &self,
-        name: &VolumeName,
-        options: VolumeOptions,
-    ) -> Result<Creation, DriverError> {
-        self.check_options(name, &options)?;
-        let _lock = self.locks.lock(name).await;
-        let home = self.scoped_home().await?;
-        let on = self.scoped_data(home.as_ref(), &options).await?;
-        let default = self.config.on_remove;
-        let made = self.together();
-        let made = made.make(home.as_ref(), &on, name, &options, default);
-        let creation = made.await?;
-        fail::fail_point!("create.kept", |_| crate::failpoint::die());
-        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-        match &creation {
-            Creation::New(record) => fresh.insert(name.clone(), record.id.clone()),
-            Creation::Existing(_) => fresh.remove(name),
-        };
-        Ok(creation)
-    }
-
-    async fn take_back(&self, name: &VolumeName) {
-        let _lock = self.locks.lock(name).await;
-        let id = self
-            .fresh
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
-        let Some(record) = self
-            .catalog
-            .get(name)
-            .filter(|r| Some(&r.id) == id.as_ref())
-        else {
-            return;
-        };
-        match (self.home().await, self.data_admin(&record.options).await) {
-            (Ok(home), Ok(on)) => self.together().undo(home.as_ref(), &on, &record).await,
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::warn!(volume = %name, %error, "a Create nobody heard of could not be undone");
-            }
-        }
-    }
-
-    async fn mount_volume(
-        &self,
-        name: &VolumeName,
-        id: &str,
-        deadline: Instant,
-    ) -> Result<std::path::PathBuf, DriverError> {
-        if id.is_empty() {
-            return Err(DriverError::NoId);
-        }
-        let last_try = deadline.checked_sub(MARGIN).unwrap_or(deadline);
-        let _lock = self.locks.lock(name).await;
-        let mut pause = FIRST_PAUSE;
-        let mut before = None;
-        loop {
-            let tried = self.try_mount(name, id, last_try);
-            let tried = tokio::time::timeout_at((last_try + MARGIN / 2).into(), tried).await;
-            let error = match tried {
-                // The share fell silent in the middle of the last try, perhaps after the claim.
-                Err(_) => {
-                    self.cluster.changed.notify_one();
-                    return Err(before.unwrap_or_else(|| DriverError::Late(name.clone())));
-                }
-                Ok(Err(error)) => error,
-                Ok(Ok(mountpoint)) => {
-                    self.fresh
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .remove(name);
-                    return Ok(mountpoint);
-                }
-            };
-            if !error.is_transient() || Instant::now() + pause >= last_try {
-                return Err(error);
-            }
-            tracing::warn!(volume = %name, %error, "mount failed; trying again until the deadline");
-            before = Some(error);
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LAST_PAUSE);
-        }
-    }
-
-    #[tracing::instrument(level = "debug", skip_all)]
-    async fn try_mount(
-        &self,
-        name: &VolumeName,
-        id: &str,
-        deadline: Instant,
-    ) -> Result<std::path::PathBuf, DriverError> {
-        let record = self.find(name).await?;
-        let record = record.ok_or_else(|| DriverError::Absent(name.clone()))?;
-        let share = self.catalog.share_of(&record.options)?.clone();
-        let (record, home) = self.current(record, &share).await?;
-        // Whoever made the record: its host may allow more than this one.
-        self.check_allowed(&record.options, &record.data_dir)?;
-        let share = self.catalog.share_of(&record.options)?.clone();
-        let fence = self.hold(home.as_ref(), &record, deadline).await?;
-        let mountpoint = self.mount_held(&record, &share, id, fence, deadline).await;
-        if mountpoint.is_err() {
-            self.let_go(name).await;
-        }
-        self.cluster.changed.notify_one();
-        mountpoint
-    }
-
-    /// Mounts a volume that the other hosts know this one to hold.
-    async fn mount_held(
-        &self,
-        record: &Record,
-        share: &Share,
-        id: &str,
-        fence: Option<Right>,
-        deadline: Instant,
-    ) -> Result<std::path::PathBuf, DriverError> {
-        let name = &record.name;
-        let contact = self.contact(share, &record.options);
-        let reached = contact.reach().await?;
-        let on = self.admin(&contact).await?;
-        // The kernel looks for the data directory anyway, and says whether it is there.
-        if self.paths.choose_for(&record.options)?.path == DataPath::Fuse {
-            Catalog::ready(&on, record).await?;
-        }
-        fail::fail_point!("mount.ready", |_| crate::failpoint::die());
-        let options = self.mount_options(&record.options);
-        let attach = || {
-            let options = options.clone();
-            self.paths
-                .attach(record, share, &reached, options, fence, deadline)
-        };
-        let attached = match attach().await {
-            Err(DriverError::Mount(MountError::DataDirMissing { .. })) => {
-                Catalog::ready(&on, record).await?;
-                attach().await
-            }
-            // The server has changed its mind since it was reached: asked again, it says why.
-            Err(refused @ DriverError::Mount(MountError::Refused { .. })) => {
-                Catalog::ready(&on, record).await?;
-                Err(refused)
-            }
-            attached => attached,
-        };
-        let how = attached.inspect_err(|_| contact.doubt())?;
-        if fence.is_some() && how.data_path == DataPath::Fuse {
-            self.prolong_one(name).await;
-        }
-        if let Some(fence) = fence.filter(|_| how.data_path == DataPath::Kernel)
-            && let Err(error) = self.guard(name, fence).await
-        {
-            self.paths.detach(name, Duration::ZERO).await?;
-            return Err(error);
-        }
-        fail::fail_point!("mount.attached", |_| crate::failpoint::die());
-        let mountpoint = how.mountpoint.clone();
-        if let Err(source) = self.attachments.add(name, how.clone(), id) {
-            if self.attachments.get(name).is_none() {
-                self.paths.detach(name, Duration::ZERO).await?;
-            }
-            return Err(DriverError::State {
-                what: "writing the attachment",
-                source,
-            });
-        }
-        fail::fail_point!("mount.written", |_| crate::failpoint::die());
-        Ok(mountpoint)
-    }
-
-    /// The record as the home share has it now. A volume whose data is on another share is not
-    /// held up by the home share's troubles, unless it is exclusive: only its word that the volume
-    /// is gone counts.
-    #[tracing::instrument(level = "debug", skip_all)]
-    async fn current(
-        &self,
-        record: Arc<Record>,
-        share: &Share,
-    ) -> Result<(Arc<Record>, Option<Admin>), DriverError> {
-        let Some(contact) = self.home_contact() else {
-            return Ok((record, None));
-        };
-        let name = record.name.clone();
-        let fetch = async {
-            let home = self.admin(&contact).await?.scoped();
-            Ok::<_, DriverError>((self.catalog.revalidate(&home, &name).await?, home))
-        };
-        // The right to an exclusive volume is on the home share, so its Mount waits for that one.
-        let is_exclusive = record.options.access == Access::Exclusive;
-        let waits = (is_exclusive && !mutant::is_on(Mutant::ExclusiveWaitsNoLonger))
-            || *share == contact.share;
-        let fetched = if waits {
-            fetch.await
-        } else if contact.is_down() {
-            return Ok((record, None));
-        } else {
-            match tokio::time::timeout(HOME_WAIT, fetch).await {
-                Ok(Ok(fetched)) => Ok(fetched),
-                // Asked again when it has answered a poll: one Mount waits for it, not each.
-                Ok(Err(_)) | Err(_) => {
-                    contact.heard(false);
-                    return Ok((record, None));
-                }
-            }
-        };
-        match fetched? {
-            (Some(record), home) => Ok((record, Some(home))),
-            (None, _) => Err(DriverError::Absent(name)),
-        }
-    }
-
-    async fn unmount_volume(&self, name: &VolumeName, id: &str) -> Result<(), DriverError> {
-        let _lock = self.locks.lock(name).await;
-        let Some(held) = self.attachments.get(name) else {
-            return Ok(());
-        };
-        let last = held.attachments.iter().filter(|a| a.id != id).count() == 0
-            && held.attachments.len() == 1;
-        // Unmounted first: after a crash in between, the attachment is still there to be let go.
-        if last {
-            let detached = self.paths.detach(name, self.config.flush_wait).await;
-            if detached.is_err() && !mutant::is_on(Mutant::FailedUnmountStays) {
-                // Docker does not ask again; `settle` and `reconcile` do.
-                self.attachments.remove(name, id);
-                self.cluster.changed.notify_one();
-            }
-            detached?;
-            fail::fail_point!("unmount.detached", |_| crate::failpoint::die());
-        }
-        self.attachments.remove(name, id);
-        fail::fail_point!("unmount.forgotten", |_| crate::failpoint::die());
-        if last {
-            self.let_go(name).await;
-        }
-        self.cluster.changed.notify_one();
-        Ok(())
-    }
-
-    async fn remove_volume(&self, name: &VolumeName) -> Result<(), DriverError> {
-        let _lock = self.locks.lock(name).await;
-        let home = self.scoped_home().await?;
-        let known = match &home {
-            // What may be deleted is asked of the share, whatever the local copy says.
-            Some(home) => self.catalog.fetch(home, name).await?,
-            None => self.catalog.get(name),
-        };
-        self.fresh
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
-        let Some(record) = known else { return Ok(()) };
-        self.check_free(&record).await?;
-        let together = self.together();
-        let on = together.data_to_move(home.as_ref(), &record).await?;
-        // Also without an attachment: a Mount that a crash interrupted may have left a mount.
-        self.paths.detach(name, self.config.flush_wait).await?;
-        self.attachments.retain(name, |_| false);
-        fail::fail_point!("remove.detached", |_| crate::failpoint::die());
-        self.let_go(name).await;
-        self.cluster.changed.notify_one();
-        let removed = self.together();
-        let entry = removed.remove(home.as_ref(), on.as_ref(), &record).await?;
-        fail::fail_point!("remove.forgotten", |_| crate::failpoint::die());
-        self.watch.trash_changed();
-        if let Some(entry) = entry {
-            self.purge_later(home, on, entry);
-        }
-        Ok(())
-    }
-
-    /// Deletes a trash entry without making the caller wait; a sweep finishes what fails.
-    fn purge_later(&self, home: Option<Admin>, on: Option<Admin>, entry: String) {
-        tokio::spawn(async move {
-            if let Err(error) = Catalog::purge_both(home.as_ref(), on.as_ref(), &entry).await {
-                tracing::warn!(entry, %error, "not deleted yet; the next sweep goes on");
-            }
-        });
     }
 
     /// Where a volume is mounted now.

@@ -1,6 +1,6 @@
 //! Answers to nfsvol's own command line, which need more than what [`super::status`] shows.
 
-use super::cluster::LOOK_WAIT;
+use super::membership::LOOK_WAIT;
 use super::{Driver, DriverError};
 use crate::api::daemon::DaemonStatus;
 use crate::api::volumes::{Aborted, Adopted, Inspected, VolumeLine};

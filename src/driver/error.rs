@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::cluster;
+use super::membership;
 use crate::cluster::{Holding, MemberError};
 use crate::fence::GuardError;
 use crate::fuse::{self, FuseError};
@@ -51,7 +51,7 @@ pub enum DriverError {
     Cluster(#[from] MemberError),
     #[error(
         "volume {name} is in use by {}; stop that first. If the host is dead, its hold ends by \
-         itself within {} s", cluster::names(.holdings), longest(.holdings)
+         itself within {} s", membership::names(.holdings), longest(.holdings)
     )]
     HeldElsewhere {
         name: VolumeName,
@@ -59,7 +59,7 @@ pub enum DriverError {
     },
     #[error(
         "volume {name} is exclusive and {} has it since {}; this host waited until its deadline. \
-         Stop it there; if that host is dead, it is free within {} s", cluster::names(std::slice::from_ref(.holding)),
+         Stop it there; if that host is dead, it is free within {} s", membership::names(std::slice::from_ref(.holding)),
         crate::home::rfc3339(.holding.hold.since), .holding.left.as_secs() + 1
     )]
     Taken {
@@ -162,7 +162,7 @@ fn longest(holdings: &[Holding]) -> u64 {
 }
 
 fn names(holders: &[Holder]) -> String {
-    let mut names: Vec<String> = holders.iter().map(cluster::describe).collect();
+    let mut names: Vec<String> = holders.iter().map(membership::describe).collect();
     names.sort();
     names.dedup();
     names.join(", ")

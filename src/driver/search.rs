@@ -1,6 +1,6 @@
 //! Small cases of the protocol between hosts, exhaustively: two hosts, a few calls each, one fault.
 //!
-//! The calls are the real ones ([`super::together`], the catalog, the cluster, directory operations
+//! The calls are the real ones ([`super::membership::together`], the catalog, the cluster, directory operations
 //! over NFSv3), on a server in memory (`server`). Each NFS call is a point at which either host may be
 //! the next, and at which the fault of the case may come (`world`): all orders are tried, by running
 //! again and again from the start, each time another way. A state that was seen before, the disk and

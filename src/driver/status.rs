@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::Driver;
 use super::attachments::Held;
-use super::cluster::describe;
 use super::elsewhere::Elsewhere;
+use super::membership::describe;
 use crate::api::daemon::{Chosen, DaemonStatus, ShareStatus};
 use crate::api::volumes as shown;
 use crate::api::volumes::{

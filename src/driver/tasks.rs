@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::cluster::{LEAVE_TOGETHER, STARTED};
+use super::membership::{LEAVE_TOGETHER, STARTED};
 use super::{Driver, DriverError};
 use crate::home::Changes;
 use crate::nfs::address::Share;

@@ -5,6 +5,7 @@ mod answers;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use embedded::EmbeddedServer;
 use serde_json::Value;
@@ -14,13 +15,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::attachments::How;
+use super::mount::HOME_WAIT;
 use super::reconcile::PODMAN;
 use super::*;
 use crate::attendant::Post;
 use crate::cluster::Env;
+use crate::home::Creation;
 use crate::kernel::Held;
 use crate::nfs::probe::Reached;
-use crate::volume::OnRemove;
+use crate::volume::{DataPath, OnRemove};
 
 /// The clock of a host that is tried without its daemon: it runs as the test's does.
 pub(super) struct Clock(tokio::time::Instant);

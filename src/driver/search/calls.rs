@@ -9,7 +9,7 @@ use super::wires::Clock;
 use super::{Start, server};
 use crate::cluster::{Claimed, Env, Host as Identity, Member, Times};
 use crate::driver::DriverError;
-use crate::driver::together::{Together, Ways};
+use crate::driver::membership::together::{Together, Ways};
 use crate::home::{Catalog, CatalogError, Creation};
 use crate::nfs::admin::{Admin, simulated};
 use crate::volume::{Access, OnRemove, Record, VolumeName, VolumeOptions};

@@ -7,10 +7,10 @@
 use std::future::Future;
 use std::time::Duration;
 
-use super::DriverError;
-use super::attachments::now;
 use crate::cluster::removal::{self, Bound};
 use crate::cluster::{Env, Member, MemberError};
+use crate::driver::DriverError;
+use crate::driver::attachments::now;
 use crate::home::{Catalog, CatalogError, Creation};
 use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
@@ -33,7 +33,7 @@ enum Removed<'a> {
 }
 
 /// How the shares are reached.
-pub(super) trait Ways: Sync {
+pub(in crate::driver) trait Ways: Sync {
     /// The home share, with nothing kept of it by a call.
     fn home(&self) -> impl Future<Output = Result<Option<Admin>, DriverError>> + Send;
     /// The share of a volume's data, for the call that has this home share.
@@ -47,17 +47,17 @@ pub(super) trait Ways: Sync {
 }
 
 /// A host that shares its volumes with others.
-pub(super) struct Together<'a, E, W> {
-    pub(super) catalog: &'a Catalog,
-    pub(super) member: &'a Member<E>,
-    pub(super) ways: &'a W,
+pub(in crate::driver) struct Together<'a, E, W> {
+    pub(in crate::driver) catalog: &'a Catalog,
+    pub(in crate::driver) member: &'a Member<E>,
+    pub(in crate::driver) ways: &'a W,
     /// This driver only asks a share: it is no member of the cluster then.
-    pub(super) aside: bool,
+    pub(in crate::driver) aside: bool,
 }
 
 impl<E: Env, W: Ways> Together<'_, E, W> {
     /// The home share of a volume whose record is on it.
-    pub(super) fn shared_home<'a>(
+    pub(in crate::driver) fn shared_home<'a>(
         &self,
         home: Option<&'a Admin>,
         name: &VolumeName,
@@ -66,7 +66,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
     }
 
     /// Makes the volume's record and directory, after removals that are in its way.
-    pub(super) async fn make(
+    pub(in crate::driver) async fn make(
         &self,
         home: Option<&Admin>,
         on: &Admin,
@@ -95,7 +95,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
     }
 
     /// Takes a volume back that this host has made, unless another one has it by now.
-    pub(super) async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
+    pub(in crate::driver) async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record) {
         let begun = match mutant::is_on(Mutant::UndoneByName) {
             true => Ok(false),
             false => self.begin_removal(home, Removed::Unmade(on), record).await,
@@ -110,7 +110,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
 
     /// Whether the volume is held now, rather than being removed by another host.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub(super) async fn announce_hold(
+    pub(in crate::driver) async fn announce_hold(
         &self,
         home: &Admin,
         record: &Record,
@@ -122,7 +122,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
 
     /// Whether a volume that was claimed is there, with the record that the claim was made to
     /// and with that claim. `home` has looked nothing up before.
-    pub(super) async fn is_still_there(
+    pub(in crate::driver) async fn is_still_there(
         &self,
         home: &Admin,
         record: &Record,
@@ -145,7 +145,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
 
     /// The share of a volume's data, if a Remove moves that: one of which nothing is needed may be
     /// read-only, or gone.
-    pub(super) async fn data_to_move(
+    pub(in crate::driver) async fn data_to_move(
         &self,
         home: Option<&Admin>,
         record: &Record,
@@ -159,7 +159,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
     /// Removes a volume that nothing of this host has; the trash entry to purge at once, if any.
     /// `on` is the share of its data, if that is to be moved.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub(super) async fn remove(
+    pub(in crate::driver) async fn remove(
         &self,
         home: Option<&Admin>,
         on: Option<&Admin>,
@@ -180,7 +180,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
     }
 
     /// Whether the home share, asked anew, says that a volume is no more.
-    pub(super) async fn is_gone(&self, record: &Record) -> bool {
+    pub(in crate::driver) async fn is_gone(&self, record: &Record) -> bool {
         if self.catalog.is_only_here(&record.name) {
             return false;
         }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::DriverError;
 use crate::cluster::{Claimed, Env, Member, layout};
+use crate::driver::DriverError;
 use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
 use crate::volume::{Record, VolumeName};

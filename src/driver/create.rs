@@ -1,0 +1,97 @@
+//! Create, and what this host refuses to make.
+
+use std::sync::PoisonError;
+
+use super::{Driver, DriverError};
+use crate::fuse::FuseOptions;
+use crate::home::{CatalogError, Creation};
+use crate::nfs::address::SharePath;
+use crate::volume::options::is_own_dir;
+use crate::volume::{Access, DataPath, VolumeName, VolumeOptions};
+
+impl Driver {
+    /// Whether a volume with these options may be made and mounted on this host.
+    pub(super) fn check_allowed(
+        &self,
+        options: &VolumeOptions,
+        data_dir: &SharePath,
+    ) -> Result<(), DriverError> {
+        let share = self.catalog.share_of(options)?;
+        if !self.config.allows(share) {
+            return Err(DriverError::NotAllowed(share.clone()));
+        }
+        let refused = options.mount.as_ref();
+        if let Some(word) = refused.and_then(|mount| self.config.refused_option(mount)) {
+            return Err(DriverError::OptionNotAllowed(word));
+        }
+        // By whatever name of its server, and by whatever export and path.
+        let parts = share.export().split('/').chain(data_dir.components());
+        match parts.into_iter().any(is_own_dir) {
+            true => Err(DriverError::OwnDirectory(share.clone(), data_dir.clone())),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses options before any server is asked: they would be refused at every host.
+    pub(super) fn check_options(
+        &self,
+        name: &VolumeName,
+        options: &VolumeOptions,
+    ) -> Result<(), DriverError> {
+        self.check_allowed(options, &options.data_dir(name)?)?;
+        if options.access == Access::Exclusive && self.config.share.is_none() {
+            return Err(CatalogError::NoHome("access=exclusive").into());
+        }
+        let by_fuse = options.access == Access::Exclusive
+            && self.paths.asked(options.data_path) != DataPath::Kernel;
+        if options.data_path == DataPath::Fuse || by_fuse {
+            let words = self.mount_options(options).to_string();
+            FuseOptions::from_words(words.split(',')).map_err(DriverError::FuseOptions)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn create_volume(
+        &self,
+        name: &VolumeName,
+        options: VolumeOptions,
+    ) -> Result<Creation, DriverError> {
+        self.check_options(name, &options)?;
+        let _lock = self.locks.lock(name).await;
+        let home = self.scoped_home().await?;
+        let on = self.scoped_data(home.as_ref(), &options).await?;
+        let default = self.config.on_remove;
+        let made = self.together();
+        let made = made.make(home.as_ref(), &on, name, &options, default);
+        let creation = made.await?;
+        fail::fail_point!("create.kept", |_| crate::failpoint::die());
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        match &creation {
+            Creation::New(record) => fresh.insert(name.clone(), record.id.clone()),
+            Creation::Existing(_) => fresh.remove(name),
+        };
+        Ok(creation)
+    }
+
+    pub(super) async fn take_back(&self, name: &VolumeName) {
+        let _lock = self.locks.lock(name).await;
+        let id = self
+            .fresh
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
+        let Some(record) = self
+            .catalog
+            .get(name)
+            .filter(|r| Some(&r.id) == id.as_ref())
+        else {
+            return;
+        };
+        match (self.home().await, self.data_admin(&record.options).await) {
+            (Ok(home), Ok(on)) => self.together().undo(home.as_ref(), &on, &record).await,
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(volume = %name, %error, "a Create nobody heard of could not be undone");
+            }
+        }
+    }
+}

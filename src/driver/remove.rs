@@ -1,0 +1,51 @@
+//! Remove.
+
+use std::sync::PoisonError;
+
+use super::{Driver, DriverError};
+use crate::home::Catalog;
+use crate::nfs::admin::Admin;
+use crate::volume::VolumeName;
+
+impl Driver {
+    pub(super) async fn remove_volume(&self, name: &VolumeName) -> Result<(), DriverError> {
+        let _lock = self.locks.lock(name).await;
+        let home = self.scoped_home().await?;
+        let known = match &home {
+            // What may be deleted is asked of the share, whatever the local copy says.
+            Some(home) => self.catalog.fetch(home, name).await?,
+            None => self.catalog.get(name),
+        };
+        self.fresh
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
+        let Some(record) = known else { return Ok(()) };
+        self.check_free(&record).await?;
+        let together = self.together();
+        let on = together.data_to_move(home.as_ref(), &record).await?;
+        // Also without an attachment: a Mount that a crash interrupted may have left a mount.
+        self.paths.detach(name, self.config.flush_wait).await?;
+        self.attachments.retain(name, |_| false);
+        fail::fail_point!("remove.detached", |_| crate::failpoint::die());
+        self.let_go(name).await;
+        self.cluster.changed.notify_one();
+        let removed = self.together();
+        let entry = removed.remove(home.as_ref(), on.as_ref(), &record).await?;
+        fail::fail_point!("remove.forgotten", |_| crate::failpoint::die());
+        self.watch.trash_changed();
+        if let Some(entry) = entry {
+            self.purge_later(home, on, entry);
+        }
+        Ok(())
+    }
+
+    /// Deletes a trash entry without making the caller wait; a sweep finishes what fails.
+    fn purge_later(&self, home: Option<Admin>, on: Option<Admin>, entry: String) {
+        tokio::spawn(async move {
+            if let Err(error) = Catalog::purge_both(home.as_ref(), on.as_ref(), &entry).await {
+                tracing::warn!(entry, %error, "not deleted yet; the next sweep goes on");
+            }
+        });
+    }
+}
