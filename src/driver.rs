@@ -3,24 +3,24 @@
 //! Invariants:
 //! - Get, List, Path and Capabilities never wait for a server; Get asks the share only for a name
 //!   that the local copy does not hold, and not for long.
-//! - Calls for one volume follow each other ([`locks`]); no lock is held across another volume's
+//! - Calls for one volume follow each other ([`Host::lock`]); no lock is held across another volume's
 //!   I/O, but for the one document that tells the other hosts of several volumes.
 //! - A Mount that fails leaves nothing behind; one that succeeded is on disk before it is answered.
+//!
+//! The [`Driver`] has five parts, which keep their fields to themselves: the settings, the catalog
+//! ([`crate::home`]), this host ([`crate::host`]), the way to shares and the membership. In the other
+//! files are the calls, which put the parts together.
 //!
 //! | module | job |
 //! |---|---|
 //! | [`config`] | what the administrator has decided for this host |
-//! | [`attachments`] | who uses what on this host, on disk |
-//! | [`paths`] | which data path carries a volume, and mounting by it |
 //! | [`membership`] | this host as one of several: its session, its holds |
 //! | [`elsewhere`] | what the other hosts hold, as of the last look |
 //! | [`adopt`] | volumes of directories that are there |
 //! | [`calls`], [`ask`] | the calls of the protocol, and of the command line |
 //! | [`create`], [`mount`], [`remove`] | what they do to a volume |
 //! | [`shares`] | reaching shares, their admin path and health |
-//! | [`reconcile`] | what the kernel shows against what was written down |
 //! | [`repair`] | putting back what is torn on the home share |
-//! | [`rights`] | who on this host may look into what is ours |
 //! | [`status`] | what people see |
 //! | [`view`] | what operators see: metrics and the status page |
 //! | [`tasks`] | polling, checking in the background |
@@ -28,20 +28,15 @@
 
 mod adopt;
 mod ask;
-mod attachments;
 mod calls;
 mod config;
 mod create;
 mod elsewhere;
 mod error;
-mod locks;
 mod membership;
 mod mount;
-mod paths;
-mod reconcile;
 mod remove;
 mod repair;
-mod rights;
 #[cfg(test)]
 mod search;
 mod shares;
@@ -53,44 +48,37 @@ mod view;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use self::attachments::Attachments;
-pub use self::config::Config;
-pub(crate) use self::config::host_name;
-pub use self::error::DriverError;
-use self::locks::Locks;
-use self::paths::Paths;
-use self::shares::{Contact, Shares};
+use tokio_util::task::TaskTracker;
+
+pub(crate) use self::config::{Config, host_name};
+pub(crate) use self::error::DriverError;
+use self::membership::Membership;
+use self::shares::Shares;
 use crate::docker::Calls;
 use crate::home::{Catalog, Known, LOOKUP_WAIT};
+use crate::host::Host;
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::Share;
-use crate::nfs::admin::Admin;
-use crate::volume::{MountOptions, Record, VolumeName, VolumeOptions};
+use crate::volume::{Record, VolumeName};
 
 /// The driver of one host.
 #[derive(Debug)]
-pub struct Driver {
+pub(crate) struct Driver {
     config: Config,
-    catalog: Catalog,
-    shares: Shares,
-    paths: Paths,
-    attachments: Attachments,
-    locks: Locks,
-    cluster: membership::Cluster,
-    holders: reconcile::HolderCache,
+    /// Which volumes there are.
+    catalog: Arc<Catalog>,
+    /// How servers are reached.
+    shares: Arc<Shares>,
+    /// What is attached and mounted here.
+    host: Arc<Host>,
+    /// What the other hosts are told, and what they hold.
+    membership: Arc<Membership>,
     /// Volumes that a Create has just made and nobody else has been told of, by record id: what
     /// may be taken back.
     fresh: Mutex<HashMap<VolumeName, String>>,
-    /// Counts the polls of the home share.
-    turn: std::sync::atomic::AtomicUsize,
-    /// Wakes the task that looks at attachments, when the engine has started.
-    engine_started: tokio::sync::Notify,
     /// What runs in the background.
-    tasks: tokio_util::task::TaskTracker,
+    tasks: TaskTracker,
     calls: Calls,
     watch: view::Watch,
-    /// Held as long as this daemon has the state directory.
-    _lock: Option<std::fs::File>,
 }
 
 impl Driver {
@@ -98,93 +86,31 @@ impl Driver {
     ///
     /// # Errors
     /// When the state directory or the mount root cannot be used.
-    pub fn open(config: Config) -> Result<Self, DriverError> {
-        let lock = rights::lock(&config)?;
+    pub(crate) fn open(config: Config) -> Result<Self, DriverError> {
+        let host = Arc::new(Host::open(config.of_host())?);
         let catalog = Catalog::open(&config.state_dir, config.share.clone(), &config.host)?;
-        let attachments =
-            Attachments::open(&config.state_dir).map_err(|source| DriverError::State {
-                what: "reading attachments",
-                source,
-            })?;
-        let paths = Paths::open(&config)?;
-        rights::close(&config)?;
-        let cluster = membership::Cluster::open(&config, &attachments, &catalog)?;
+        let catalog = Arc::new(catalog);
+        let frame = membership::frame(&config);
+        let shares = Arc::new(Shares::new(&config, Arc::clone(&host), &frame));
+        let parts = (Arc::clone(&host), Arc::clone(&catalog), Arc::clone(&shares));
+        let membership = Membership::open(&config, parts)?;
         Ok(Self {
-            shares: Shares::new(&config, &cluster.frame()),
-            cluster,
             catalog,
-            paths,
-            attachments,
-            locks: Locks::default(),
-            holders: reconcile::HolderCache::default(),
+            shares,
+            host,
+            membership: Arc::new(membership),
             fresh: Mutex::default(),
-            turn: std::sync::atomic::AtomicUsize::new(0),
-            engine_started: tokio::sync::Notify::new(),
-            tasks: tokio_util::task::TaskTracker::new(),
+            tasks: TaskTracker::new(),
             calls: Calls::default(),
             watch: view::Watch::default(),
-            _lock: lock,
             config,
         })
     }
 
     /// The name of this host.
     #[must_use]
-    pub fn host(&self) -> &str {
+    pub(crate) fn host(&self) -> &str {
         &self.config.host
-    }
-
-    /// The mount options of a volume on this host.
-    fn mount_options(&self, record: &VolumeOptions) -> MountOptions {
-        record
-            .mount
-            .clone()
-            .unwrap_or_else(|| self.config.mount_options.clone())
-    }
-
-    fn contact(&self, share: &Share, options: &VolumeOptions) -> Arc<Contact> {
-        self.shares.contact(share, &self.mount_options(options))
-    }
-
-    fn home_contact(&self) -> Option<Arc<Contact>> {
-        let home = self.config.share.as_ref()?;
-        Some(self.shares.contact(home, &self.config.mount_options))
-    }
-
-    async fn admin(&self, contact: &Contact) -> Result<Admin, DriverError> {
-        self.shares.admin(contact, &self.paths).await
-    }
-
-    /// The admin path to the home share, where there is one.
-    async fn home(&self) -> Result<Option<Admin>, DriverError> {
-        match self.home_contact() {
-            Some(contact) => Ok(Some(self.admin(&contact).await?)),
-            None => Ok(None),
-        }
-    }
-
-    /// The admin path to the home share for one call.
-    async fn scoped_home(&self) -> Result<Option<Admin>, DriverError> {
-        Ok(self.home().await?.map(|home| home.scoped()))
-    }
-
-    /// The admin path to the share of a volume's data for the same call.
-    async fn scoped_data(
-        &self,
-        home: Option<&Admin>,
-        options: &VolumeOptions,
-    ) -> Result<Admin, DriverError> {
-        let on = self.data_admin(options).await?;
-        Ok(match home.filter(|home| home.is_same_way(&on)) {
-            Some(home) => home.clone(),
-            None => on.scoped(),
-        })
-    }
-
-    /// The admin path to the share of a volume's data.
-    async fn data_admin(&self, options: &VolumeOptions) -> Result<Admin, DriverError> {
-        let share = self.catalog.share_of(options)?;
-        self.admin(&self.contact(share, options)).await
     }
 
     /// What is known of a name, asking the share if need be.
@@ -194,7 +120,7 @@ impl Driver {
         }
         // One time for both: reaching the share, and asking it.
         let mut deadline = tokio::time::Instant::now() + LOOKUP_WAIT;
-        let home = tokio::time::timeout_at(deadline, self.home()).await;
+        let home = tokio::time::timeout_at(deadline, self.shares.home()).await;
         let home = home.ok().and_then(Result::ok).flatten();
         if mutant::is_on(Mutant::GetWaitsTwice) {
             deadline = tokio::time::Instant::now() + LOOKUP_WAIT;
@@ -206,17 +132,14 @@ impl Driver {
     async fn find(&self, name: &VolumeName) -> Result<Option<Arc<Record>>, DriverError> {
         match self.look_up(name).await {
             Known::Here(record) => Ok(Some(record)),
-            Known::Unknown if !mutant::is_on(Mutant::UnreadIsAbsent) => match self.home().await? {
-                Some(home) => Ok(self.catalog.fetch(&home, name).await?),
-                None => Ok(None),
-            },
+            Known::Unknown if !mutant::is_on(Mutant::UnreadIsAbsent) => {
+                match self.shares.home().await? {
+                    Some(home) => Ok(self.catalog.fetch(&home, name).await?),
+                    None => Ok(None),
+                }
+            }
             Known::Unknown | Known::Absent => Ok(None),
         }
-    }
-
-    /// Where a volume is mounted now.
-    fn mountpoint(&self, name: &VolumeName) -> Option<std::path::PathBuf> {
-        self.attachments.get(name).map(|held| held.how.mountpoint)
     }
 }
 

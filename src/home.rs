@@ -36,7 +36,7 @@ use tokio::sync::Mutex;
 pub use self::adopt::Adopted;
 pub use self::create::Creation;
 pub use self::error::CatalogError;
-pub(crate) use self::expiry::since_boot;
+use self::expiry::since_boot;
 use self::layout::TrashName;
 pub(crate) use self::layout::{frame, remover, rfc3339};
 use self::local::{Copy, LocalCopy, Stamp};

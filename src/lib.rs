@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | [`cli`] | the command line | `api` `daemon` `docker` `doctor` `driver` `fence` `fuse` `local_server` `migrate` `nfs` `telemetry` `volume` |
 //! | [`daemon`] | the daemon as a process: settings, put together, kept running, made known to Docker | `cluster` `docker` `driver` `monitor` `nfs` `telemetry` `volume` |
-//! | [`driver`] | what each call does: attachments, reconciling, background tasks | `api` `chance` `cluster` `docker` `failpoint` `fence` `fuse` `home` `kernel` `local_server` `monitor` `mutant` `nfs` `sys` `volume` |
+//! | `driver` | what each call does, together with other hosts; background tasks | `api` `chance` `cluster` `docker` `failpoint` `fence` `fuse` `home` `host` `kernel` `local_server` `monitor` `mutant` `nfs` `sys` `volume` |
+//! | `host` | what is attached and mounted on this host, and which processes hold it | `chance` `fence` `fuse` `kernel` `mutant` `nfs` `sys` `volume` |
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host | `api` `docker` `fuse` `kernel` `nfs` `sys` `volume` |
 //! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `api` `docker` `volume` |
 //! | [`fence`] | takes an exclusive volume away on the kernel data path | `attendant` `chance` `docker` `kernel` `mutant` `sys` `telemetry` `volume` |
@@ -48,12 +49,13 @@ pub mod cluster;
 mod daemon;
 pub mod docker;
 mod doctor;
-pub mod driver;
+mod driver;
 #[cfg(feature = "failpoints")]
 mod failpoint;
 pub mod fence;
 pub mod fuse;
 pub mod home;
+mod host;
 pub mod kernel;
 mod local_server;
 mod migrate;

@@ -95,7 +95,7 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
 }
 
 /// What the names of this program's modules go on with behind `nfsvol::`.
-const ROOMS: [&str; 19] = [
+const ROOMS: [&str; 20] = [
     "api",
     "attendant",
     "cli",
@@ -107,6 +107,7 @@ const ROOMS: [&str; 19] = [
     "fence",
     "fuse",
     "home",
+    "host",
     "kernel",
     "local_server",
     "migrate",

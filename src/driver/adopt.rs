@@ -12,13 +12,13 @@ impl Driver {
         let name: VolumeName = ask.name.parse()?;
         let options = VolumeOptions::parse(&ask.opts)?;
         self.check_options(&name, &options)?;
-        let _lock = self.locks.lock(&name).await;
-        let home = self.home().await?;
+        let _lock = self.host.lock(&name).await;
+        let home = self.shares.home().await?;
         if let Some(home) = &home {
             // Other hosts may have made volumes of the same directories.
             self.catalog.catch_up(home).await?;
         }
-        let on = self.data_admin(&options).await?;
+        let on = self.shares.data(&options).await?;
         let default = self.config.on_remove;
         let how = (ask.overlap, ask.dry_run);
         let adopted = self

@@ -39,7 +39,7 @@ impl Answers<Ls> for Driver {
     type Error = DriverError;
 
     async fn answer(&self, Ls {}: Ls) -> Result<Vec<VolumeLine>, DriverError> {
-        self.look_soon().await;
+        self.membership.look_soon().await;
         let unread = self.catalog.unread().await;
         // Of ten thousand volumes that takes a while, and renewals must not wait for it.
         Ok(tokio::task::block_in_place(|| self.volume_lines(&unread)))
@@ -51,14 +51,14 @@ impl Answers<Inspect> for Driver {
 
     async fn answer(&self, Inspect { name }: Inspect) -> Result<Inspected, DriverError> {
         let name: VolumeName = name.parse()?;
-        self.look_soon().await;
+        self.membership.look_soon().await;
         self.read_soon(&name).await;
         let record = self.find(&name).await?;
         let record = record.ok_or_else(|| CatalogError::Absent(name.clone()))?;
         Ok(Inspected {
             name: record.name.clone(),
             created: record.created.clone(),
-            mountpoint: self.mountpoint(&name),
+            mountpoint: self.host.mountpoint(&name),
             status: self.volume_status(&record).await,
         })
     }
@@ -133,7 +133,7 @@ impl Driver {
     /// Reads a record anew if the home share answers soon: a server that was restarted may have torn it.
     async fn read_soon(&self, name: &VolumeName) {
         let read = async {
-            if let Some(home) = self.home().await? {
+            if let Some(home) = self.shares.home().await? {
                 self.catalog.fetch(&home, name).await?;
             }
             Ok::<_, DriverError>(())
@@ -144,26 +144,28 @@ impl Driver {
 
     /// Frees everybody who waits for a volume whose server is away.
     async fn abort(&self, name: VolumeName) -> Result<Aborted, DriverError> {
-        let held = self.attachments.get(&name);
+        let held = self.host.attachments().get(&name);
         let by_kernel = held
             .as_ref()
             .is_some_and(|held| held.how.data_path == DataPath::Kernel);
-        if by_kernel && !self.paths.is_own(&name) {
+        if by_kernel && !self.host.paths().is_own(&name) {
             return Err(DriverError::AbortByKernel(name));
         }
-        if held.is_none() && !self.paths.is_own(&name) && !self.paths.is_served(&name) {
+        if held.is_none() && !self.host.paths().is_own(&name) && !self.host.paths().is_served(&name)
+        {
             // A home share that is away does not say whether there is one.
             return Err(match self.find(&name).await {
                 Ok(None) => CatalogError::Absent(name).into(),
                 Ok(Some(_)) | Err(_) => DriverError::NotMounted(name),
             });
         }
-        self.paths.abort(&name).await?;
+        self.host.paths().abort(&name).await?;
         Ok(Aborted { aborted: name })
     }
 
     pub(super) async fn trash_share(&self) -> Result<Admin, DriverError> {
-        self.home()
+        self.shares
+            .home()
             .await?
             .ok_or_else(|| CatalogError::NoHome("the trash").into())
     }
@@ -177,9 +179,9 @@ impl Driver {
         let entry = self.catalog.find_in_trash(&home, wanted).await?;
         let name = rename.as_ref().unwrap_or(&entry.name);
         // The entry's as well: it may be restored under other names by calls of this daemon.
-        let _locks = self.locks.lock_both(name, &entry.name).await;
+        let _locks = self.host.lock_both(name, &entry.name).await;
         let entry = self.catalog.find_in_trash(&home, &entry.entry).await?;
-        let on = self.data_admin(&entry.record.options).await?;
+        let on = self.shares.data(&entry.record.options).await?;
         let record = self
             .catalog
             .restore(&home, &on, &entry, rename.as_ref())

@@ -17,10 +17,10 @@ impl Driver {
     fn shown(&self, record: &Record, status: Map<String, serde_json::Value>) -> Volume {
         // Also before it is mounted: an engine shows a container's volume with the path that it
         // was told when the container was made.
-        let place = || self.paths.mountpoint(&record.name);
+        let place = || self.host.paths().mountpoint(&record.name);
         Volume {
             name: record.name.to_string(),
-            mountpoint: Some(self.mountpoint(&record.name).unwrap_or_else(place)),
+            mountpoint: Some(self.host.mountpoint(&record.name).unwrap_or_else(place)),
             created_at: Some(record.created.clone()),
             status,
         }
@@ -31,9 +31,7 @@ impl VolumeDriver for Driver {
     type Error = DriverError;
 
     fn activated(&self) {
-        // Writes a file durably.
-        tokio::task::block_in_place(|| self.attachments.engine_started());
-        self.engine_started.notify_one();
+        self.host.engine_started();
     }
 
     fn scope(&self) -> Scope {
@@ -83,7 +81,7 @@ impl VolumeDriver for Driver {
     }
 
     async fn path(&self, name: &str) -> Result<Option<PathBuf>, DriverError> {
-        Ok(self.mountpoint(&name.parse()?))
+        Ok(self.host.mountpoint(&name.parse()?))
     }
 
     async fn get(&self, name: &str) -> Result<Lookup, DriverError> {

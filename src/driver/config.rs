@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::docker::engine;
+use crate::host;
 use crate::nfs::address::Share;
 use crate::volume::{DataPath, MountOptions, OnRemove};
 
@@ -12,26 +13,26 @@ const ASIDE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The checked settings of a daemon.
 #[derive(Debug, Clone)]
-pub struct Config {
-    pub share: Option<Share>,
-    pub host: String,
-    pub state_dir: PathBuf,
-    pub mount_root: PathBuf,
-    pub data_path: DataPath,
-    pub mount_options: MountOptions,
-    pub on_remove: OnRemove,
-    pub allow_share: Vec<String>,
-    pub allow_option: Vec<String>,
-    pub trash_time: Duration,
-    pub poll: Duration,
+pub(crate) struct Config {
+    pub(crate) share: Option<Share>,
+    pub(crate) host: String,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) mount_root: PathBuf,
+    pub(crate) data_path: DataPath,
+    pub(crate) mount_options: MountOptions,
+    pub(crate) on_remove: OnRemove,
+    pub(crate) allow_share: Vec<String>,
+    pub(crate) allow_option: Vec<String>,
+    pub(crate) trash_time: Duration,
+    pub(crate) poll: Duration,
     /// The session time of a member of the cluster; `None` for who only asks.
-    pub session: Option<Duration>,
+    pub(crate) session: Option<Duration>,
     /// Where Docker's engine listens.
-    pub docker_socket: PathBuf,
-    pub idle_unmount: Duration,
-    pub op_deadline: Duration,
+    pub(crate) docker_socket: PathBuf,
+    pub(crate) idle_unmount: Duration,
+    pub(crate) op_deadline: Duration,
     /// How long letting go of a volume waits for written data to reach the server.
-    pub flush_wait: Duration,
+    pub(crate) flush_wait: Duration,
 }
 
 impl Config {
@@ -57,9 +58,23 @@ impl Config {
         }
     }
 
+    /// What of it matters to the host itself.
+    pub(super) fn of_host(&self) -> host::Settings {
+        host::Settings {
+            state_dir: self.state_dir.clone(),
+            mount_root: self.mount_root.clone(),
+            is_daemon: self.session.is_some(),
+            home: self.share.clone(),
+            data_path: self.data_path,
+            idle_unmount: self.idle_unmount,
+            flush_wait: self.flush_wait,
+            docker_socket: self.docker_socket.clone(),
+        }
+    }
+
     /// Whether volumes on `share` may be made and mounted here. The home share always may.
     #[must_use]
-    pub fn allows(&self, share: &Share) -> bool {
+    pub(crate) fn allows(&self, share: &Share) -> bool {
         let text = share.to_string();
         self.allow_share.is_empty()
             || self.share.as_ref() == Some(share)
@@ -74,7 +89,7 @@ impl Config {
     /// The first of a volume's mount options that may not be used here. The daemon's own, and the
     /// defaults, always may.
     #[must_use]
-    pub fn refused_option(&self, options: &MountOptions) -> Option<String> {
+    pub(crate) fn refused_option(&self, options: &MountOptions) -> Option<String> {
         let (defaults, own) = (
             MountOptions::default().to_string(),
             self.mount_options.to_string(),

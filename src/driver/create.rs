@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use super::{Driver, DriverError};
 use crate::fuse::FuseOptions;
 use crate::home::{CatalogError, Creation};
+use crate::host::HostError;
 use crate::nfs::address::SharePath;
 use crate::volume::options::is_own_dir;
 use crate::volume::{Access, DataPath, VolumeName, VolumeOptions};
@@ -43,10 +44,10 @@ impl Driver {
             return Err(CatalogError::NoHome("access=exclusive").into());
         }
         let by_fuse = options.access == Access::Exclusive
-            && self.paths.asked(options.data_path) != DataPath::Kernel;
+            && self.host.paths().asked(options.data_path) != DataPath::Kernel;
         if options.data_path == DataPath::Fuse || by_fuse {
-            let words = self.mount_options(options).to_string();
-            FuseOptions::from_words(words.split(',')).map_err(DriverError::FuseOptions)?;
+            let words = self.shares.mount_options(options).to_string();
+            FuseOptions::from_words(words.split(',')).map_err(HostError::FuseOptions)?;
         }
         Ok(())
     }
@@ -57,11 +58,11 @@ impl Driver {
         options: VolumeOptions,
     ) -> Result<Creation, DriverError> {
         self.check_options(name, &options)?;
-        let _lock = self.locks.lock(name).await;
-        let home = self.scoped_home().await?;
-        let on = self.scoped_data(home.as_ref(), &options).await?;
+        let _lock = self.host.lock(name).await;
+        let home = self.shares.scoped_home().await?;
+        let on = self.shares.scoped_data(home.as_ref(), &options).await?;
         let default = self.config.on_remove;
-        let made = self.together();
+        let made = self.membership.together();
         let made = made.make(home.as_ref(), &on, name, &options, default);
         let creation = made.await?;
         fail::fail_point!("create.kept", |_| crate::failpoint::die());
@@ -74,7 +75,7 @@ impl Driver {
     }
 
     pub(super) async fn take_back(&self, name: &VolumeName) {
-        let _lock = self.locks.lock(name).await;
+        let _lock = self.host.lock(name).await;
         let id = self
             .fresh
             .lock()
@@ -87,8 +88,16 @@ impl Driver {
         else {
             return;
         };
-        match (self.home().await, self.data_admin(&record.options).await) {
-            (Ok(home), Ok(on)) => self.together().undo(home.as_ref(), &on, &record).await,
+        match (
+            self.shares.home().await,
+            self.shares.data(&record.options).await,
+        ) {
+            (Ok(home), Ok(on)) => {
+                self.membership
+                    .together()
+                    .undo(home.as_ref(), &on, &record)
+                    .await
+            }
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(volume = %name, %error, "a Create nobody heard of could not be undone");
             }

@@ -3,6 +3,15 @@
 //!
 //! Invariant: a volume of the home share that Docker was given is held on the share first, and is
 //! let go of there only when no process of this host has it any more.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`hold`] | taking a volume, before it is mounted |
+//! | [`leave`] | letting go of it |
+//! | [`settle`] | making true what the others are told |
+//! | [`session`] | renewing the session and the rights that it gives |
+//! | [`together`] | what calls do on the shares that other hosts see |
+//! | [`turns`] | taking turns with an exclusive volume |
 
 mod hold;
 mod leave;
@@ -12,20 +21,21 @@ pub(super) mod together;
 mod turns;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::together::{Together, Ways};
 use self::turns::Turns;
-use super::attachments::Attachments;
+use super::DriverError;
 use super::config::Config;
 use super::elsewhere::Elsewhere;
-use super::{Driver, DriverError};
+use super::shares::Shares;
 use crate::chance::since_boot;
-use crate::cluster::{Env, Holding, Host, Member, MemberError, Times, layout};
+use crate::cluster::{Env, Holding, Host as Identity, Member, MemberError, Times, layout};
 use crate::home::Catalog;
-use crate::kernel::Holder;
+use crate::host::{Host, HostError};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::Admin;
 use crate::sys::files::write_durably;
@@ -37,9 +47,6 @@ const ID_FILE: &str = "host-id";
 pub(super) const STARTED: Duration = Duration::from_secs(3);
 /// How long `ls` and `inspect` wait for what the other hosts hold now.
 pub(super) const LOOK_WAIT: Duration = Duration::from_millis(250);
-/// Volumes that are unmounted within this time are let go of by one document. In it a Remove on
-/// another host waits ([`super::together`]) rather than being refused.
-pub(super) const LEAVE_TOGETHER: Duration = Duration::from_millis(50);
 
 /// The host's clock that goes on while it is suspended, and its random numbers.
 #[derive(Debug)]
@@ -58,12 +65,18 @@ impl Env for HostEnv {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Cluster {
-    pub(super) member: Member<HostEnv>,
+pub(super) struct Membership {
+    /// What is mounted here, which volumes there are, and how the home share is reached.
+    host: Arc<Host>,
+    catalog: Arc<Catalog>,
+    shares: Arc<Shares>,
+    /// Where Docker's engine listens, for containers that are started again.
+    docker_socket: PathBuf,
+    member: Member<HostEnv>,
     /// When this driver only asks a share: it is no member then.
     aside: bool,
     /// Something was mounted or unmounted: the others are told soon what holds what.
-    pub(super) changed: tokio::sync::Notify,
+    changed: tokio::sync::Notify,
     /// Renewals in a row that were not answered.
     unanswered: AtomicU64,
     /// A session has begun, and its first renewal is due.
@@ -75,34 +88,23 @@ pub(super) struct Cluster {
     /// Volumes that were unmounted, and since when: the others are told together.
     leaving: Mutex<BTreeMap<VolumeName, Instant>>,
     /// Something is in `leaving`.
-    pub(super) left: tokio::sync::Notify,
+    left: tokio::sync::Notify,
     turns: Turns,
+    /// Counts the polls of the home share.
+    turn: AtomicUsize,
 }
 
-impl Cluster {
+impl Membership {
     pub(super) fn open(
         config: &Config,
-        attachments: &Attachments,
-        catalog: &Catalog,
+        (host, catalog, shares): (Arc<Host>, Arc<Catalog>, Arc<Shares>),
     ) -> Result<Self, DriverError> {
         // From here on they do not fail: the kernel's generator is ready.
-        getrandom::u64().map_err(|error| DriverError::State {
-            what: "random numbers",
-            source: error.into(),
-        })?;
-        let id = host_id(config).map_err(|source| DriverError::State {
-            what: ID_FILE,
-            source,
-        })?;
-        // No host's name begins with a dot: one that only asks sees them all.
-        let aside = config.session.is_none();
-        let name = if aside {
-            ".aside".to_owned()
-        } else {
-            layout::host_name(&config.host)
-        };
-        let host = Host {
-            name,
+        getrandom::u64().map_err(HostError::state("random numbers"))?;
+        let id = host_id(config).map_err(HostError::state(ID_FILE))?;
+        let attachments = host.attachments();
+        let me = Identity {
+            name: name(config),
             id,
             boot: attachments.boot_id().to_owned(),
         };
@@ -113,9 +115,14 @@ impl Cluster {
             Some((name, record.options.access))
         });
         let times = Times::new(config.session.unwrap_or_default());
+        let member = Member::new(me, times, HostEnv, using);
         Ok(Self {
-            member: Member::new(host, times, HostEnv, using),
-            aside,
+            host,
+            catalog,
+            shares,
+            docker_socket: config.docker_socket.clone(),
+            member,
+            aside: config.session.is_none(),
             changed: tokio::sync::Notify::new(),
             unanswered: AtomicU64::new(0),
             begun: tokio::sync::Notify::new(),
@@ -124,12 +131,8 @@ impl Cluster {
             leaving: Mutex::default(),
             left: tokio::sync::Notify::new(),
             turns: Turns::default(),
+            turn: AtomicUsize::new(0),
         })
-    }
-
-    /// The directories that a host asks for at every turn.
-    pub(super) fn frame(&self) -> [SharePath; 2] {
-        [layout::hosts(), layout::host_dir(&self.member.host().name)]
     }
 
     fn leaving(&self) -> MutexGuard<'_, BTreeMap<VolumeName, Instant>> {
@@ -146,6 +149,20 @@ impl Cluster {
     pub(super) fn holds(&self) -> Arc<BTreeMap<VolumeName, crate::cluster::Hold>> {
         self.member.held()
     }
+}
+
+/// What the other hosts call this one. No host's name begins with a dot: one that only asks sees
+/// them all.
+fn name(config: &Config) -> String {
+    match config.session {
+        Some(_) => layout::host_name(&config.host),
+        None => ".aside".to_owned(),
+    }
+}
+
+/// The directories that a host asks for at every turn.
+pub(super) fn frame(config: &Config) -> [SharePath; 2] {
+    [layout::hosts(), layout::host_dir(&name(config))]
 }
 
 fn host_id(config: &Config) -> std::io::Result<String> {
@@ -165,14 +182,6 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// How people know a process that holds a volume.
-pub(super) fn describe(holder: &Holder) -> String {
-    match &holder.container_id {
-        Some(id) => format!("container {}", id.get(..12).unwrap_or(id)),
-        None => format!("process {} ({})", holder.pid, holder.comm),
-    }
-}
-
 /// Hosts and what holds a volume there, for an error.
 pub(super) fn names(holdings: &[Holding]) -> String {
     let names: Vec<String> = holdings
@@ -188,9 +197,9 @@ pub(super) fn names(holdings: &[Holding]) -> String {
     names.join(", ")
 }
 
-impl Ways for Driver {
+impl Ways for Membership {
     async fn home(&self) -> Result<Option<Admin>, DriverError> {
-        Self::home(self).await
+        self.shares.home().await
     }
 
     async fn data(
@@ -198,32 +207,61 @@ impl Ways for Driver {
         home: Option<&Admin>,
         options: &VolumeOptions,
     ) -> Result<Admin, DriverError> {
-        self.scoped_data(home, options).await
+        self.shares.scoped_data(home, options).await
     }
 
     fn may_be_held(&self, name: &VolumeName) -> bool {
-        self.cluster.elsewhere().of(name).next().is_some()
+        self.elsewhere().of(name).next().is_some()
     }
 }
 
-impl Driver {
+impl Membership {
+    /// What the other hosts call this one.
+    pub(super) fn name(&self) -> &str {
+        &self.member.host().name
+    }
+
+    /// Whether its session gives it rights now, and for how long from now.
+    pub(super) fn has_right(&self) -> bool {
+        self.member.has_right()
+    }
+
+    pub(super) fn right_left(&self) -> Duration {
+        self.member.right_until().saturating_sub(self.member.now())
+    }
+
+    /// Something was mounted or unmounted: the others are told soon what holds what.
+    pub(super) fn tell_soon(&self) {
+        self.changed.notify_one();
+    }
+
     /// What this host does together with others.
     pub(super) fn together(&self) -> Together<'_, HostEnv, Self> {
         Together {
             catalog: &self.catalog,
-            member: &self.cluster.member,
+            member: &self.member,
             ways: self,
-            aside: self.cluster.aside,
+            aside: self.aside,
+        }
+    }
+
+    /// Looks every other time, and more rarely the more hosts there are to list.
+    pub(super) async fn look_in_turn(&self, home: &Admin) -> Result<(), DriverError> {
+        let hosts = self.elsewhere().hosts().count();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        match turn.is_multiple_of(2 + hosts / 100) {
+            true => self.look(home).await,
+            false => Ok(()),
         }
     }
 
     /// Looks at what the other hosts hold.
     pub(super) async fn look(&self, home: &Admin) -> Result<(), DriverError> {
-        let looked = self.cluster.member.look(home).await;
+        let looked = self.member.look(home).await;
         if !matches!(looked, Ok(()) | Err(MemberError::Unreadable(_))) {
             return Ok(looked?);
         }
-        let others = self.cluster.member.others();
+        let others = self.member.others();
         let view = others
             .into_iter()
             .filter(|other| {
@@ -232,18 +270,14 @@ impl Driver {
             })
             .map(|other| other.doc)
             .collect();
-        *self
-            .cluster
-            .view
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(Elsewhere::new(view));
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Elsewhere::new(view));
         Ok(looked?)
     }
 
     /// A look for somebody who waits for the answer.
     pub(super) async fn look_soon(&self) {
         let look = async {
-            if let Some(home) = self.home().await? {
+            if let Some(home) = self.shares.home().await? {
                 self.look(&home).await?;
             }
             Ok::<_, DriverError>(())

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Driver, DriverError};
 use crate::home::Catalog;
+use crate::host::HostError;
 use crate::kernel::MountError;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::Share;
@@ -31,7 +32,7 @@ impl Driver {
             return Err(DriverError::NoId);
         }
         let last_try = deadline.checked_sub(MARGIN).unwrap_or(deadline);
-        let _lock = self.locks.lock(name).await;
+        let _lock = self.host.lock(name).await;
         let mut pause = FIRST_PAUSE;
         let mut before = None;
         loop {
@@ -40,7 +41,7 @@ impl Driver {
             let error = match tried {
                 // The share fell silent in the middle of the last try, perhaps after the claim.
                 Err(_) => {
-                    self.cluster.changed.notify_one();
+                    self.membership.tell_soon();
                     return Err(before.unwrap_or_else(|| DriverError::Late(name.clone())));
                 }
                 Ok(Err(error)) => error,
@@ -76,12 +77,15 @@ impl Driver {
         // Whoever made the record: its host may allow more than this one.
         self.check_allowed(&record.options, &record.data_dir)?;
         let share = self.catalog.share_of(&record.options)?.clone();
-        let fence = self.hold(home.as_ref(), &record, deadline).await?;
+        let fence = self
+            .membership
+            .hold(home.as_ref(), &record, deadline)
+            .await?;
         let mountpoint = self.mount_held(&record, &share, id, fence, deadline).await;
         if mountpoint.is_err() {
-            self.let_go(name).await;
+            self.membership.let_go(name).await;
         }
-        self.cluster.changed.notify_one();
+        self.membership.tell_soon();
         mountpoint
     }
 
@@ -95,27 +99,27 @@ impl Driver {
         deadline: Instant,
     ) -> Result<PathBuf, DriverError> {
         let name = &record.name;
-        let contact = self.contact(share, &record.options);
+        let contact = self.shares.contact(share, &record.options);
         let reached = contact.reach().await?;
-        let on = self.admin(&contact).await?;
+        let on = self.shares.admin(&contact).await?;
         // The kernel looks for the data directory anyway, and says whether it is there.
-        if self.paths.choose_for(&record.options)?.path == DataPath::Fuse {
+        if self.host.paths().choose_for(&record.options)?.path == DataPath::Fuse {
             Catalog::ready(&on, record).await?;
         }
         fail::fail_point!("mount.ready", |_| crate::failpoint::die());
-        let options = self.mount_options(&record.options);
+        let options = self.shares.mount_options(&record.options);
         let attach = || {
             let options = options.clone();
-            self.paths
-                .attach(record, share, &reached, options, fence, deadline)
+            let paths = self.host.paths();
+            paths.attach(record, share, &reached, options, fence, deadline)
         };
         let attached = match attach().await {
-            Err(DriverError::Mount(MountError::DataDirMissing { .. })) => {
+            Err(HostError::Mount(MountError::DataDirMissing { .. })) => {
                 Catalog::ready(&on, record).await?;
                 attach().await
             }
             // The server has changed its mind since it was reached: asked again, it says why.
-            Err(refused @ DriverError::Mount(MountError::Refused { .. })) => {
+            Err(refused @ HostError::Mount(MountError::Refused { .. })) => {
                 Catalog::ready(&on, record).await?;
                 Err(refused)
             }
@@ -123,24 +127,21 @@ impl Driver {
         };
         let how = attached.inspect_err(|_| contact.doubt())?;
         if fence.is_some() && how.data_path == DataPath::Fuse {
-            self.prolong_one(name).await;
+            self.membership.prolong_one(name).await;
         }
         if let Some(fence) = fence.filter(|_| how.data_path == DataPath::Kernel)
-            && let Err(error) = self.guard(name, fence).await
+            && let Err(error) = self.membership.guard(name, fence).await
         {
-            self.paths.detach(name, Duration::ZERO).await?;
+            self.host.paths().detach(name, Duration::ZERO).await?;
             return Err(error);
         }
         fail::fail_point!("mount.attached", |_| crate::failpoint::die());
         let mountpoint = how.mountpoint.clone();
-        if let Err(source) = self.attachments.add(name, how.clone(), id) {
-            if self.attachments.get(name).is_none() {
-                self.paths.detach(name, Duration::ZERO).await?;
+        if let Err(source) = self.host.attachments().add(name, how.clone(), id) {
+            if self.host.attachments().get(name).is_none() {
+                self.host.paths().detach(name, Duration::ZERO).await?;
             }
-            return Err(DriverError::State {
-                what: "writing the attachment",
-                source,
-            });
+            return Err(HostError::state("writing the attachment")(source).into());
         }
         fail::fail_point!("mount.written", |_| crate::failpoint::die());
         Ok(mountpoint)
@@ -155,12 +156,12 @@ impl Driver {
         record: Arc<Record>,
         share: &Share,
     ) -> Result<(Arc<Record>, Option<Admin>), DriverError> {
-        let Some(contact) = self.home_contact() else {
+        let Some(contact) = self.shares.home_contact() else {
             return Ok((record, None));
         };
         let name = record.name.clone();
         let fetch = async {
-            let home = self.admin(&contact).await?.scoped();
+            let home = self.shares.admin(&contact).await?.scoped();
             Ok::<_, DriverError>((self.catalog.revalidate(&home, &name).await?, home))
         };
         // The right to an exclusive volume is on the home share, so its Mount waits for that one.
@@ -192,29 +193,29 @@ impl Driver {
         name: &VolumeName,
         id: &str,
     ) -> Result<(), DriverError> {
-        let _lock = self.locks.lock(name).await;
-        let Some(held) = self.attachments.get(name) else {
+        let _lock = self.host.lock(name).await;
+        let Some(held) = self.host.attachments().get(name) else {
             return Ok(());
         };
         let last = held.attachments.iter().filter(|a| a.id != id).count() == 0
             && held.attachments.len() == 1;
         // Unmounted first: after a crash in between, the attachment is still there to be let go.
         if last {
-            let detached = self.paths.detach(name, self.config.flush_wait).await;
+            let detached = self.host.detach(name).await;
             if detached.is_err() && !mutant::is_on(Mutant::FailedUnmountStays) {
                 // Docker does not ask again; `settle` and `reconcile` do.
-                self.attachments.remove(name, id);
-                self.cluster.changed.notify_one();
+                self.host.attachments().remove(name, id);
+                self.membership.tell_soon();
             }
             detached?;
             fail::fail_point!("unmount.detached", |_| crate::failpoint::die());
         }
-        self.attachments.remove(name, id);
+        self.host.attachments().remove(name, id);
         fail::fail_point!("unmount.forgotten", |_| crate::failpoint::die());
         if last {
-            self.let_go(name).await;
+            self.membership.let_go(name).await;
         }
-        self.cluster.changed.notify_one();
+        self.membership.tell_soon();
         Ok(())
     }
 }

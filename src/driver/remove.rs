@@ -9,8 +9,8 @@ use crate::volume::VolumeName;
 
 impl Driver {
     pub(super) async fn remove_volume(&self, name: &VolumeName) -> Result<(), DriverError> {
-        let _lock = self.locks.lock(name).await;
-        let home = self.scoped_home().await?;
+        let _lock = self.host.lock(name).await;
+        let home = self.shares.scoped_home().await?;
         let known = match &home {
             // What may be deleted is asked of the share, whatever the local copy says.
             Some(home) => self.catalog.fetch(home, name).await?,
@@ -21,16 +21,16 @@ impl Driver {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(name);
         let Some(record) = known else { return Ok(()) };
-        self.check_free(&record).await?;
-        let together = self.together();
+        self.host.check_free(&record).await?;
+        let together = self.membership.together();
         let on = together.data_to_move(home.as_ref(), &record).await?;
         // Also without an attachment: a Mount that a crash interrupted may have left a mount.
-        self.paths.detach(name, self.config.flush_wait).await?;
-        self.attachments.retain(name, |_| false);
+        self.host.detach(name).await?;
+        self.host.attachments().retain(name, |_| false);
         fail::fail_point!("remove.detached", |_| crate::failpoint::die());
-        self.let_go(name).await;
-        self.cluster.changed.notify_one();
-        let removed = self.together();
+        self.membership.let_go(name).await;
+        self.membership.tell_soon();
+        let removed = self.membership.together();
         let entry = removed.remove(home.as_ref(), on.as_ref(), &record).await?;
         fail::fail_point!("remove.forgotten", |_| crate::failpoint::die());
         self.watch.trash_changed();

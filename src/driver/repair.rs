@@ -14,7 +14,7 @@ impl Driver {
         Repair { name, dry_run }: Repair,
     ) -> Result<Vec<Repaired>, DriverError> {
         let only = name.map(|name| name.parse::<VolumeName>()).transpose()?;
-        let home = self.home().await?;
+        let home = self.shares.home().await?;
         let home = home.ok_or(CatalogError::NoHome("what is to be repaired"))?;
         let mut lines = Vec::new();
         match self.catalog.repair_format(&home, dry_run).await {
@@ -40,9 +40,9 @@ impl Driver {
         name: &VolumeName,
         dry_run: bool,
     ) -> Result<(), DriverError> {
-        let _lock = self.locks.lock(name).await;
+        let _lock = self.host.lock(name).await;
         let on = match self.catalog.get(name).filter(|known| known.made.is_some()) {
-            Some(known) => self.data_admin(&known.options).await?,
+            Some(known) => self.shares.data(&known.options).await?,
             None => home.clone(),
         };
         Ok(self.catalog.put_back(home, &on, name, dry_run).await?)

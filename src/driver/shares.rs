@@ -10,17 +10,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::DriverError;
-use super::attachments::now;
 use super::config::Config;
-use super::paths::Paths;
 use crate::api::daemon::Health;
-use crate::home;
+use crate::chance::host_time;
+use crate::home::{self, CatalogError};
+use crate::host::{Host, HostError};
 use crate::kernel::MountError;
 use crate::local_server;
 use crate::nfs::address::{Server, Share, SharePath};
 use crate::nfs::admin::{Admin, AdminSettings, Space};
 use crate::nfs::probe::{self, Breaker, Ports, Reached};
-use crate::volume::MountOptions;
+use crate::volume::{MountOptions, VolumeOptions};
 
 /// How long a successful probe is good for: a burst of Mounts probes once.
 const FRESH: Duration = Duration::from_secs(5);
@@ -91,10 +91,7 @@ impl Contact {
         if *self.share.server() != Server::Embedded {
             return Ok(self.given);
         }
-        let program = std::env::current_exe().map_err(|source| DriverError::State {
-            what: "finding this program",
-            source,
-        })?;
+        let program = std::env::current_exe().map_err(HostError::state("finding this program"))?;
         let dir = Path::new(self.share.export());
         let addr = local_server::ensure(&program, dir, &self.state_dir).await?;
         Ok(Ports {
@@ -130,7 +127,7 @@ impl Contact {
                 state.silent = false;
                 state.health.healthy = Some(true);
                 state.health.error = None;
-                state.health.last_answer = Some(now());
+                state.health.last_answer = Some(host_time());
                 state.health.rtt_ms = Some(reached.rtt.as_secs_f64() * 1e3);
                 state.health.address = Some(reached.addr.to_string());
                 state.reached = Some((reached.clone(), Instant::now()));
@@ -162,7 +159,7 @@ impl Contact {
                 state.silent = false;
                 state.health.healthy = Some(true);
                 state.health.error = None;
-                state.health.last_answer = Some(now());
+                state.health.last_answer = Some(host_time());
                 state.health.rtt_ms = Some(began.elapsed().as_secs_f64() * 1e3);
                 state.health.bytes_total = Some(space.total);
                 state.health.bytes_available = Some(space.available);
@@ -189,6 +186,11 @@ type Key = (Share, Option<u16>, Option<u16>);
 #[derive(Debug)]
 pub(super) struct Shares {
     contacts: Mutex<HashMap<Key, Arc<Contact>>>,
+    /// The home share, and how shares are mounted whose volumes do not say.
+    home: Option<Share>,
+    mount_options: MountOptions,
+    /// Mounts what is reached by NFSv4 only.
+    host: Arc<Host>,
     op_deadline: Duration,
     state_dir: PathBuf,
     /// Directories of every share whose handles are kept.
@@ -196,17 +198,73 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    pub(super) fn new(config: &Config, frame: &[SharePath]) -> Self {
+    pub(super) fn new(config: &Config, host: Arc<Host>, frame: &[SharePath]) -> Self {
         Self {
             contacts: Mutex::default(),
+            home: config.share.clone(),
+            mount_options: config.mount_options.clone(),
+            host,
             op_deadline: config.op_deadline,
             state_dir: config.state_dir.clone(),
             frame: home::frame().iter().chain(frame).cloned().collect(),
         }
     }
 
+    /// The mount options of a volume on this host.
+    pub(super) fn mount_options(&self, volume: &VolumeOptions) -> MountOptions {
+        let own = || self.mount_options.clone();
+        volume.mount.clone().unwrap_or_else(own)
+    }
+
+    /// The contact to the share of a volume.
+    pub(super) fn contact(&self, share: &Share, volume: &VolumeOptions) -> Arc<Contact> {
+        self.contact_by(share, &self.mount_options(volume))
+    }
+
+    /// The contact to the home share, or to one that no volume names any more.
+    pub(super) fn contact_without_volume(&self, share: &Share) -> Arc<Contact> {
+        self.contact_by(share, &self.mount_options)
+    }
+
+    pub(super) fn home_contact(&self) -> Option<Arc<Contact>> {
+        Some(self.contact_without_volume(self.home.as_ref()?))
+    }
+
+    /// The admin path to the home share, where there is one.
+    pub(super) async fn home(&self) -> Result<Option<Admin>, DriverError> {
+        match self.home_contact() {
+            Some(contact) => Ok(Some(self.admin(&contact).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The same for one call.
+    pub(super) async fn scoped_home(&self) -> Result<Option<Admin>, DriverError> {
+        Ok(self.home().await?.map(|home| home.scoped()))
+    }
+
+    /// The admin path to the share of a volume's data.
+    pub(super) async fn data(&self, volume: &VolumeOptions) -> Result<Admin, DriverError> {
+        let share = volume.share.as_ref().or(self.home.as_ref());
+        let share = share.ok_or(CatalogError::NoShare)?;
+        self.admin(&self.contact(share, volume)).await
+    }
+
+    /// The same for the call that has this home share.
+    pub(super) async fn scoped_data(
+        &self,
+        home: Option<&Admin>,
+        volume: &VolumeOptions,
+    ) -> Result<Admin, DriverError> {
+        let on = self.data(volume).await?;
+        Ok(match home.filter(|home| home.is_same_way(&on)) {
+            Some(home) => home.clone(),
+            None => on.scoped(),
+        })
+    }
+
     /// The contact to a share, by the ports that the mount options name.
-    pub(super) fn contact(&self, share: &Share, options: &MountOptions) -> Arc<Contact> {
+    fn contact_by(&self, share: &Share, options: &MountOptions) -> Arc<Contact> {
         let ports = Ports {
             nfs: options.port(),
             mount: options.mountport(),
@@ -245,11 +303,7 @@ impl Shares {
     /// The admin path to a share: NFSv3 in user space, or over a kernel mount for a server
     /// that speaks only NFSv4.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub(super) async fn admin(
-        &self,
-        contact: &Contact,
-        paths: &Paths,
-    ) -> Result<Admin, DriverError> {
+    pub(super) async fn admin(&self, contact: &Contact) -> Result<Admin, DriverError> {
         // Also starts an embedded server that has ended.
         let ports = contact.ports().await?;
         if let Some((known, admin)) = &contact.state().admin
@@ -270,15 +324,14 @@ impl Shares {
             admin.keep_handles(&self.frame);
             admin
         } else {
+            let paths = self.host.paths();
             let mounted = paths.mount_for_admin(&contact.share, &reached).await;
             let dir = mounted.map_err(|error| match (error, &reached.v3_error) {
-                (DriverError::Mount(MountError::NoKernelNfs { .. }), None) => {
+                (HostError::Mount(MountError::NoKernelNfs { .. }), None) => {
                     DriverError::OnlyV4(contact.share.clone())
                 }
-                (DriverError::Mount(MountError::NoKernelNfs { .. }), Some(why)) => {
-                    why.clone().into()
-                }
-                (error, _) => error,
+                (HostError::Mount(MountError::NoKernelNfs { .. }), Some(why)) => why.clone().into(),
+                (error, _) => error.into(),
             })?;
             Admin::mounted(contact.share.clone(), dir, settings)
         };

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Driver;
-use super::attachments::Held;
 use super::elsewhere::Elsewhere;
-use super::membership::describe;
 use crate::api::daemon::{Chosen, DaemonStatus, ShareStatus};
 use crate::api::volumes as shown;
 use crate::api::volumes::{
@@ -16,6 +14,7 @@ use crate::api::volumes::{
 };
 use crate::fence::{self, State};
 use crate::fuse::WorkerStatus;
+use crate::host::{Held, describe};
 use crate::kernel::Holder;
 use crate::volume::{Access, DataPath, Record, VolumeName};
 
@@ -85,7 +84,7 @@ impl Driver {
             access: record.options.access,
             on_remove: record.on_remove,
             created_by: record.created_by.clone(),
-            mount_options: self.mount_options(&record.options).to_string(),
+            mount_options: self.shares.mount_options(&record.options).to_string(),
         }
     }
 
@@ -98,15 +97,15 @@ impl Driver {
             };
         };
         let name = &record.name;
-        let held = self.attachments.get(name);
-        let health = self.contact(share, &record.options).health();
+        let held = self.host.attachments().get(name);
+        let health = self.shares.contact(share, &record.options).health();
         let is_global = self.config.share.is_some() && !self.catalog.is_only_here(name);
         let (worker, guard) = (
             self.worker_of(name, held.as_ref()).await,
             self.guard_of(record).await,
         );
         let is_exclusive = record.options.access == Access::Exclusive;
-        let fenced = self.paths.fenced(name).filter(|_| is_exclusive);
+        let fenced = self.host.paths().fenced(name).filter(|_| is_exclusive);
         VolumeStatus::Known(Box::new(KnownStatus {
             facts,
             data_dir_made_by_driver: record.made.is_some(),
@@ -117,7 +116,7 @@ impl Driver {
             },
             health,
             path: self.path_of(record, held.as_ref()),
-            held_by_other_hosts: self.cluster.elsewhere().lines(name),
+            held_by_other_hosts: self.membership.elsewhere().lines(name),
             attached: held.as_ref().map(|held| self.attached_here(record, held)),
             worker,
             guard,
@@ -136,17 +135,17 @@ impl Driver {
     /// What the worker of a volume that is attached by FUSE says.
     async fn worker_of(&self, name: &VolumeName, held: Option<&Held>) -> Option<Heard<Worker>> {
         held.filter(|held| held.how.data_path == DataPath::Fuse)?;
-        let asked = tokio::time::timeout(WORKER_WAIT, self.paths.worker(name));
+        let asked = tokio::time::timeout(WORKER_WAIT, self.host.paths().worker(name));
         Some(asked.await.ok().flatten().map(Worker::from).into())
     }
 
     /// What the guard of an exclusive volume says that the kernel has mounted.
     async fn guard_of(&self, record: &Record) -> Option<Heard<Guard>> {
         let name = &record.name;
-        if record.options.access != Access::Exclusive || !self.paths.is_own(name) {
+        if record.options.access != Access::Exclusive || !self.host.paths().is_own(name) {
             return None;
         }
-        let asked = tokio::time::timeout(WORKER_WAIT, self.paths.guard_state(name));
+        let asked = tokio::time::timeout(WORKER_WAIT, self.host.paths().guard_state(name));
         Some(asked.await.ok().flatten().map(Guard::from).into())
     }
 
@@ -157,7 +156,7 @@ impl Driver {
             at: attachment.at,
             epoch: attachment.epoch,
         });
-        let holders = self.recent_holders(record);
+        let holders = self.host.recent_holders(record);
         let stale_holders = self.stale(&record.name, &holders);
         AttachedHere {
             attachments: attachments.collect(),
@@ -173,7 +172,7 @@ impl Driver {
         if holders.is_empty() {
             return Vec::new();
         }
-        let mounted = self.paths.mounted().unwrap_or_default();
+        let mounted = self.host.paths().mounted().unwrap_or_default();
         let now = mounted.iter().find(|m| m.volume == *name).map(|m| m.dev);
         let stale = holders
             .iter()
@@ -188,7 +187,7 @@ impl Driver {
                 nfs_version: how.nfs_version.clone(),
                 address: how.address,
             },
-            None => match self.paths.choose_for(&record.options) {
+            None => match self.host.paths().choose_for(&record.options) {
                 Ok(choice) => VolumePath::Chosen {
                     data_path: choice.path,
                     data_path_reason: choice.reason.to_owned(),
@@ -223,17 +222,17 @@ impl Driver {
     /// cannot be read on the home share has a warning, and is shown also if nothing else is known of it.
     pub(super) fn volume_lines(&self, unread: &BTreeMap<VolumeName, String>) -> Vec<VolumeLine> {
         let records = self.catalog.list();
-        let attached = self.attachments.names();
+        let attached = self.host.attachments().names();
         let of_attached = records
             .iter()
             .filter(|record| attached.contains(&record.name));
         let of_attached: Vec<_> = of_attached.cloned().collect();
-        let found = self.holders_of_all(&of_attached).unwrap_or_default();
+        let found = self.host.holders_of_all(&of_attached).unwrap_or_default();
         let names = of_attached.iter().map(|record| &record.name);
         let mut holders: HashMap<&VolumeName, Vec<Holder>> =
             names.clone().map(|n| (n, Vec::new())).collect();
         holders.extend(names.zip(found));
-        let elsewhere = self.cluster.elsewhere();
+        let elsewhere = self.membership.elsewhere();
         let line = |record: &Arc<Record>| {
             let here = holders.get(&record.name).map(Vec::as_slice);
             let mut line = self.volume_line(record, here, &elsewhere);
@@ -256,7 +255,7 @@ impl Driver {
         here: Option<&[Holder]>,
         elsewhere: &Elsewhere,
     ) -> KnownLine {
-        let held = self.attachments.get(&record.name);
+        let held = self.host.attachments().get(&record.name);
         KnownLine {
             name: record.name.clone(),
             created: record.created.clone(),
@@ -282,7 +281,7 @@ impl Driver {
             home_share: self.config.share.clone(),
             state_dir: self.config.state_dir.clone(),
             mount_root: self.config.mount_root.clone(),
-            data_path: match self.paths.choose(DataPath::Auto) {
+            data_path: match self.host.paths().choose(DataPath::Auto) {
                 Ok(choice) => Chosen::Path {
                     path: choice.path,
                     reason: choice.reason.to_owned(),
@@ -292,9 +291,9 @@ impl Driver {
                 },
             },
             volumes: self.catalog.len(),
-            attachments: self.attachments.count(),
+            attachments: self.host.attachments().count(),
             hosts: self
-                .cluster
+                .membership
                 .elsewhere()
                 .hosts()
                 .map(str::to_owned)

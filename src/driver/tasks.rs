@@ -5,22 +5,18 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::membership::{LEAVE_TOGETHER, STARTED};
+use super::membership::STARTED;
 use super::{Driver, DriverError};
 use crate::home::Changes;
 use crate::nfs::address::Share;
+use crate::volume::VolumeName;
 
 /// How often the health of shares in use is looked at.
 const HEALTH_EVERY: Duration = Duration::from_secs(30);
-/// How often attachments are compared with the kernel's mount namespaces.
-const RECONCILE_EVERY: Duration = Duration::from_secs(60);
-/// After the engine started, its old containers end within this time; then they are looked at.
-const ENGINE_SETTLED: Duration = Duration::from_secs(25);
 /// How often the trash is looked through.
 const TRASH_EVERY: Duration = Duration::from_secs(3600);
 /// A daemon that starts has calls to answer before it looks through the trash.
@@ -30,7 +26,7 @@ const TASKS_END: Duration = Duration::from_secs(2);
 
 impl Driver {
     /// Starts the background tasks; they end when `stop` is cancelled.
-    pub fn start(self: &Arc<Self>, stop: &CancellationToken) {
+    pub(crate) fn start(self: &Arc<Self>, stop: &CancellationToken) {
         let poll = self.config.poll;
         self.every(
             stop,
@@ -61,49 +57,31 @@ impl Driver {
                 stop,
                 "renewing this host's session",
                 Duration::ZERO,
-                |driver| async move { driver.beat().await },
+                |driver| async move { driver.membership.beat().await },
             );
             self.every(
                 stop,
                 "keeping what this host has on the home share",
                 Duration::ZERO,
-                |driver| async move { driver.tend().await },
+                |driver| async move { driver.membership.tend().await },
             );
             self.every(
                 stop,
                 "telling the other hosts what this one holds",
                 STARTED,
-                |driver| async move {
-                    let changed = driver.cluster.changed.notified();
-                    // Now and then without a change as well.
-                    if tokio::time::timeout(RECONCILE_EVERY, changed).await.is_ok() {
-                        tokio::time::sleep(STARTED).await;
-                    }
-                    driver.settle().await
-                },
+                |driver| async move { driver.membership.settle_in_turn().await },
             );
             self.every(
                 stop,
                 "telling the other hosts what this one has unmounted",
                 Duration::ZERO,
-                |driver| async move {
-                    driver.cluster.left.notified().await;
-                    tokio::time::sleep(LEAVE_TOGETHER).await;
-                    driver.let_go_together().await
-                },
+                |driver| async move { driver.membership.let_go_in_turn().await },
             );
         }
         let driver = self.clone();
         let reconciling = async move {
-            loop {
-                driver.reconcile().await;
-                tokio::select! {
-                    () = tokio::time::sleep(RECONCILE_EVERY) => {}
-                    () = driver.engine_started.notified() => {
-                        tokio::time::sleep(ENGINE_SETTLED).await;
-                    }
-                }
-            }
+            let exists = |name: &VolumeName| driver.catalog.get(name).is_some();
+            driver.host.keep_reconciled(exists).await;
         };
         self.tasks
             .spawn(stop.clone().run_until_cancelled_owned(reconciling));
@@ -112,7 +90,7 @@ impl Driver {
     /// Ends the background tasks, whose token is cancelled, tells the other hosts what was
     /// unmounted, and unmounts the shares that no volume uses; mounted volumes stay for their
     /// containers.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.tasks.close();
         if tokio::time::timeout(TASKS_END, self.tasks.wait())
             .await
@@ -120,8 +98,8 @@ impl Driver {
         {
             tracing::warn!("some background work goes on while this daemon ends");
         }
-        self.let_go_at_last().await;
-        self.paths.shutdown().await;
+        self.membership.let_go_at_last().await;
+        self.host.paths().shutdown().await;
     }
 
     fn every<F>(
@@ -163,19 +141,24 @@ impl Driver {
     /// # Errors
     /// When the share cannot be reached, or holds no catalog.
     pub(crate) async fn read_catalog(&self) -> Result<(), DriverError> {
-        if let Some(home) = self.home().await? {
+        if let Some(home) = self.shares.home().await? {
             self.catalog.expect(&home).await?;
             self.catalog.poll(&home).await?;
-            self.look(&home).await?;
+            self.membership.look(&home).await?;
         }
         Ok(())
     }
 
     async fn follow(&self) -> Result<(), DriverError> {
-        let Some(contact) = self.home_contact() else {
+        let Some(contact) = self.shares.home_contact() else {
             return Ok(());
         };
-        let polled = async { Ok(self.catalog.poll(&self.admin(&contact).await?).await?) };
+        let polled = async {
+            Ok(self
+                .catalog
+                .poll(&self.shares.admin(&contact).await?)
+                .await?)
+        };
         let polled: Result<Changes, DriverError> = polled.await;
         contact.heard(polled.is_ok());
         let changes = polled?;
@@ -186,13 +169,9 @@ impl Driver {
                 "catalog followed"
             );
         }
-        // Every other time, and more rarely the more hosts there are to list.
-        let hosts = self.cluster.elsewhere().hosts().count();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        if turn.is_multiple_of(2 + hosts / 100) {
-            self.look(&self.admin(&contact).await?).await?;
-        }
-        Ok(())
+        self.membership
+            .look_in_turn(&self.shares.admin(&contact).await?)
+            .await
     }
 
     /// Forgets the shares that no volume names any more: containers may name any number of them.
@@ -201,7 +180,7 @@ impl Driver {
         let records = self.catalog.list();
         let named: HashSet<&Share> = records.iter().filter_map(|r| r.share(home)).collect();
         self.shares.keep(|share| {
-            home == Some(share) || named.contains(share) || self.attachments.uses(share)
+            home == Some(share) || named.contains(share) || self.host.attachments().uses(share)
         });
     }
 
@@ -210,11 +189,11 @@ impl Driver {
         self.forget_shares();
         let mut checks = tokio::task::JoinSet::new();
         for contact in self.shares.all() {
-            if home == Some(&contact.share) || self.attachments.uses(&contact.share) {
+            if home == Some(&contact.share) || self.host.attachments().uses(&contact.share) {
                 // Each in its own task: a silent share delays no other.
                 let driver = self.clone();
                 checks.spawn(async move {
-                    let admin = driver.admin(&contact).await;
+                    let admin = driver.shares.admin(&contact).await;
                     contact.check(admin).await;
                 });
             }

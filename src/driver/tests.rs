@@ -14,16 +14,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::attachments::How;
 use super::mount::HOME_WAIT;
-use super::reconcile::PODMAN;
 use super::*;
 use crate::attendant::Post;
 use crate::cluster::Env;
 use crate::home::Creation;
+use crate::host::{How, PODMAN};
 use crate::kernel::Held;
 use crate::nfs::probe::Reached;
-use crate::volume::{DataPath, OnRemove};
+use crate::volume::{DataPath, OnRemove, VolumeOptions};
 
 /// The clock of a host that is tried without its daemon: it runs as the test's does.
 pub(super) struct Clock(tokio::time::Instant);
@@ -190,7 +189,7 @@ async fn waited_for_a_silent_share() -> Duration {
         ..Config::aside("127.0.0.1:/export".parse().unwrap(), state.path())
     };
     let driver = Driver::open(config).unwrap();
-    let contact = driver.home_contact().unwrap();
+    let contact = driver.shares.home_contact().unwrap();
     let reached = Reached {
         addr: Ipv4Addr::LOCALHOST.into(),
         nfs_port: port,
@@ -222,23 +221,27 @@ async fn a_get_waits_for_the_share_once() {
 /// go on while it is asked.
 async fn go_on_beside_a_stopped_worker(lab: &Lab) -> [bool; 2] {
     let driver = lab.member();
-    let home = driver.home().await.unwrap().unwrap();
+    let home = driver.shares.home().await.unwrap().unwrap();
     for volume in ["a", "b"] {
         let record = driver.made(volume, &[]).await;
-        let held = driver.together().announce_hold(&home, &record).await;
+        let held = driver
+            .membership
+            .together()
+            .announce_hold(&home, &record)
+            .await;
         assert!(held.unwrap());
-        driver.let_go(&record.name).await;
+        driver.membership.let_go(&record.name).await;
     }
     let run_dir = lab.state.path().join("fuse/a");
     fs::create_dir_all(&run_dir).unwrap();
     let (_worker, asked) = Post::take(&run_dir).unwrap();
     let meanwhile = async {
         let _says_nothing = asked.accept().await.unwrap();
-        ["a", "b"].map(|volume| driver.locks.try_lock(&name(volume)).is_some())
+        ["a", "b"].map(|volume| driver.host.try_lock(&name(volume)).is_some())
     };
-    let (told, go_on) = tokio::join!(driver.let_go_together(), meanwhile);
+    let (told, go_on) = tokio::join!(driver.membership.let_go_together(), meanwhile);
     told.unwrap();
-    let held = driver.cluster.member.held();
+    let held = driver.membership.holds();
     assert!(held.contains_key(&name("a")) && !held.contains_key(&name("b")));
     go_on
 }
@@ -279,19 +282,23 @@ async fn left_attached(lab: &Lab) -> Vec<VolumeName> {
         for (volume, id) in [("db", "of-docker"), ("now", "of-docker"), ("pod", PODMAN)] {
             driver.made(volume, &[]).await;
             driver
-                .attachments
+                .host
+                .attachments()
                 .add(&name(volume), attached(), id)
                 .unwrap();
         }
-        driver.attachments.engine_started();
+        driver.host.engine_started();
     }
     for (volume, epoch) in [("db", 0), ("now", 1), ("pod", 0)] {
         age(lab.state.path(), volume, epoch);
     }
     let driver = lab.member();
-    assert_eq!(driver.attachments.count(), 3);
-    driver.reconcile().await;
-    let mut left: Vec<VolumeName> = driver.attachments.names().into_iter().collect();
+    assert_eq!(driver.host.attachments().count(), 3);
+    driver
+        .host
+        .reconcile(|name| driver.catalog.get(name).is_some())
+        .await;
+    let mut left: Vec<VolumeName> = driver.host.attachments().names().into_iter().collect();
     left.sort();
     left
 }
@@ -325,7 +332,7 @@ async fn left_in_the_trash(lab: &Lab) -> Vec<VolumeName> {
         fs::write(record, text.replace("localhost:", "127.0.0.2:")).unwrap();
     }
     driver.empty_trash().await.unwrap_err();
-    let home = driver.home().await.unwrap().unwrap();
+    let home = driver.shares.home().await.unwrap().unwrap();
     let left = driver.catalog.trash(&home).await.unwrap();
     left.into_iter().map(|entry| entry.name).collect()
 }
@@ -430,9 +437,12 @@ async fn what_is_left_of_volumes_that_are_gone_is_forgotten() {
         fs::write(dir.join("log"), "").unwrap();
     }
     let other = "nas2:/media".parse().unwrap();
-    drop(driver.contact(&other, &options(&[])));
+    drop(driver.shares.contact(&other, &options(&[])));
     assert_eq!(driver.shares.all().len(), 2);
-    driver.reconcile().await;
+    driver
+        .host
+        .reconcile(|name| driver.catalog.get(name).is_some())
+        .await;
     driver.forget_shares();
     assert_eq!(dirs.map(|dir| dir.exists()), [true, true, false, false]);
     assert_eq!(driver.shares.all().len(), 1);

@@ -8,9 +8,9 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::attachments::now;
 use super::{Driver, DriverError};
 use crate::api::{Purged, TrashPurge};
+use crate::chance::host_time;
 use crate::home::{Catalog, TrashEntry};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::Share;
@@ -87,31 +87,31 @@ impl Driver {
         if self.config.session.is_none() {
             return Ok(true);
         }
-        if let Some(home) = self.home().await? {
-            self.look(&home).await?;
+        if let Some(home) = self.shares.home().await? {
+            self.membership.look(&home).await?;
         }
-        let me = self.cluster.member.host().name.clone();
-        let others = self.cluster.elsewhere();
+        let me = self.membership.name().to_owned();
+        let others = self.membership.elsewhere();
         let mut hosts: BTreeSet<&str> = others.hosts().collect();
         hosts.insert(&me);
         // What the daemon itself left when it ended is looked at when it starts.
         if hosts.len() < FEW && !self.watch.looked_at_trash.swap(true, Ordering::Relaxed) {
             return Ok(true);
         }
-        let turn = usize::try_from(now() / TURN.as_secs()).unwrap_or(0) % hosts.len();
+        let turn = usize::try_from(host_time() / TURN.as_secs()).unwrap_or(0) % hosts.len();
         Ok(hosts.iter().nth(turn) == Some(&me.as_str()))
     }
 
     /// The way to a share that no volume names any more, or that is the home share.
     async fn admin_of(&self, share: &Share) -> Result<Admin, DriverError> {
-        let contact = self.shares.contact(share, &self.config.mount_options);
-        self.admin(&contact).await
+        let contact = self.shares.contact_without_volume(share);
+        self.shares.admin(&contact).await
     }
 
     async fn purge_entry(&self, home: &Admin, entry: &TrashEntry) -> Result<(), DriverError> {
         // Of a share that holds none of its data nothing is needed.
         let on = match entry.record.moves_data() {
-            true => Some(self.data_admin(&entry.record.options).await?),
+            true => Some(self.shares.data(&entry.record.options).await?),
             false => None,
         };
         Ok(Catalog::purge_both(Some(home), on.as_ref(), &entry.entry).await?)

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::attachments::{Held, now};
 use super::elsewhere::Elsewhere;
 use super::{Driver, DriverError};
+use crate::chance::host_time;
 use crate::cluster::Hold;
 use crate::fuse::WorkerStatus;
 use crate::home;
+use crate::host::Held;
 use crate::monitor::view::{
     Attached, Cluster, MAX_ATTACHED, MAX_ROWS, MAX_TRASH, Mount, Page, Process, Row, Share, Trash,
     Trashed, View, Worker, Workers,
@@ -98,10 +99,10 @@ impl Watched for Driver {
 impl Driver {
     /// The volumes that are asked for, those first that somebody holds.
     fn rows(&self, view: View, find: &str) -> Page {
-        let holds = self.cluster.holds();
+        let holds = self.membership.holds();
         let find = find.trim().to_lowercase();
-        let elsewhere = self.cluster.elsewhere();
-        let attached = self.attachments.names();
+        let elsewhere = self.membership.elsewhere();
+        let attached = self.host.attachments().names();
         let mut records = self.catalog.list();
         records.retain(|record| record.name.as_str().to_lowercase().contains(&find));
         let found = records.len();
@@ -130,12 +131,12 @@ impl Driver {
     }
 
     async fn look_around(&self) -> View {
-        let mut all = self.attachments.all();
+        let mut all = self.host.attachments().all();
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         let left_out = all.len().saturating_sub(MAX_ATTACHED);
         all.truncate(MAX_ATTACHED);
         let (mut workers, mut serving, silent) = self.workers_of(&all).await;
-        let mounted = self.paths.mounted().unwrap_or_default();
+        let mounted = self.host.paths().mounted().unwrap_or_default();
         let devices: HashMap<VolumeName, DeviceId> =
             mounted.into_iter().map(|m| (m.volume, m.dev)).collect();
         let attached: Vec<Attached> = all
@@ -157,11 +158,11 @@ impl Driver {
         View {
             version: env!("CARGO_PKG_VERSION"),
             host: self.config.host.clone(),
-            now: now(),
+            now: host_time(),
             process: process(self.watch.started),
             home: self.config.share.as_ref().map(ToString::to_string),
             volumes: self.catalog.len(),
-            attachments: self.attachments.count(),
+            attachments: self.host.attachments().count(),
             shares: self.shares_seen(),
             attached,
             left_out,
@@ -189,7 +190,7 @@ impl Driver {
         let by_fuse: Vec<VolumeName> = by_fuse.map(|(name, _)| name.clone()).collect();
         let mut workers = Workers::default();
         let (mut serving, mut silent) = (HashMap::new(), HashSet::new());
-        for said in self.paths.survey(&by_fuse, WORKERS_WAIT).await {
+        for said in self.host.paths().survey(&by_fuse, WORKERS_WAIT).await {
             match said.status {
                 Some(status) if status.leaving => workers.leaving += 1,
                 Some(status) => {
@@ -214,7 +215,7 @@ impl Driver {
             let share = Share {
                 share: contact.share.to_string(),
                 home,
-                in_use: home || self.attachments.uses(&contact.share),
+                in_use: home || self.host.attachments().uses(&contact.share),
                 up: health.healthy,
                 error: health.error,
                 last_answer: health.last_answer,
@@ -235,7 +236,7 @@ impl Driver {
     }
 
     async fn mounts(&self, devices: &HashMap<VolumeName, DeviceId>) -> Vec<Mount> {
-        let traffic = self.paths.traffic(PROC_WAIT).await;
+        let traffic = self.host.paths().traffic(PROC_WAIT).await;
         traffic
             .into_iter()
             .map(|share| Mount {
@@ -258,17 +259,13 @@ impl Driver {
         self.config
             .session
             .filter(|_| self.config.share.is_some())?;
-        let member = &self.cluster.member;
-        let holds = self.cluster.holds();
+        let holds = self.membership.holds();
         let claims = holds.values().filter(|h| h.access == Access::Exclusive);
-        let mut hosts = vec![member.host().name.clone()];
-        hosts.extend(self.cluster.elsewhere().hosts().map(str::to_owned));
+        let mut hosts = vec![self.membership.name().to_owned()];
+        hosts.extend(self.membership.elsewhere().hosts().map(str::to_owned));
         Some(Cluster {
-            session: member.has_right(),
-            right: member
-                .right_until()
-                .saturating_sub(member.now())
-                .as_secs_f64(),
+            session: self.membership.has_right(),
+            right: self.membership.right_left().as_secs_f64(),
             claims: claims.count(),
             holds: holds.len(),
             hosts,
@@ -277,9 +274,9 @@ impl Driver {
 
     fn row(&self, record: &Record, hold: Option<&Hold>, elsewhere: &Elsewhere) -> Row {
         let mut held = Vec::new();
-        if hold.is_some() || self.attachments.get(&record.name).is_some() {
+        if hold.is_some() || self.host.attachments().get(&record.name).is_some() {
             held.push(view::Held {
-                host: self.cluster.member.host().name.clone(),
+                host: self.membership.name().to_owned(),
                 holders: hold.map(|hold| hold.holders.clone()).unwrap_or_default(),
             });
         }
@@ -313,7 +310,7 @@ impl Driver {
     }
 
     async fn look_at_trash(&self) -> Result<(), DriverError> {
-        let Some(home) = self.home().await? else {
+        let Some(home) = self.shares.home().await? else {
             return Ok(());
         };
         self.watch.trash_outdated.store(false, Ordering::Relaxed);

@@ -152,7 +152,7 @@ fn agree(one: u64, other: u64) -> bool {
 }
 
 /// Seconds since the boot, also while the host slept.
-pub(crate) fn since_boot() -> u64 {
+pub(super) fn since_boot() -> u64 {
     chance::since_boot().as_secs()
 }
 

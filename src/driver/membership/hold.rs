@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use super::nanos;
+use super::{Membership, nanos};
 use crate::cluster::MemberError;
-use crate::driver::{Driver, DriverError};
+use crate::driver::DriverError;
 use crate::home::CatalogError;
 use crate::nfs::admin::Admin;
 use crate::volume::{Access, Record, Right};
 
-impl Driver {
+impl Membership {
     /// Tells the others that this host is about to mount a volume, and makes sure that none of
     /// them is removing it.
     ///
@@ -72,22 +72,21 @@ impl Driver {
         record: &Record,
         deadline: Instant,
     ) -> Result<Right, DriverError> {
-        let (name, member) = (&record.name, &self.cluster.member);
+        let (name, member) = (&record.name, &self.member);
         // What serves it since a time when this host had it before holds what others do not know.
         // Of a daemon that has just started only its session tells what goes on.
-        if self.paths.is_served(name) && !member.held_in_session(home).await?.contains_key(name) {
-            self.paths.abort(name).await?;
+        if self.host.paths().is_served(name)
+            && !member.held_in_session(home).await?.contains_key(name)
+        {
+            self.host.paths().abort(name).await?;
         }
-        let taken = self
-            .cluster
-            .turns
-            .take(member, home, record, deadline.into());
+        let taken = self.turns.take(member, home, record, deadline.into());
         // Not the right of now: the claim may be lost by now, and a new session begun.
         Ok(self.fence(nanos(taken.await?)))
     }
 
     pub(in crate::driver) fn fence(&self, until: u64) -> Right {
-        let under_way = self.cluster.member.times().under_way().as_millis();
+        let under_way = self.member.times().under_way().as_millis();
         Right {
             until,
             under_way: u32::try_from(under_way).unwrap_or(u32::MAX),

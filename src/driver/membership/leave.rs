@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::driver::{Driver, DriverError};
+use super::Membership;
+use crate::driver::DriverError;
 use crate::mutant::{self, Mutant};
 use crate::volume::{Access, Record, VolumeName};
 
@@ -12,15 +13,18 @@ use crate::volume::{Access, Record, VolumeName};
 /// worker ends within milliseconds.
 const FREE_WAIT: Duration = Duration::from_millis(500);
 const FREE_LOOK: Duration = Duration::from_millis(20);
+/// Volumes that are unmounted within this time are let go of by one document. In it a Remove on
+/// another host waits ([`super::together`]) rather than being refused.
+const LEAVE_TOGETHER: Duration = Duration::from_millis(50);
 /// How long a daemon that ends waits for the home share to take what was unmounted last.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
-impl Driver {
+impl Membership {
     /// Tells the others that this host does not hold a volume, if that is so. Of an exclusive one
     /// when this returns, so that the next host has it at once; of others in a moment.
     #[tracing::instrument(level = "debug", skip_all)]
     pub(in crate::driver) async fn let_go(&self, name: &VolumeName) {
-        if self.attachments.get(name).is_some() {
+        if self.host.attachments().get(name).is_some() {
             return;
         }
         let exclusive = |record: Arc<Record>| record.options.access == Access::Exclusive;
@@ -28,14 +32,14 @@ impl Driver {
             self.leave(name.clone(), Instant::now());
             return;
         }
-        let Ok(Some(home)) = self.home().await else {
+        let Ok(Some(home)) = self.shares.home().await else {
             return; // `settle` does it when the share is back
         };
         if self.together().shared_home(Some(&home), name).is_some() && self.is_free_soon(name).await
         {
-            let member = &self.cluster.member;
+            let member = &self.member;
             member.release(&home, std::slice::from_ref(name)).await;
-            self.cluster.turns.had(name);
+            self.turns.had(name);
         }
     }
 
@@ -48,22 +52,29 @@ impl Driver {
     }
 
     pub(in crate::driver) fn leave(&self, name: VolumeName, since: Instant) {
-        self.cluster.leaving().insert(name, since);
-        self.cluster.left.notify_one();
+        self.leaving().insert(name, since);
+        self.left.notify_one();
+    }
+
+    /// Waits for an Unmount, and tells the others of those that came a moment later as well.
+    pub(in crate::driver) async fn let_go_in_turn(&self) -> Result<(), DriverError> {
+        self.left.notified().await;
+        tokio::time::sleep(LEAVE_TOGETHER).await;
+        self.let_go_together().await
     }
 
     /// Tells the others of the volumes that were unmounted a moment ago.
     pub(in crate::driver) async fn let_go_together(&self) -> Result<(), DriverError> {
-        let mut leaving = std::mem::take(&mut *self.cluster.leaving());
-        if leaving.is_empty() || self.cluster.aside {
+        let mut leaving = std::mem::take(&mut *self.leaving());
+        if leaving.is_empty() || self.aside {
             return Ok(());
         }
-        let held = self.cluster.member.held();
+        let held = self.member.held();
         leaving.retain(|name, _| held.contains_key(name));
         if leaving.is_empty() {
             return Ok(());
         }
-        let Some(home) = self.home().await? else {
+        let Some(home) = self.shares.home().await? else {
             return Ok(());
         };
         let mut gone = Vec::new();
@@ -71,13 +82,15 @@ impl Driver {
         let stops = leaving
             .keys()
             .filter(|_| mutant::is_on(Mutant::StoppedWorkerStopsOthers));
-        let stopped: Vec<_> = stops.filter_map(|name| self.locks.try_lock(name)).collect();
+        let stopped: Vec<_> = stops.filter_map(|name| self.host.try_lock(name)).collect();
         // Without locks: a worker that is stopped keeps no other volume's calls waiting.
         for name in leaving.keys() {
-            if self.attachments.get(name).is_some() || self.catalog.is_only_here(name) {
+            if self.host.attachments().get(name).is_some() || self.catalog.is_only_here(name) {
                 continue;
             }
-            if self.paths.is_left_to_containers(name).await || self.paths.is_served(name) {
+            if self.host.paths().is_left_to_containers(name).await
+                || self.host.paths().is_served(name)
+            {
                 self.leave_later(name, &leaving);
                 continue;
             }
@@ -86,7 +99,7 @@ impl Driver {
                 None => gone.push(name.clone()),
             }
         }
-        let holders = match self.holders_of_all(&records) {
+        let holders = match self.host.holders_of_all(&records) {
             Ok(holders) => holders,
             Err(error) => {
                 tracing::warn!(%error, "the other hosts are told later what was unmounted");
@@ -103,10 +116,10 @@ impl Driver {
         drop(stopped);
         // Held until the others are told, so that none of them is mounted again meanwhile.
         let mut locks = Vec::new();
-        gone.retain(|name| match self.locks.try_lock(name) {
+        gone.retain(|name| match self.host.try_lock(name) {
             // It was mounted meanwhile; if it was unmounted again as well, it is looked at anew.
-            Some(_) if self.attachments.get(name).is_some() => false,
-            Some(_) if self.cluster.leaving().contains_key(name) => false,
+            Some(_) if self.host.attachments().get(name).is_some() => false,
+            Some(_) if self.leaving().contains_key(name) => false,
             Some(lock) => {
                 locks.push(lock);
                 true
@@ -118,7 +131,7 @@ impl Driver {
             }
         });
         if !gone.is_empty() {
-            self.cluster.member.release(&home, &gone).await;
+            self.member.release(&home, &gone).await;
         }
         Ok(())
     }
@@ -147,15 +160,8 @@ impl Driver {
         }
     }
 
-    pub(in crate::driver) async fn is_free(&self, name: &VolumeName) -> bool {
-        if self.paths.is_left_to_containers(name).await || self.paths.is_served(name) {
-            return false;
-        }
-        match self.catalog.get(name) {
-            Some(record) => {
-                matches!(self.holders(name, self.marks(&record)), Ok(found) if found.is_empty())
-            }
-            None => true,
-        }
+    pub(super) async fn is_free(&self, name: &VolumeName) -> bool {
+        let record = self.catalog.get(name);
+        self.host.is_free(name, record.as_deref()).await
     }
 }

@@ -3,23 +3,23 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::nanos;
+use super::{Membership, nanos};
 use crate::cluster::{Beat, Renewal};
-use crate::driver::{Driver, DriverError};
+use crate::driver::DriverError;
 use crate::volume::{Access, Right, VolumeName};
 
-impl Driver {
+impl Membership {
     /// Tells the workers of exclusive volumes until when they may send.
     fn prolong(self: &Arc<Self>) {
         // Read before the holds: a right of a session that begins now is not for those of the last.
-        let until = nanos(self.cluster.member.right_until());
-        for (name, hold) in self.cluster.member.held().iter() {
+        let until = nanos(self.member.right_until());
+        for (name, hold) in self.member.held().iter() {
             if hold.access == Access::Exclusive {
-                let (driver, name) = (Arc::clone(self), name.clone());
+                let (membership, name) = (Arc::clone(self), name.clone());
                 // One that does not answer delays no other.
                 tokio::spawn(async move {
-                    if !driver.paths.prolong(&name, until).await {
-                        driver.guard_again(&name, until).await;
+                    if !membership.host.paths().prolong(&name, until).await {
+                        membership.guard_again(&name, until).await;
                     }
                 });
             }
@@ -30,21 +30,21 @@ impl Driver {
     /// the claim.
     pub(in crate::driver) async fn prolong_one(&self, name: &VolumeName) {
         // Read before the holds, as above.
-        let until = nanos(self.cluster.member.right_until());
-        if self.cluster.member.held().contains_key(name) {
-            self.paths.prolong(name, until).await;
+        let until = nanos(self.member.right_until());
+        if self.member.held().contains_key(name) {
+            self.host.paths().prolong(name, until).await;
         }
     }
 
     /// The fence of an exclusive volume whose guard has gone.
     async fn guard_again(&self, name: &VolumeName, until: u64) {
         // A call for the volume is under way: it knows better, and this comes again.
-        let Some(_lock) = self.locks.try_lock(name) else {
+        let Some(_lock) = self.host.try_lock(name) else {
             return;
         };
         tracing::warn!(volume = %name, "without a guard; a new one is started");
-        if self.paths.is_own(name)
-            && let Err(error) = self.paths.guard(name, self.fence(until)).await
+        if self.host.paths().is_own(name)
+            && let Err(error) = self.host.paths().guard(name, self.fence(until)).await
         {
             tracing::error!(volume = %name, %error, "nobody would fence it");
         }
@@ -59,82 +59,83 @@ impl Driver {
     ) -> Result<(), DriverError> {
         // Mounting may have taken longer than the right lasted that the claim was made in. Read
         // before the holds: a right of a session that begins now is not for those of the last.
-        let until = nanos(self.cluster.member.right_until());
-        let held = self.cluster.member.held().contains_key(name);
+        let until = nanos(self.member.right_until());
+        let held = self.member.held().contains_key(name);
         let until = if held { until } else { fence.until };
-        self.paths.guard(name, Right { until, ..fence }).await
+        let guarded = self.host.paths().guard(name, Right { until, ..fence });
+        Ok(guarded.await?)
     }
 
     /// Renews this host's session, tells the workers of exclusive volumes, and waits until that is
     /// due again: at once as long as there is a right and no answer.
     pub(in crate::driver) async fn beat(self: &Arc<Self>) -> Result<(), DriverError> {
-        let member = &self.cluster.member;
+        let member = &self.member;
         let renewed = self.renew().await;
         if !matches!(renewed, Ok(Renewal::Renewed)) || member.is_unsure() {
-            self.cluster.tend.notify_one();
+            self.tend.notify_one();
         }
         self.prolong();
         let pause = member.pause(renewed.is_ok());
-        let begun = self.cluster.begun.notified();
+        let begun = self.begun.notified();
         // A session that began meanwhile gives a right with its first renewal.
         let _ = tokio::time::timeout(pause, begun).await;
         renewed.map(drop)
     }
 
     async fn renew(&self) -> Result<Renewal, DriverError> {
-        let Some(home) = self.home().await? else {
+        let Some(home) = self.shares.home().await? else {
             return Ok(Renewal::Renewed);
         };
-        let tries = self.cluster.unanswered.load(Ordering::Relaxed);
+        let tries = self.unanswered.load(Ordering::Relaxed);
         // A server may take longer to be reached anew than to answer: every other time there is
         // more time for it.
         let way = match tries % 2 {
-            0 => home.for_renewals(self.cluster.member.times().answer()),
+            0 => home.for_renewals(self.member.times().answer()),
             _ => home,
         };
-        let renewed = self.cluster.member.renew(&way).await;
+        let renewed = self.member.renew(&way).await;
         let tries = if renewed.is_ok() { 0 } else { tries + 1 };
-        self.cluster.unanswered.store(tries, Ordering::Relaxed);
+        self.unanswered.store(tries, Ordering::Relaxed);
         Ok(renewed?)
     }
 
     /// What is to be done beside the renewals, from time to time and when one of them says so.
     pub(in crate::driver) async fn tend(self: &Arc<Self>) -> Result<(), DriverError> {
-        let pause = self.cluster.member.times().renew();
-        let _ = tokio::time::timeout(pause, self.cluster.tend.notified()).await;
-        let Some(home) = self.home().await? else {
+        let pause = self.member.times().renew();
+        let _ = tokio::time::timeout(pause, self.tend.notified()).await;
+        let Some(home) = self.shares.home().await? else {
             return Ok(());
         };
-        if !self.cluster.member.has_right() {
+        if !self.member.has_right() {
             // Made where it is absent, and known to be the share that it was.
             self.catalog.init(&home).await?;
         }
-        let forgotten = self.cluster.member.is_forgotten();
-        match self.cluster.member.tend(&home).await? {
-            Beat::Renewed if forgotten => self.cluster.begun.notify_one(),
+        let forgotten = self.member.is_forgotten();
+        match self.member.tend(&home).await? {
+            Beat::Renewed if forgotten => self.begun.notify_one(),
             Beat::Renewed => {}
             // Only a renewal gives a right.
             Beat::Began => {
-                self.cluster.begun.notify_one();
-                self.cluster.changed.notify_one();
+                self.begun.notify_one();
+                self.changed.notify_one();
             }
             Beat::Lost(lost) => {
-                self.cluster.begun.notify_one();
+                self.begun.notify_one();
                 tracing::error!(
                     ?lost,
                     "this host was out of reach of its home share for longer \
                     than the session time, or its server has forgotten that they were here"
                 );
-                let held = self.cluster.member.held();
+                let held = self.member.held();
                 // One that was taken anew meanwhile has a new worker.
                 for name in lost.into_iter().filter(|name| !held.contains_key(name)) {
-                    let driver = Arc::clone(self);
-                    tokio::spawn(async move { driver.give_up(&name).await });
+                    let membership = Arc::clone(self);
+                    tokio::spawn(async move { membership.give_up(&name).await });
                 }
-                self.cluster.changed.notify_one();
+                self.changed.notify_one();
             }
         }
-        if self.cluster.member.has_right() {
+        if self.member.has_right() {
             self.recover().await;
         }
         Ok(())

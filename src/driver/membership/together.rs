@@ -7,10 +7,10 @@
 use std::future::Future;
 use std::time::Duration;
 
+use crate::chance::host_time;
 use crate::cluster::removal::{self, Bound};
 use crate::cluster::{Env, Member, MemberError};
 use crate::driver::DriverError;
-use crate::driver::attachments::now;
 use crate::home::{Catalog, CatalogError, Creation};
 use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
@@ -235,7 +235,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
             self.check_elsewhere(home, name).await?;
         }
         let nonce = self.member.nonce();
-        let host = crate::home::remover(&self.member.host().name, now());
+        let host = crate::home::remover(&self.member.host().name, host_time());
         // Shows as well that the share takes changes: an intent by itself changes nothing.
         if let Err(error) = removal::announce(home, name, &nonce, &host).await {
             removal::withdraw(home, name, &nonce).await;

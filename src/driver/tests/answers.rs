@@ -60,7 +60,8 @@ async fn host(lab: &Lab) -> Driver {
     driver.made("web", &[("access", "readonly")]).await;
     let attached = attached();
     driver
-        .attachments
+        .host
+        .attachments()
         .add(&name("db"), attached, "container")
         .unwrap();
     driver

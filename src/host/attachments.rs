@@ -16,7 +16,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::chance;
-use crate::home::since_boot;
 use crate::kernel::Held as HeldBy;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::Share;
@@ -30,36 +29,36 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// How a volume is mounted on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct How {
-    pub(super) share: Share,
-    pub(super) data_path: DataPath,
-    pub(super) mountpoint: PathBuf,
-    pub(super) nfs_version: String,
-    pub(super) address: Option<IpAddr>,
+pub(crate) struct How {
+    pub(crate) share: Share,
+    pub(crate) data_path: DataPath,
+    pub(crate) mountpoint: PathBuf,
+    pub(crate) nfs_version: String,
+    pub(crate) address: Option<IpAddr>,
     /// By what the volume is known in the mount namespaces that hold it.
-    pub(super) held: HeldBy,
+    pub(crate) held: HeldBy,
     #[serde(default)]
-    pub(super) warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// One Mount call that no Unmount has answered yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Attachment {
-    pub(super) id: String,
+pub(crate) struct Attachment {
+    pub(crate) id: String,
     /// Seconds since 1970 by this host's clock, for people.
-    pub(super) since: u64,
+    pub(crate) since: u64,
     /// Seconds since the boot, by which its age is told: nobody sets that clock.
     #[serde(default)]
-    pub(super) at: u64,
+    pub(crate) at: u64,
     /// Which start of the engine it belongs to.
-    pub(super) epoch: u64,
+    pub(crate) epoch: u64,
 }
 
 /// A volume with attachments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Held {
-    pub(super) how: How,
-    pub(super) attachments: Vec<Attachment>,
+pub(crate) struct Held {
+    pub(crate) how: How,
+    pub(crate) attachments: Vec<Attachment>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,7 +71,7 @@ struct File {
 
 /// All attachments of this host.
 #[derive(Debug)]
-pub(super) struct Attachments {
+pub(crate) struct Attachments {
     dir: PathBuf,
     epoch_file: PathBuf,
     boot_id: String,
@@ -92,7 +91,7 @@ impl Attachments {
     ///
     /// # Errors
     /// When the state directory cannot be made, read or written.
-    pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
+    pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let boot_id = fs::read_to_string(BOOT_ID)?.trim().to_owned();
         Self::open_at_boot(state_dir, boot_id)
     }
@@ -131,7 +130,7 @@ impl Attachments {
     }
 
     /// The kernel's id of this boot.
-    pub(super) fn boot_id(&self) -> &str {
+    pub(crate) fn boot_id(&self) -> &str {
         &self.boot_id
     }
 
@@ -140,7 +139,7 @@ impl Attachments {
     }
 
     /// The engine has (re)started: what comes from now on belongs to a new epoch.
-    pub(super) fn engine_started(&self) {
+    pub(crate) fn engine_started(&self) {
         let epoch = {
             let mut state = self.state();
             state.epoch += 1;
@@ -154,16 +153,16 @@ impl Attachments {
         }
     }
 
-    pub(super) fn get(&self, name: &VolumeName) -> Option<Held> {
+    pub(crate) fn get(&self, name: &VolumeName) -> Option<Held> {
         self.state().held.get(name).cloned()
     }
 
     /// The volumes that are attached.
-    pub(super) fn names(&self) -> HashSet<VolumeName> {
+    pub(crate) fn names(&self) -> HashSet<VolumeName> {
         self.state().held.keys().cloned().collect()
     }
 
-    pub(super) fn all(&self) -> Vec<(VolumeName, Held)> {
+    pub(crate) fn all(&self) -> Vec<(VolumeName, Held)> {
         self.state()
             .held
             .iter()
@@ -172,7 +171,7 @@ impl Attachments {
     }
 
     /// The number of attachments of all volumes.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.state()
             .held
             .values()
@@ -181,14 +180,14 @@ impl Attachments {
     }
 
     /// Whether any volume of `share` is attached.
-    pub(super) fn uses(&self, share: &Share) -> bool {
+    pub(crate) fn uses(&self, share: &Share) -> bool {
         self.state()
             .held
             .values()
             .any(|held| held.how.share == *share)
     }
 
-    pub(super) fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.state().epoch
     }
 
@@ -197,10 +196,10 @@ impl Attachments {
     ///
     /// # Errors
     /// Any error of the file system (a full disk: ENOSPC); then nothing was added.
-    pub(super) fn add(&self, name: &VolumeName, how: How, id: &str) -> io::Result<()> {
+    pub(crate) fn add(&self, name: &VolumeName, how: How, id: &str) -> io::Result<()> {
         let attachment = Attachment {
             id: id.to_owned(),
-            since: now(),
+            since: chance::host_time(),
             at: since_boot(),
             epoch: self.epoch(),
         };
@@ -218,7 +217,7 @@ impl Attachments {
     ///
     /// The newest, because an older one of the same ID may be of an engine that was killed: that
     /// one counts for nothing as soon as no process stands behind it.
-    pub(super) fn remove(&self, name: &VolumeName, id: &str) -> Option<usize> {
+    pub(crate) fn remove(&self, name: &VolumeName, id: &str) -> Option<usize> {
         let newest = {
             let state = self.state();
             let attachments = &state.held.get(name)?.attachments;
@@ -229,7 +228,7 @@ impl Attachments {
     }
 
     /// Keeps the attachments for which `keep` says so; how many are left.
-    pub(super) fn retain(&self, name: &VolumeName, keep: impl FnMut(&Attachment) -> bool) -> usize {
+    pub(crate) fn retain(&self, name: &VolumeName, keep: impl FnMut(&Attachment) -> bool) -> usize {
         let Some(mut held) = self.get(name) else {
             return 0;
         };
@@ -273,14 +272,14 @@ impl Attachments {
 
 impl Attachment {
     /// How long ago it was made.
-    pub(super) fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         Duration::from_secs(since_boot().saturating_sub(self.at))
     }
 }
 
-/// Seconds since 1970 by this host's clock.
-pub(super) fn now() -> u64 {
-    chance::host_time()
+/// Seconds since the boot, also while the host slept.
+fn since_boot() -> u64 {
+    chance::since_boot().as_secs()
 }
 
 #[cfg(test)]
@@ -405,7 +404,7 @@ mod tests {
             epoch: 0,
         };
         let at = since_boot();
-        for since in [0, now(), now() + 86_400] {
+        for since in [0, chance::host_time(), chance::host_time() + 86_400] {
             assert!(attachment(since, at).age() < Duration::from_secs(5));
             assert!(attachment(since, 0).age() >= Duration::from_secs(at));
         }

@@ -8,8 +8,7 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::DriverError;
-use super::config::Config;
+use super::{HostError, Settings};
 
 /// What is locked as long as a daemon has the state directory. Who can open it can lock it.
 const LOCK: &str = "daemon.lock";
@@ -25,46 +24,40 @@ const DOCKERD: &str = "/etc/docker/daemon.json";
 /// Takes the state directory for this daemon, until the file is closed.
 ///
 /// # Errors
-/// [`DriverError::Running`] when another daemon has it.
-pub(super) fn lock(config: &Config) -> Result<Option<File>, DriverError> {
+/// [`HostError::Running`] when another daemon has it.
+pub(super) fn lock(settings: &Settings) -> Result<Option<File>, HostError> {
     // Who only asks a share changes nothing there.
-    if config.session.is_none() {
+    if !settings.is_daemon {
         return Ok(None);
     }
-    let state = |source| DriverError::State {
-        what: "locking the state directory",
-        source,
-    };
-    fs::create_dir_all(&config.state_dir).map_err(state)?;
+    let state = |error| HostError::state("locking the state directory")(error);
+    fs::create_dir_all(&settings.state_dir).map_err(state)?;
     let file = File::options()
         .create(true)
         .append(true)
         .mode(0o600)
-        .open(config.state_dir.join(LOCK))
+        .open(settings.state_dir.join(LOCK))
         .map_err(state)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK) => Err(DriverError::Running(config.state_dir.clone())),
+        Err(Errno::WOULDBLOCK) => Err(HostError::Running(settings.state_dir.clone())),
         Err(error) => Err(state(error.into())),
     }
 }
 
 /// Closes what lies below the state directory and the mount root to all but root. The two
 /// themselves may be anybody's.
-pub(super) fn close(config: &Config) -> Result<(), DriverError> {
+pub(super) fn close(settings: &Settings) -> Result<(), HostError> {
     let remapped = fs::read_to_string(DOCKERD).is_ok_and(|text| text.contains("userns-remap"));
     let volumes = if remapped { PASSABLE } else { CLOSED };
     let closed = || {
         for name in STATE {
-            restrict(&config.state_dir.join(name), CLOSED)?;
+            restrict(&settings.state_dir.join(name), CLOSED)?;
         }
-        restrict(&config.mount_root.join("shares"), CLOSED)?;
-        restrict(&config.mount_root.join("volumes"), volumes)
+        restrict(&settings.mount_root.join("shares"), CLOSED)?;
+        restrict(&settings.mount_root.join("volumes"), volumes)
     };
-    closed().map_err(|source| DriverError::State {
-        what: "closing it to other users",
-        source,
-    })
+    closed().map_err(HostError::state("closing it to other users"))
 }
 
 fn restrict(dir: &Path, mode: u32) -> io::Result<()> {
@@ -80,16 +73,16 @@ mod tests {
     fn nobody_but_root_looks_in_and_one_daemon_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
-        let mut config = Config::aside("nas:/export".parse().unwrap(), &state);
-        config.session = Some(std::time::Duration::from_secs(30));
-        let lock_held = lock(&config).unwrap();
-        let second = lock(&config).unwrap_err().to_string();
+        let mut settings = Settings::aside(&state);
+        settings.is_daemon = true;
+        let lock_held = lock(&settings).unwrap();
+        let second = lock(&settings).unwrap_err().to_string();
         assert!(second.contains("another nfsvol"), "{second}");
         drop(lock_held);
-        drop(lock(&config).unwrap());
+        drop(lock(&settings).unwrap());
         // As an earlier version left them.
         fs::create_dir_all(state.join("mnt/volumes/db")).unwrap();
-        close(&config).unwrap();
+        close(&settings).unwrap();
         let mode =
             |path: &str| fs::metadata(state.join(path)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode("daemon.lock"), 0o600);

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::DriverError;
 use super::attachments::How;
-use super::config::Config;
+use super::{HostError, Settings};
 use crate::fence::{Fenced, GuardError, Guards, State, Task};
 use crate::fuse::{self, FuseOptions, FusePath};
 use crate::kernel::{
@@ -25,15 +24,15 @@ const USERS_LOOK: Duration = Duration::from_millis(20);
 
 /// The data path that carries a volume, and why that one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Choice {
+pub(crate) struct Choice {
     /// [`DataPath::Kernel`] or [`DataPath::Fuse`].
-    pub(super) path: DataPath,
-    pub(super) reason: &'static str,
+    pub(crate) path: DataPath,
+    pub(crate) reason: &'static str,
 }
 
 /// The data paths of this host.
 #[derive(Debug)]
-pub(super) struct Paths {
+pub(crate) struct Paths {
     kernel: KernelPath,
     fuse: FusePath,
     guards: Guards,
@@ -41,21 +40,19 @@ pub(super) struct Paths {
 }
 
 impl Paths {
-    pub(super) fn open(config: &Config) -> Result<Self, DriverError> {
-        let settings = KernelSettings {
-            idle_unmount: config.idle_unmount,
+    pub(crate) fn open(settings: &Settings) -> Result<Self, HostError> {
+        let (root, state_dir) = (&settings.mount_root, &settings.state_dir);
+        let of_kernel = KernelSettings {
+            idle_unmount: settings.idle_unmount,
             ..KernelSettings::default()
         };
-        let kernel = KernelPath::new(&config.mount_root, settings)?;
-        let program = std::env::current_exe().map_err(|source| DriverError::State {
-            what: "finding this program",
-            source,
-        })?;
+        let kernel = KernelPath::new(root, of_kernel)?;
+        let program = std::env::current_exe().map_err(HostError::state("finding this program"))?;
         Ok(Self {
             kernel,
-            fuse: FusePath::new(&config.mount_root, &config.state_dir, &program),
-            guards: Guards::new(&config.state_dir, &program, &config.docker_socket),
-            default: config.data_path,
+            fuse: FusePath::new(root, state_dir, &program),
+            guards: Guards::new(state_dir, &program, &settings.docker_socket),
+            default: settings.data_path,
         })
     }
 
@@ -63,7 +60,7 @@ impl Paths {
     ///
     /// # Errors
     /// What this host lacks, and what to do about it.
-    pub(super) fn choose(&self, wanted: DataPath) -> Result<Choice, DriverError> {
+    pub(crate) fn choose(&self, wanted: DataPath) -> Result<Choice, HostError> {
         let (asked, reason) = match wanted {
             DataPath::Auto => (self.default, "the daemon is set to it"),
             named => (named, "the volume asks for it"),
@@ -91,7 +88,7 @@ impl Paths {
                         reason,
                     });
                 };
-                FusePath::available().map_err(|no_fuse| DriverError::NoDataPath {
+                FusePath::available().map_err(|no_fuse| HostError::NoDataPath {
                     kernel: Box::new(no_kernel),
                     fuse: Box::new(no_fuse),
                 })?;
@@ -105,7 +102,7 @@ impl Paths {
     }
 
     /// Which data path is asked for, by a volume or else by the daemon.
-    pub(super) fn asked(&self, wanted: DataPath) -> DataPath {
+    pub(crate) fn asked(&self, wanted: DataPath) -> DataPath {
         match wanted {
             DataPath::Auto => self.default,
             named => named,
@@ -116,7 +113,7 @@ impl Paths {
     ///
     /// # Errors
     /// As [`choose`](Self::choose).
-    pub(super) fn choose_for(&self, options: &VolumeOptions) -> Result<Choice, DriverError> {
+    pub(crate) fn choose_for(&self, options: &VolumeOptions) -> Result<Choice, HostError> {
         let wanted = options.data_path;
         let is_free = self.asked(wanted) == DataPath::Auto;
         if options.access != Access::Exclusive || !is_free {
@@ -136,7 +133,7 @@ impl Paths {
 
     /// Mounts a volume; what is mounted rightly already is left as it is.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub(super) async fn attach(
+    pub(crate) async fn attach(
         &self,
         record: &Record,
         share: &Share,
@@ -144,7 +141,7 @@ impl Paths {
         options: MountOptions,
         fence: Option<Right>,
         deadline: Instant,
-    ) -> Result<How, DriverError> {
+    ) -> Result<How, HostError> {
         match self.choose_for(&record.options)?.path {
             DataPath::Fuse => {
                 self.attach_by_fuse(record, share, reached, &options, fence, deadline)
@@ -194,16 +191,16 @@ impl Paths {
         options: &MountOptions,
         fence: Option<Right>,
         deadline: Instant,
-    ) -> Result<How, DriverError> {
+    ) -> Result<How, HostError> {
         let Some(mount_port) = reached.mount_port.filter(|_| reached.v3) else {
             return Err(match &reached.v3_error {
                 Some(error) => error.clone().into(),
-                None => DriverError::FuseNeedsV3(share.clone()),
+                None => HostError::FuseNeedsV3(share.clone()),
             });
         };
         let text = options.to_string();
         let (fuse_options, mut warnings) =
-            FuseOptions::from_words(text.split(',')).map_err(DriverError::FuseOptions)?;
+            FuseOptions::from_words(text.split(',')).map_err(HostError::FuseOptions)?;
         let attach = fuse::Attach {
             share: share.clone(),
             addr: reached.addr,
@@ -228,7 +225,7 @@ impl Paths {
             mountpoint: attached.mountpoint,
             nfs_version: attached.nfs_version.to_owned(),
             address: Some(attached.addr),
-            held: held.ok_or_else(|| DriverError::Vanished(record.name.clone()))?,
+            held: held.ok_or_else(|| HostError::Vanished(record.name.clone()))?,
             warnings,
         })
     }
@@ -237,9 +234,9 @@ impl Paths {
     ///
     /// # Errors
     /// When it cannot be; it must not be given to a container then.
-    pub(super) async fn guard(&self, name: &VolumeName, fence: Right) -> Result<(), DriverError> {
+    pub(crate) async fn guard(&self, name: &VolumeName, fence: Right) -> Result<(), HostError> {
         let own = self.kernel.own_mount(name)?;
-        let own = own.ok_or_else(|| DriverError::Vanished(name.clone()))?;
+        let own = own.ok_or_else(|| HostError::Vanished(name.clone()))?;
         Ok(self.guards.watch(&self.task(name, own, fence)).await?)
     }
 
@@ -263,11 +260,7 @@ impl Paths {
     /// Unmounts a volume from this host, having flushed it for at most `flush`; containers that
     /// still hold it keep their own mounts.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub(super) async fn detach(
-        &self,
-        name: &VolumeName,
-        flush: Duration,
-    ) -> Result<(), DriverError> {
+    pub(crate) async fn detach(&self, name: &VolumeName, flush: Duration) -> Result<(), HostError> {
         // What is mounted by FUSE is let go by its worker; nothing is left for the kernel then.
         if self.fuse.mounted().contains(name) {
             self.fuse.detach(name, flush).await?;
@@ -287,8 +280,8 @@ impl Paths {
         name: &VolumeName,
         own: OwnMount,
         flush: Duration,
-    ) -> Result<(), DriverError> {
-        let kept = |source: MountError| DriverError::Kept {
+    ) -> Result<(), HostError> {
+        let kept = |source: MountError| HostError::Kept {
             name: name.clone(),
             source: Box::new(source),
         };
@@ -309,13 +302,13 @@ impl Paths {
     }
 
     /// Whether containers hold a FUSE mount of the volume that this host has let go of.
-    pub(super) async fn is_left_to_containers(&self, name: &VolumeName) -> bool {
+    pub(crate) async fn is_left_to_containers(&self, name: &VolumeName) -> bool {
         self.fuse.is_left_to_containers(name).await
     }
 
     /// Tells an exclusive volume's workers and guards until when it may be used; whether one
     /// listens, if the volume needs one.
-    pub(super) async fn prolong(&self, name: &VolumeName, until: u64) -> bool {
+    pub(crate) async fn prolong(&self, name: &VolumeName, until: u64) -> bool {
         self.fuse.prolong(name, until).await;
         let watched = self.guards.prolong(name, until).await;
         watched || self.guards.has(name) || self.own_mount(name).is_none()
@@ -323,46 +316,46 @@ impl Paths {
 
     /// Whether a process serves the volume by FUSE, answering or not, or this host still has an
     /// exclusive volume by the kernel's client.
-    pub(super) fn is_served(&self, name: &VolumeName) -> bool {
+    pub(crate) fn is_served(&self, name: &VolumeName) -> bool {
         self.fuse.has_worker(name) || self.guards.has(name) || self.is_own(name)
     }
 
     /// Whether the volume is mounted as an exclusive one, by the kernel's client.
-    pub(super) fn is_own(&self, name: &VolumeName) -> bool {
+    pub(crate) fn is_own(&self, name: &VolumeName) -> bool {
         self.own_mount(name).is_some()
     }
 
     /// What the last fence of a volume did, unless it was mounted since.
-    pub(super) fn fenced(&self, name: &VolumeName) -> Option<Fenced> {
+    pub(crate) fn fenced(&self, name: &VolumeName) -> Option<Fenced> {
         self.guards.fenced(name)
     }
 
     /// How the guard of a volume is.
-    pub(super) async fn guard_state(&self, name: &VolumeName) -> Option<State> {
+    pub(crate) async fn guard_state(&self, name: &VolumeName) -> Option<State> {
         self.guards.state(name).await
     }
 
-    pub(super) fn guards(&self) -> &Guards {
+    pub(crate) fn guards(&self) -> &Guards {
         &self.guards
     }
 
     /// Volumes that FUSE workers have written logs of.
-    pub(super) fn logged(&self) -> Vec<VolumeName> {
+    pub(crate) fn logged(&self) -> Vec<VolumeName> {
         self.fuse.logged()
     }
 
     /// Removes the logs of a volume that is gone.
-    pub(super) fn forget(&self, name: &VolumeName) -> std::io::Result<()> {
+    pub(crate) fn forget(&self, name: &VolumeName) -> std::io::Result<()> {
         self.fuse.forget(name)
     }
 
     /// How a volume's FUSE worker is.
-    pub(super) async fn worker(&self, name: &VolumeName) -> Option<fuse::WorkerStatus> {
+    pub(crate) async fn worker(&self, name: &VolumeName) -> Option<fuse::WorkerStatus> {
         self.fuse.status(name).await
     }
 
     /// How the FUSE workers of some volumes are.
-    pub(super) async fn survey(
+    pub(crate) async fn survey(
         &self,
         names: &[VolumeName],
         within: Duration,
@@ -371,7 +364,7 @@ impl Paths {
     }
 
     /// What the kernel's NFS client has carried, by mount; nothing if /proc does not tell in time.
-    pub(super) async fn traffic(&self, within: Duration) -> Vec<kernel::ShareTraffic> {
+    pub(crate) async fn traffic(&self, within: Duration) -> Vec<kernel::ShareTraffic> {
         let kernel = self.kernel.clone();
         let read = tokio::task::spawn_blocking(move || kernel.traffic());
         match tokio::time::timeout(within, read).await {
@@ -382,7 +375,7 @@ impl Paths {
 
     /// Frees every process that waits for a volume's FUSE worker, by ending the worker; an
     /// exclusive volume of the kernel's client is taken away from this host.
-    pub(super) async fn abort(&self, name: &VolumeName) -> Result<(), DriverError> {
+    pub(crate) async fn abort(&self, name: &VolumeName) -> Result<(), HostError> {
         self.fuse.abort(name).await?;
         let now = Right {
             until: 0,
@@ -393,13 +386,13 @@ impl Paths {
     }
 
     /// Mounts an NFSv4-only share for the admin path.
-    pub(super) async fn mount_for_admin(
+    pub(crate) async fn mount_for_admin(
         &self,
         share: &Share,
         reached: &Reached,
-    ) -> Result<PathBuf, DriverError> {
+    ) -> Result<PathBuf, HostError> {
         // The words are a constant of ours, so they always parse.
-        let options = MOUNT_OPTIONS.parse().map_err(DriverError::AdminOptions)?;
+        let options = MOUNT_OPTIONS.parse().map_err(HostError::AdminOptions)?;
         let deadline = Instant::now() + ADMIN_MOUNT_DEADLINE;
         let mounted = self
             .kernel
@@ -408,22 +401,22 @@ impl Paths {
     }
 
     /// Where a volume is, or would be, mounted.
-    pub(super) fn mountpoint(&self, name: &VolumeName) -> PathBuf {
+    pub(crate) fn mountpoint(&self, name: &VolumeName) -> PathBuf {
         self.kernel.mountpoint(name)
     }
 
     /// Where shares are mounted.
-    pub(super) fn shares_dir(&self) -> PathBuf {
+    pub(crate) fn shares_dir(&self) -> PathBuf {
         self.kernel.shares_dir()
     }
 
     /// The volumes that the kernel shows as mounted, by either data path.
-    pub(super) fn mounted(&self) -> Result<Vec<MountedVolume>, MountError> {
+    pub(crate) fn mounted(&self) -> Result<Vec<MountedVolume>, MountError> {
         self.kernel.mounted()
     }
 
     /// Unmounts shares that no volume uses.
-    pub(super) async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         self.kernel.shutdown().await;
     }
 }
@@ -442,16 +435,16 @@ fn endpoint(reached: &Reached) -> Endpoint {
 mod tests {
     use super::*;
 
-    fn choice(default: DataPath, options: &[(&str, &str)]) -> Result<Choice, DriverError> {
+    fn choice(default: DataPath, options: &[(&str, &str)]) -> Result<Choice, HostError> {
         let dir = tempfile::tempdir().unwrap();
-        let mut config = Config::aside("nas:/export".parse().unwrap(), dir.path());
-        config.data_path = default;
+        let mut settings = Settings::aside(dir.path());
+        settings.data_path = default;
         let options = options
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
         let options = VolumeOptions::parse(&options).unwrap();
-        Paths::open(&config).unwrap().choose_for(&options)
+        Paths::open(&settings).unwrap().choose_for(&options)
     }
 
     #[test]
@@ -463,7 +456,7 @@ mod tests {
         } else if KernelPath::kernel_has_nfs().is_ok() {
             assert_eq!(auto.unwrap().path, DataPath::Kernel);
         } else {
-            assert!(matches!(auto, Err(DriverError::NoDataPath { .. })));
+            assert!(matches!(auto, Err(HostError::NoDataPath { .. })));
         }
         for said in [
             choice(DataPath::Auto, &[exclusive, ("data_path", "kernel")]),
@@ -471,7 +464,7 @@ mod tests {
         ] {
             match KernelPath::kernel_has_nfs() {
                 Ok(()) => assert_eq!(said.unwrap().path, DataPath::Kernel),
-                Err(_) => assert!(matches!(said, Err(DriverError::Mount(_)))),
+                Err(_) => assert!(matches!(said, Err(HostError::Mount(_)))),
             }
         }
     }
