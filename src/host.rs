@@ -31,7 +31,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 
 #[cfg(test)]
 pub(crate) use self::attachments::How;
-pub(crate) use self::attachments::{Attachments, Held};
+pub(crate) use self::attachments::{Attached, Attachments};
 pub(crate) use self::error::HostError;
 use self::holders::Recent;
 pub(crate) use self::holders::describe;

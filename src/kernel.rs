@@ -15,7 +15,6 @@
 
 mod bind;
 mod error;
-pub mod holders;
 mod lane;
 mod own;
 pub mod path;
@@ -26,7 +25,6 @@ mod sys;
 mod trap;
 
 pub use error::{Attempt, MountError, Step};
-pub use holders::{Held, Holder};
 pub use path::{
     Attach, Attached, Detached, Endpoint, Health, KernelPath, KernelSettings, MountedVolume,
     ShareTraffic,

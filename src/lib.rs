@@ -8,9 +8,9 @@
 //! | `host` | what is attached and mounted on this host, and which processes hold it | `chance` `fence` `fuse` `kernel` `mutant` `nfs` `sys` `volume` |
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host | `api` `docker` `fuse` `kernel` `nfs` `sys` `volume` |
 //! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `api` `docker` `volume` |
-//! | [`fence`] | takes an exclusive volume away on the kernel data path | `attendant` `chance` `docker` `kernel` `mutant` `sys` `telemetry` `volume` |
+//! | [`fence`] | takes an exclusive volume away on the kernel data path | `attendant` `chance` `docker` `mutant` `sys` `telemetry` `volume` |
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `chance` `failpoint` `mutant` `nfs` `sys` `telemetry` `volume` |
-//! | [`kernel`] | the kernel data path: mounts, binds, who holds them | `failpoint` `mutant` `nfs` `sys` `volume` |
+//! | [`kernel`] | the kernel data path: mounts of shares, and of volumes | `failpoint` `mutant` `nfs` `sys` `volume` |
 //! | `local_server` | the embedded server as a process that outlives the daemon | `attendant` `embedded` |
 //! | [`home`] | the home share: all records, their durable local copy, the trash | `chance` `cluster` `failpoint` `mutant` `nfs` `sys` `volume` |
 //! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `mutant` `nfs` `volume` |

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use lab::{Export, Ganesha, Knfsd, Lab, Linux, Node, PATIENCE, Part, Result, Shared, trial};
-use nfsvol::kernel::{Attach, Endpoint, KernelPath, KernelSettings, holders};
+use nfsvol::kernel::{Attach, Endpoint, KernelPath, KernelSettings};
 use nfsvol::nfs::address::{Server, Share, SharePath};
+use nfsvol::sys::holders;
 use nfsvol::volume::{MountOptions, VolumeName};
 use serde_json::{Value, json};
 
@@ -150,7 +151,7 @@ async fn command(path: &KernelPath, words: &[String]) -> Result<Value> {
             json!({ "volumes": volumes.map(|v| (v.volume.to_string(), json!(v.source))).collect::<HashMap<_, _>>() })
         }
         ["holders", name, source] => {
-            let held = nfsvol::kernel::Held::Source((*source).to_owned());
+            let held = holders::Mark::Source((*source).to_owned());
             let found = holders::find(&held, &path.mountpoint(&volume(name)?))?;
             json!({ "holders": found.iter().map(|h| json!([h.comm, h.mountpoint])).collect::<Vec<_>>() })
         }

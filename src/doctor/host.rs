@@ -13,9 +13,9 @@ use crate::api::daemon::DaemonStatus;
 use crate::api::volumes::VolumeLine;
 use crate::api::{ClientError, Failure};
 use crate::fuse::FusePath;
-use crate::kernel::holders::{self, Held};
 use crate::kernel::{KernelPath, MountError};
 use crate::nfs::connect::detached;
+use crate::sys::holders::{self, Mark};
 use crate::sys::mountinfo::{MountEntry, MountInfo};
 use crate::sys::proc;
 
@@ -220,8 +220,8 @@ pub(super) async fn mounts(mount_root: &Path) -> Vec<Finding> {
 /// Who has a mount open, in words.
 fn holding(entry: &MountEntry) -> String {
     let held = match entry.is_fuse() {
-        true => Held::Device(entry.device),
-        false => Held::Source(entry.source.clone()),
+        true => Mark::Device(entry.device),
+        false => Mark::Source(entry.source.clone()),
     };
     let holders = holders::find(&held, &PathBuf::from(&entry.mountpoint)).unwrap_or_default();
     let names: Vec<String> = holders

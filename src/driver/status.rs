@@ -14,8 +14,8 @@ use crate::api::volumes::{
 };
 use crate::fence::{self, State};
 use crate::fuse::WorkerStatus;
-use crate::host::{Held, describe};
-use crate::kernel::Holder;
+use crate::host::{Attached, describe};
+use crate::sys::holders::Holder;
 use crate::volume::{Access, DataPath, Record, VolumeName};
 
 /// How long a Get may wait for a volume's FUSE worker, which answers in microseconds.
@@ -125,7 +125,7 @@ impl Driver {
         }))
     }
 
-    async fn warnings_of(&self, record: &Record, held: Option<Held>) -> Vec<String> {
+    async fn warnings_of(&self, record: &Record, held: Option<Attached>) -> Vec<String> {
         let mut warnings = held.map(|held| held.how.warnings).unwrap_or_default();
         warnings.extend(record.squashed.then(|| SQUASHED.to_owned()));
         warnings.extend(self.catalog.unread().await.remove(&record.name));
@@ -133,7 +133,7 @@ impl Driver {
     }
 
     /// What the worker of a volume that is attached by FUSE says.
-    async fn worker_of(&self, name: &VolumeName, held: Option<&Held>) -> Option<Heard<Worker>> {
+    async fn worker_of(&self, name: &VolumeName, held: Option<&Attached>) -> Option<Heard<Worker>> {
         held.filter(|held| held.how.data_path == DataPath::Fuse)?;
         let asked = tokio::time::timeout(WORKER_WAIT, self.host.paths().worker(name));
         Some(asked.await.ok().flatten().map(Worker::from).into())
@@ -149,7 +149,7 @@ impl Driver {
         Some(asked.await.ok().flatten().map(Guard::from).into())
     }
 
-    fn attached_here(&self, record: &Record, held: &Held) -> AttachedHere {
+    fn attached_here(&self, record: &Record, held: &Attached) -> AttachedHere {
         let attachments = held.attachments.iter().map(|attachment| Attachment {
             id: attachment.id.clone(),
             since: attachment.since,
@@ -180,9 +180,9 @@ impl Driver {
         stale.map(Into::into).collect()
     }
 
-    fn path_of(&self, record: &Record, held: Option<&Held>) -> VolumePath {
+    fn path_of(&self, record: &Record, held: Option<&Attached>) -> VolumePath {
         match held {
-            Some(Held { how, .. }) => VolumePath::Mounted {
+            Some(Attached { how, .. }) => VolumePath::Mounted {
                 data_path: how.data_path,
                 nfs_version: how.nfs_version.clone(),
                 address: how.address,

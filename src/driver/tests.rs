@@ -20,8 +20,8 @@ use crate::attendant::Post;
 use crate::cluster::Env;
 use crate::home::Creation;
 use crate::host::{How, PODMAN};
-use crate::kernel::Held;
 use crate::nfs::probe::Reached;
+use crate::sys::holders::Mark;
 use crate::volume::{DataPath, OnRemove, VolumeOptions};
 
 /// The clock of a host that is tried without its daemon: it runs as the test's does.
@@ -261,7 +261,7 @@ fn attached() -> How {
         mountpoint: PathBuf::from("/nowhere"),
         nfs_version: "3".to_owned(),
         address: None,
-        held: Held::Source("nas:/export/that-nobody-holds".to_owned()),
+        held: Mark::Source("nas:/export/that-nobody-holds".to_owned()),
         warnings: Vec::new(),
     }
 }

@@ -18,7 +18,7 @@ use crate::chance::host_time;
 use crate::cluster::Hold;
 use crate::fuse::WorkerStatus;
 use crate::home;
-use crate::host::Held;
+use crate::host;
 use crate::monitor::view::{
     Attached, Cluster, MAX_ATTACHED, MAX_ROWS, MAX_TRASH, Mount, Page, Process, Row, Share, Trash,
     Trashed, View, Worker, Workers,
@@ -182,7 +182,7 @@ impl Driver {
     /// that said nothing.
     async fn workers_of(
         &self,
-        all: &[(VolumeName, Held)],
+        all: &[(VolumeName, host::Attached)],
     ) -> (Workers, HashMap<VolumeName, Worker>, HashSet<VolumeName>) {
         let by_fuse = all
             .iter()
@@ -358,7 +358,7 @@ fn merge(known: &mut Share, other: Share) {
 
 fn attached(
     name: &VolumeName,
-    held: &Held,
+    held: &host::Attached,
     device: Option<&DeviceId>,
     worker: Option<Worker>,
     worker_state: Option<&'static str>,

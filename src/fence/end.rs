@@ -34,10 +34,10 @@ use super::{Fenced, Task};
 use crate::chance;
 use crate::chance::since_boot;
 use crate::docker::engine;
-use crate::kernel::holders::{self, User};
 use crate::mutant::{self, Mutant};
 use crate::sys::mountinfo::MountInfo;
 use crate::sys::proc;
+use crate::sys::users::{self, User};
 
 /// Between two rounds of killing, and of ending calls.
 const ROUND: Duration = Duration::from_millis(20);
@@ -134,7 +134,7 @@ async fn kill_containers(task: &Task, patience: Duration) -> (Vec<String>, Endin
 }
 
 fn users(task: &Task) -> io::Result<Vec<User>> {
-    holders::users(task.device, &[&task.place, &task.share_place])
+    users::users(task.device, &[&task.place, &task.share_place])
 }
 
 /// Processes that are to end, by their ids.
@@ -337,7 +337,7 @@ impl Work {
         let mut quiet = 0;
         while quiet < QUIET && Instant::now() < deadline {
             self.wait_a_round();
-            quiet = match holders::another_of_us_waits() {
+            quiet = match users::another_of_us_waits() {
                 true => 0,
                 false => quiet + 1,
             };

@@ -16,10 +16,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::chance;
-use crate::kernel::Held as HeldBy;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::Share;
 use crate::sys::files::{write_durably, write_whole};
+use crate::sys::holders::Mark;
 use crate::volume::{DataPath, VolumeName};
 
 /// Counts the starts of the engine that were seen; in the state directory.
@@ -36,7 +36,7 @@ pub(crate) struct How {
     pub(crate) nfs_version: String,
     pub(crate) address: Option<IpAddr>,
     /// By what the volume is known in the mount namespaces that hold it.
-    pub(crate) held: HeldBy,
+    pub(crate) held: Mark,
     #[serde(default)]
     pub(crate) warnings: Vec<String>,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Attachment {
 
 /// A volume with attachments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Held {
+pub(crate) struct Attached {
     pub(crate) how: How,
     pub(crate) attachments: Vec<Attachment>,
 }
@@ -66,7 +66,7 @@ struct File {
     boot_id: String,
     volume: VolumeName,
     #[serde(flatten)]
-    held: Held,
+    held: Attached,
 }
 
 /// All attachments of this host.
@@ -83,7 +83,7 @@ pub(crate) struct Attachments {
 #[derive(Debug, Default)]
 struct State {
     epoch: u64,
-    held: HashMap<VolumeName, Held>,
+    held: HashMap<VolumeName, Attached>,
 }
 
 impl Attachments {
@@ -153,7 +153,7 @@ impl Attachments {
         }
     }
 
-    pub(crate) fn get(&self, name: &VolumeName) -> Option<Held> {
+    pub(crate) fn get(&self, name: &VolumeName) -> Option<Attached> {
         self.state().held.get(name).cloned()
     }
 
@@ -162,7 +162,7 @@ impl Attachments {
         self.state().held.keys().cloned().collect()
     }
 
-    pub(crate) fn all(&self) -> Vec<(VolumeName, Held)> {
+    pub(crate) fn all(&self) -> Vec<(VolumeName, Attached)> {
         self.state()
             .held
             .iter()
@@ -206,7 +206,7 @@ impl Attachments {
         let before = self.get(name).map(|held| held.attachments);
         let mut attachments = before.unwrap_or_default();
         attachments.push(attachment);
-        let held = Held { how, attachments };
+        let held = Attached { how, attachments };
         self.write(name, &held)?;
         self.state().held.insert(name.clone(), held);
         Ok(())
@@ -253,7 +253,7 @@ impl Attachments {
     }
 
     /// Writes a volume's file. Not under the lock of all, for which every Get and List would wait.
-    fn write(&self, name: &VolumeName, held: &Held) -> io::Result<()> {
+    fn write(&self, name: &VolumeName, held: &Attached) -> io::Result<()> {
         let _all = mutant::is_on(Mutant::SlowDiskStopsAll).then(|| self.state());
         let file = File {
             boot_id: self.boot_id.clone(),
@@ -296,7 +296,7 @@ mod tests {
             mountpoint: "/mnt/db".into(),
             nfs_version: "4.2".to_owned(),
             address: None,
-            held: HeldBy::Source("nas:/export/db".to_owned()),
+            held: Mark::Source("nas:/export/db".to_owned()),
             warnings: Vec::new(),
         }
     }

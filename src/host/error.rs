@@ -9,9 +9,10 @@ use rustix::io::Errno;
 use super::holders::names;
 use crate::fence::GuardError;
 use crate::fuse::{self, FuseError};
-use crate::kernel::{Holder, MountError};
+use crate::kernel::MountError;
 use crate::nfs::address::Share;
 use crate::nfs::probe::ReachError;
+use crate::sys::holders::Holder;
 use crate::volume::{OptionsError, VolumeName};
 
 /// An error of this host; the text says what happened, at which step, and what to do next.

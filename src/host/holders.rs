@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Host, HostError};
-use crate::kernel::Held as Mark;
-use crate::kernel::holders::{self, Holder, Wanted};
 use crate::nfs::address::{Share, SharePath};
+use crate::sys::holders::{self, Holder, Mark, Wanted};
 use crate::volume::{Record, VolumeName};
 
 /// Between the answer to Mount and the container's own mount lie image set-up and runc: seconds

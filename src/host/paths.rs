@@ -8,11 +8,13 @@ use super::{HostError, Settings};
 use crate::fence::{Fenced, GuardError, Guards, State, Task};
 use crate::fuse::{self, FuseOptions, FusePath};
 use crate::kernel::{
-    self, Endpoint, Held, KernelPath, KernelSettings, MountError, MountedVolume, OwnMount, holders,
+    self, Endpoint, KernelPath, KernelSettings, MountError, MountedVolume, OwnMount,
 };
 use crate::nfs::address::Share;
 use crate::nfs::admin::MOUNT_OPTIONS;
 use crate::nfs::probe::Reached;
+use crate::sys::holders::Mark;
+use crate::sys::users;
 use crate::volume::{Access, DataPath, MountOptions, Record, Right, VolumeName, VolumeOptions};
 
 /// How long making the admin mount of an NFSv4-only share may take.
@@ -176,7 +178,7 @@ impl Paths {
                     mountpoint: attached.mountpoint,
                     nfs_version: attached.nfs_version,
                     address: attached.addr,
-                    held: Held::Source(attached.source),
+                    held: Mark::Source(attached.source),
                     warnings: attached.warnings,
                 })
             }
@@ -288,8 +290,8 @@ impl Paths {
         self.kernel.withdraw_own(name, flush).await.map_err(kept)?;
         let deadline = Instant::now() + USERS_END;
         let places = [own.place.as_path(), own.share_place.as_path()];
-        while !tokio::task::block_in_place(|| holders::users(own.device, &places))
-            .is_ok_and(|users| users.is_empty())
+        while !tokio::task::block_in_place(|| users::users(own.device, &places))
+            .is_ok_and(|found| found.is_empty())
         {
             if Instant::now() > deadline {
                 // A container that outlived its engine's record of it: its guard goes on.

@@ -12,8 +12,8 @@ use super::Host;
 use super::attachments::Attachment;
 use super::holders::START_GRACE;
 use crate::kernel::MountedVolume;
-use crate::kernel::holders;
 use crate::mutant::{self, Mutant};
+use crate::sys::holders;
 use crate::volume::VolumeName;
 
 /// How often attachments are compared with the kernel's mount namespaces.

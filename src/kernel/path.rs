@@ -30,7 +30,6 @@ use rustix::mount::{FsOpenFlags, fsopen};
 
 use super::bind;
 use super::error::{MountError, Step};
-use super::holders::Held;
 use super::lane::Ticket;
 use super::own::own_key;
 use super::share::{self, ShareMount};
@@ -38,6 +37,7 @@ use super::shares::{Round, ShareState, Shares, UNMOUNT_WAIT, local, share_key, u
 use super::stats::{self, MountStats};
 use super::sys::{Aside, Call};
 use crate::nfs::address::{Share, SharePath};
+use crate::sys::holders::Mark;
 use crate::sys::mountinfo::{DeviceId, MountEntry};
 use crate::volume::{MountOptions, VolumeName};
 
@@ -102,7 +102,7 @@ pub struct Attached {
     pub nfs_version: String,
     /// The address that the share is mounted from.
     pub addr: Option<IpAddr>,
-    /// As mountinfo shows it in every namespace that holds the volume; see [`Held::Source`].
+    /// As mountinfo shows it in every namespace that holds the volume; see [`Mark::Source`].
     pub source: String,
     /// What a user should know: locks that stay on this host, and the like.
     pub warnings: Vec<String>,
@@ -131,11 +131,11 @@ pub struct MountedVolume {
 impl MountedVolume {
     /// By what other mounts of this volume are known.
     #[must_use]
-    pub fn held(&self) -> Held {
+    pub fn held(&self) -> Mark {
         if self.fstype.starts_with("nfs") {
-            Held::Source(self.source.clone())
+            Mark::Source(self.source.clone())
         } else {
-            Held::Device(self.dev)
+            Mark::Device(self.dev)
         }
     }
 }
