@@ -1,6 +1,6 @@
 //! The cluster: which hosts live, what each of them holds, and who may mount an exclusive volume.
 //!
-//! Hosts never speak to each other; all of this lies on the home share ([`layout`]), is made of
+//! Hosts never speak to each other; all of this lies on the home share ([`crate::layout`]), is made of
 //! RENAMEs that exactly one host wins, and is handed its time and its share, so that a simulation
 //! runs the same code (`tests/cluster_simulation`).
 //!
@@ -31,7 +31,6 @@ pub mod claim;
 mod document;
 pub mod elapsed;
 pub mod hold;
-pub mod layout;
 pub mod member;
 pub mod removal;
 mod session;

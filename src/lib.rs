@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`cli`] | the command line | `api` `daemon` `docker` `doctor` `driver` `fence` `fuse` `local_server` `migrate` `nfs` `telemetry` `volume` |
 //! | [`daemon`] | the daemon as a process: settings, put together, kept running, made known to Docker | `cluster` `docker` `driver` `monitor` `nfs` `telemetry` `volume` |
-//! | `driver` | what each call does, together with other hosts; background tasks | `api` `chance` `cluster` `docker` `failpoint` `fence` `fuse` `home` `host` `kernel` `local_server` `monitor` `mutant` `nfs` `sys` `volume` |
+//! | `driver` | what each call does, together with other hosts; background tasks | `api` `chance` `cluster` `docker` `failpoint` `fence` `fuse` `home` `host` `kernel` `layout` `local_server` `monitor` `mutant` `nfs` `sys` `volume` |
 //! | `host` | what is attached and mounted on this host, and which processes hold it | `chance` `fence` `fuse` `kernel` `mutant` `nfs` `sys` `volume` |
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host | `api` `docker` `fuse` `kernel` `nfs` `sys` `volume` |
 //! | `migrate` | volumes of Docker's `local` driver, as the engine tells of them | `api` `docker` `volume` |
@@ -12,8 +12,9 @@
 //! | [`fuse`] | the data path in user space: NFSv3 through /dev/fuse | `attendant` `chance` `failpoint` `mutant` `nfs` `sys` `telemetry` `volume` |
 //! | [`kernel`] | the kernel data path: mounts of shares, and of volumes | `failpoint` `mutant` `nfs` `sys` `volume` |
 //! | `local_server` | the embedded server as a process that outlives the daemon | `attendant` `embedded` |
-//! | [`home`] | the home share: all records, their durable local copy, the trash | `chance` `cluster` `failpoint` `mutant` `nfs` `sys` `volume` |
-//! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `mutant` `nfs` `volume` |
+//! | [`home`] | the home share: all records, their durable local copy, the trash | `chance` `cluster` `failpoint` `layout` `mutant` `nfs` `sys` `volume` |
+//! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `layout` `mutant` `nfs` `volume` |
+//! | [`layout`] | what lies where in `.nfsvol/`, and its names | `chance` `nfs` `volume` |
 //! | [`monitor`] | metrics for Prometheus and the status page | `docker` `nfs` `volume` |
 //! | [`docker`] | Docker's protocol of volume drivers on a Unix socket, its client, and the engine | `api` |
 //! | [`api`] | nfsvol's own calls: requests and answers as types, and asking them | `nfs` `sys` `volume` |
@@ -57,6 +58,7 @@ pub mod fuse;
 pub mod home;
 mod host;
 pub mod kernel;
+pub mod layout;
 mod local_server;
 mod migrate;
 pub mod monitor;

@@ -95,7 +95,7 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
 }
 
 /// What the names of this program's modules go on with behind `nfsvol::`.
-const ROOMS: [&str; 20] = [
+const ROOMS: [&str; 21] = [
     "api",
     "attendant",
     "cli",
@@ -109,6 +109,7 @@ const ROOMS: [&str; 20] = [
     "home",
     "host",
     "kernel",
+    "layout",
     "local_server",
     "migrate",
     "monitor",

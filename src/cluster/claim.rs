@@ -11,10 +11,10 @@
 use std::time::Duration;
 
 use super::hold::{Claim, FORMAT, Hold, HostDoc, json};
-use super::layout;
 use super::member::{Claimed, Holding, Member, MemberError, OwnClaim, State, is_absent};
 use super::share::{Env, Store};
 use super::view::Life;
+use crate::layout;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::AdminErrorKind;

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use super::claim::{Holder, Written, epochs};
 use super::hold::{FORMAT, HostDoc, json};
-use super::layout;
 use super::member::{Beat, Member, MemberError, OwnClaim, Renewal, State};
 use super::share::{Env, Store};
+use crate::layout;
 use crate::mutant::{self, Mutant};
 use crate::volume::{Access, VolumeName};
 

@@ -83,7 +83,7 @@ impl MemberError {
 /// Who a host is.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// As a part of file names ([`super::layout::host_name`]).
+    /// As a part of file names ([`crate::layout::host_name`]).
     pub name: String,
     /// Random, kept in the state directory.
     pub id: String,

@@ -7,8 +7,8 @@
 //! fails, or comes too late and finds the mark. Intents have names that are never used again, so
 //! nobody makes another's binding. An intent that a crash left does no harm.
 
-use super::layout;
 use super::share::Store;
+use crate::layout;
 use crate::nfs::admin::{AdminError, AdminErrorKind};
 use crate::volume::VolumeName;
 

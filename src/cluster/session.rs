@@ -12,10 +12,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::layout::{self, Token};
 use super::member::{Member, MemberError, Renewal, State};
 use super::share::{Env, Stamp, Store};
 use super::times::LONGEST_SESSION;
+use crate::layout::{self, Token};
 use crate::mutant::{self, Mutant};
 use crate::volume::Access;
 

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use super::document::{LOOKS, own_numbers};
 use super::hold::HostDoc;
-use super::layout::{self, Token};
 use super::member::{Holding, Member, MemberError, State, Unreadable};
 use super::session::Found;
 use super::share::{Entry, Env, Stamp, Store};
 use super::times::{LONGEST_SESSION, Times};
+use crate::layout::{self, Token};
 use crate::mutant::{self, Mutant};
 use crate::volume::VolumeName;
 

@@ -47,7 +47,7 @@ impl Elsewhere {
     pub(super) fn lines(&self, name: &VolumeName) -> Vec<HeldBy> {
         let line = |(host, hold): (&str, &Hold)| HeldBy {
             host: host.to_owned(),
-            since: crate::home::rfc3339(hold.since),
+            since: crate::layout::rfc3339(hold.since),
             holders: hold.holders.clone(),
         };
         self.of(name).map(line).collect()

@@ -44,7 +44,7 @@ pub(crate) enum DriverError {
     #[error(
         "volume {name} is exclusive and {} has it since {}; this host waited until its deadline. \
          Stop it there; if that host is dead, it is free within {} s", membership::names(std::slice::from_ref(.holding)),
-        crate::home::rfc3339(.holding.hold.since), .holding.left.as_secs() + 1
+        crate::layout::rfc3339(.holding.hold.since), .holding.left.as_secs() + 1
     )]
     Taken {
         name: VolumeName,

@@ -13,9 +13,10 @@ use super::DriverError;
 use super::config::Config;
 use crate::api::daemon::Health;
 use crate::chance::host_time;
-use crate::home::{self, CatalogError};
+use crate::home::CatalogError;
 use crate::host::{Host, HostError};
 use crate::kernel::MountError;
+use crate::layout;
 use crate::local_server;
 use crate::nfs::address::{Server, Share, SharePath};
 use crate::nfs::admin::{Admin, AdminSettings, Space};
@@ -206,7 +207,7 @@ impl Shares {
             host,
             op_deadline: config.op_deadline,
             state_dir: config.state_dir.clone(),
-            frame: home::frame().iter().chain(frame).cloned().collect(),
+            frame: layout::frame().iter().chain(frame).cloned().collect(),
         }
     }
 

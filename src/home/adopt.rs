@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use super::create::Source;
-use super::{Catalog, CatalogError, Creation, data, layout, share};
+use super::{Catalog, CatalogError, Creation, data, share};
+use crate::layout;
 use crate::nfs::admin::Admin;
 use crate::volume::record::FORMAT;
 use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};

@@ -7,10 +7,10 @@
 
 use std::sync::Arc;
 
-use super::layout::TrashName;
 use super::share::{self, Published};
-use super::{Catalog, CatalogError, Copy, Stamp, data, layout, trash};
+use super::{Catalog, CatalogError, Copy, Stamp, data, trash};
 use crate::chance;
+use crate::layout::{self, TrashName};
 use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
 use crate::volume::record::FORMAT;

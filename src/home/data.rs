@@ -5,7 +5,8 @@
 //! that an absent directory was never there, rather than lost.
 
 use super::error::CatalogError;
-use super::{layout, share};
+use super::share;
+use crate::layout;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind, Made};

@@ -14,8 +14,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::error::CatalogError;
-use super::layout::TrashName;
 use crate::chance;
+use crate::layout::TrashName;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::Share;
 

@@ -9,10 +9,8 @@
 //! nor is one whose whole directory is gone: that looks as if the volume had been removed. Of a
 //! volume that was made or restored since its last poll a host does not know the directory.
 
-use super::layout::{self, FORMAT, Format};
 use super::{Catalog, CatalogError, share, trash};
-use crate::cluster;
-use crate::cluster::layout::claims;
+use crate::layout::{self, FORMAT, Format, claims};
 use crate::nfs::admin::Admin;
 use crate::volume::{Record, VolumeName, json};
 
@@ -64,7 +62,7 @@ impl Catalog {
                 return Ok(true);
             }
         }
-        let own = cluster::layout::host_dir(&cluster::layout::host_name(&self.host));
+        let own = layout::host_dir(&layout::host_name(&self.host));
         let nothing_to_confuse = listed.is_empty() && self.copies.len() == 0;
         Ok(nothing_to_confuse && home.attr(&own).await?.is_some())
     }

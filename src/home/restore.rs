@@ -44,9 +44,9 @@ use std::sync::Arc;
 
 pub(super) use self::publish::delete_taken;
 use super::error::CatalogError;
-use super::layout::{self, RESTORED_FROM, TRASH_DATA, TrashName};
 use super::trash::{self, TrashEntry};
 use super::{Catalog, Copy, data, share};
+use crate::layout::{self, RESTORED_FROM, TRASH_DATA, TrashName};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminError, AdminErrorKind};

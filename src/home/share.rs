@@ -5,11 +5,10 @@
 //! reply never makes the winner think that it lost.
 
 use super::error::CatalogError;
-use super::layout::{self, FORMAT, Format, README, RECORD, TrashName};
 use super::local::Stamp;
 use crate::chance;
-use crate::cluster::layout::REMOVING;
 use crate::cluster::removal::{self as mark, Bound};
+use crate::layout::{self, FORMAT, Format, README, RECORD, REMOVING, TrashName};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind};

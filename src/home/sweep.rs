@@ -15,8 +15,8 @@ use std::time::Duration;
 use super::error::CatalogError;
 use super::expiry::Clocks;
 use super::trash::{LEFT_OVER, delete};
-use super::{layout, restore, share};
-use crate::cluster::layout as hosts;
+use super::{restore, share};
+use crate::layout;
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{self, Admin, Attr, DirEntry, Kind};
@@ -84,7 +84,7 @@ impl Sweep<'_> {
     }
 
     async fn hosts(&mut self) -> Result<(), CatalogError> {
-        let dir = hosts::hosts();
+        let dir = layout::hosts();
         let entries = self.list(&dir).await?;
         self.temporaries(&dir, &entries).await?;
         let (mut living, mut dead) = (BTreeSet::new(), Vec::new());
@@ -92,7 +92,7 @@ impl Sweep<'_> {
             let Some(name) = entry.name.to_str().filter(|name| !name.starts_with('.')) else {
                 continue;
             };
-            if hosts::parse_document(name).is_some() {
+            if layout::parse_document(name).is_some() {
                 continue;
             }
             match self.attr(&dir, entry).await? {
@@ -102,7 +102,7 @@ impl Sweep<'_> {
         }
         // Its documents first: without one a host has never held anything.
         for entry in &entries {
-            let document = entry.name.to_str().and_then(hosts::parse_document);
+            let document = entry.name.to_str().and_then(layout::parse_document);
             if document.is_some_and(|(host, _)| !living.contains(host)) {
                 self.old(&dir, entry, DEAD).await?;
             }

@@ -17,7 +17,8 @@ use tokio::time::Instant;
 
 use super::error::CatalogError;
 use super::local::{Copy, Stamp};
-use super::{Catalog, layout, share};
+use super::{Catalog, share};
+use crate::layout;
 use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
 use crate::volume::{Record, VolumeName, json};

@@ -22,9 +22,8 @@ use std::time::Duration;
 
 use super::data::{self, Away};
 use super::error::CatalogError;
-use super::layout::{self, RESTORED_FROM, TRASH_DATA, TRASH_VOLUME, TrashName};
 use super::{restore, share};
-use crate::cluster::layout::REMOVING;
+use crate::layout::{self, REMOVING, RESTORED_FROM, TRASH_DATA, TRASH_VOLUME, TrashName};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminError, AdminErrorKind};

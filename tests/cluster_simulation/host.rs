@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nfsvol::cluster::removal::{self, Bound};
-use nfsvol::cluster::{
-    Beat, Claimed, Env, Host as Identity, Member, Renewal, Store, Times, layout,
-};
+use nfsvol::cluster::{Beat, Claimed, Env, Host as Identity, Member, Renewal, Store, Times};
+use nfsvol::layout;
 use nfsvol::volume::{Access, VolumeName};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;

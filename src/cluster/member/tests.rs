@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicU64;
 
 use super::*;
 use crate::cluster::hold::{FORMAT, json};
-use crate::cluster::{Beat, Claimed, Entry, layout};
+use crate::cluster::{Beat, Claimed, Entry};
+use crate::layout;
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminSettings};
 

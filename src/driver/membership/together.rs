@@ -235,7 +235,7 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
             self.check_elsewhere(home, name).await?;
         }
         let nonce = self.member.nonce();
-        let host = crate::home::remover(&self.member.host().name, host_time());
+        let host = crate::layout::remover(&self.member.host().name, host_time());
         // Shows as well that the share takes changes: an intent by itself changes nothing.
         if let Err(error) = removal::announce(home, name, &nonce, &host).await {
             removal::withdraw(home, name, &nonce).await;

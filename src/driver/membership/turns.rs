@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cluster::{Claimed, Env, Member, layout};
+use crate::cluster::{Claimed, Env, Member};
 use crate::driver::DriverError;
+use crate::layout;
 use crate::mutant::{self, Mutant};
 use crate::nfs::admin::Admin;
 use crate::volume::{Record, VolumeName};

@@ -112,9 +112,9 @@ impl Parts {
             id: format!("id of {number}"),
             boot: "boot".to_owned(),
         };
-        let mut places = crate::home::frame().to_vec();
-        places.push(crate::cluster::layout::hosts());
-        places.push(crate::cluster::layout::host_dir(&host.name));
+        let mut places = crate::layout::frame().to_vec();
+        places.push(crate::layout::hosts());
+        places.push(crate::layout::host_dir(&host.name));
         admin.keep_handles(&places);
         std::fs::create_dir_all(&state_dir).unwrap();
         Self {

@@ -4,10 +4,9 @@
 //! another volume's, or whole.
 
 use super::{LOOKS, Restoring, data_of, layers, records};
-use crate::cluster::layout as cluster;
 use crate::home::error::CatalogError;
-use crate::home::layout::{self, RESTORED_FROM};
 use crate::home::{share, trash};
+use crate::layout::{self, RESTORED_FROM};
 use crate::mutant::{self, Mutant};
 use crate::nfs::address::SharePath;
 use crate::nfs::admin::{Admin, AdminError, AdminErrorKind};
@@ -78,7 +77,7 @@ impl Restoring<'_> {
         {
             return Ok(false);
         }
-        let claims = cluster::claims(&self.record.name, &self.record.id);
+        let claims = layout::claims(&self.record.name, &self.record.id);
         let (home, to) = (self.home, self.dir.join(claims.name()));
         for _ in 0..LOOKS {
             let mut last: Option<(u64, SharePath)> = None;
@@ -169,7 +168,7 @@ impl Restoring<'_> {
             }
             Err(error) => return Err(error),
         }
-        let claims = at.join(cluster::claims(&record.name, &record.id).name());
+        let claims = at.join(layout::claims(&record.name, &record.id).name());
         let in_part = (claimed && home.attr(&claims).await?.is_none())
             || (record.moves_data() && self.on.attr(&data_of(self.entry)).await?.is_some());
         Ok(match in_part {

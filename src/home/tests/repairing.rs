@@ -130,7 +130,7 @@ async fn a_removal_goes_on_with_a_record_that_was_put_back() {
     let lab = Lab::new();
     let a = lab.host("a").await;
     let record = a.made("db", &[]).await;
-    removal::announce(&a.admin, &record.name, "1", &remover("a", 1))
+    removal::announce(&a.admin, &record.name, "1", &layout::remover("a", 1))
         .await
         .unwrap();
     removal::bind(&a.admin, &record.name, "1").await.unwrap();
