@@ -46,8 +46,8 @@ impl Driver {
         let by_fuse = options.access == Access::Exclusive
             && self.host.paths().asked(options.data_path) != DataPath::Kernel;
         if options.data_path == DataPath::Fuse || by_fuse {
-            let words = self.shares.mount_options(options).to_string();
-            FuseOptions::from_words(words.split(',')).map_err(HostError::FuseOptions)?;
+            let words = self.shares.mount_options(options);
+            FuseOptions::of(&words).map_err(HostError::FuseOptions)?;
         }
         Ok(())
     }

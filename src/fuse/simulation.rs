@@ -331,7 +331,7 @@ async fn host(
     directory: &std::path::Path,
 ) -> Arc<Host> {
     let words = format!("{},io_timeout={}", plan.options(), plan.io_timeout);
-    let (options, _) = FuseOptions::from_words(words.split(',')).unwrap();
+    let (options, _) = FuseOptions::of(&words.parse().unwrap()).unwrap();
     let mut settings = Settings::new(([192, 0, 2, 1], 2049).into());
     settings.io_timeout = options.deadline();
     settings.nconnect = 1 + usize::try_from(plan.dice.below(2)).unwrap();

@@ -200,9 +200,8 @@ impl Paths {
                 None => HostError::FuseNeedsV3(share.clone()),
             });
         };
-        let text = options.to_string();
         let (fuse_options, mut warnings) =
-            FuseOptions::from_words(text.split(',')).map_err(HostError::FuseOptions)?;
+            FuseOptions::of(options).map_err(HostError::FuseOptions)?;
         let attach = fuse::Attach {
             share: share.clone(),
             addr: reached.addr,

@@ -20,7 +20,8 @@ use std::str::FromStr;
 use rustix::mount::MountAttrFlags;
 use serde::{Deserialize, Serialize};
 
-use self::words::{GROUP_PROTO, GROUP_RETRY, GROUP_VERS, Word, parse};
+use self::words::{GROUP_PROTO, GROUP_RETRY, GROUP_VERS, parse};
+pub(crate) use self::words::{OnFuse, Word};
 
 /// The longest option text, in bytes: mount(2) passes at most one page of data.
 const MAX_TEXT: usize = 2048;
@@ -251,6 +252,17 @@ impl MountOptions {
             }
         }
         flags
+    }
+
+    /// All words, in the order in which they are printed, and what the FUSE data path makes of them.
+    pub(crate) fn for_fuse(&self) -> Vec<(&Word, OnFuse)> {
+        let mut words: Vec<&Word> = self.words.values().collect();
+        words.sort_unstable();
+        let with_use = |word: &Word| word.on_fuse();
+        words
+            .into_iter()
+            .map(|word| (word, with_use(word)))
+            .collect()
     }
 
     fn print(&self, keep: impl Fn(&Word) -> bool) -> String {

@@ -83,7 +83,7 @@ impl Host {
         let local = server.local(EXPORT).join(dir);
         fs::create_dir_all(&local)?;
         let state = tempfile::tempdir()?;
-        let (options, _) = FuseOptions::from_words(options.split(','))?;
+        let (options, _) = FuseOptions::of(&options.parse()?)?;
         let volume: VolumeName = dir.parse()?;
         let attach = Attach {
             share: format!("{}:{}", server.ip(), server.export()).parse()?,

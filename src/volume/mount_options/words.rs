@@ -38,6 +38,26 @@ pub(super) enum Kind {
     Refused(&'static str),
 }
 
+/// What the FUSE data path makes of a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnFuse {
+    /// It is obeyed, or says what is so anyway.
+    Kept,
+    /// Only this value is so; any other needs the kernel's client, with the reason.
+    Only(&'static str, &'static str),
+    /// It changes nothing, which users are told.
+    NoEffect,
+    /// The same: `io_timeout` says when a request fails.
+    IoTimeout,
+    /// Locks do not reach other hosts, which users are told.
+    LocksHere,
+    /// It is refused. (So are words that [`parse`] lets nobody see.)
+    No,
+}
+
+const VERSION_3: &str = "the FUSE data path speaks NFS version 3";
+const SEC_SYS: &str = "the FUSE data path authenticates with sec=sys";
+const TCP: &str = "the FUSE data path uses TCP";
 const UDP: &str = "the Linux client has no NFS over UDP since 5.6, and it corrupts data on fast networks; leave it out for TCP";
 const FROM_SHARE: &str =
     "the driver resolves the server itself at every mount; name it in the share";
@@ -46,167 +66,192 @@ pub(super) const GROUP_VERS: &str = "nfsvers";
 pub(super) const GROUP_PROTO: &str = "proto";
 pub(super) const GROUP_RETRY: &str = "hard";
 
-/// Every known word: its name, the group in which the last word wins, and its kind.
+/// Every known word: its name, the group in which the last word wins, its kind, and what the FUSE data
+/// path makes of it.
 /// Sources: nfs(5) of nfs-utils 2.6, mount(8), fs/nfs/fs_context.c of Linux 6.
-pub(super) const WORDS: &[(&str, &str, Kind)] = {
+pub(super) const WORDS: &[(&str, &str, Kind, OnFuse)] = {
     use Kind::{
         Attribute, Colons, Dropped, Flag, Fuse, Number, OneOf, Proto, Refused, ShortProto,
         ShortVersion, Text, Version,
     };
+    use OnFuse::{IoTimeout, Kept, LocksHere, No, NoEffect, Only};
     const U32: u32 = i32::MAX as u32;
     &[
-        ("nfsvers", GROUP_VERS, Version),
-        ("vers", GROUP_VERS, Version),
-        ("v3", GROUP_VERS, ShortVersion("3")),
-        ("v4", GROUP_VERS, ShortVersion("4")),
-        ("v4.0", GROUP_VERS, ShortVersion("4.0")),
-        ("v4.1", GROUP_VERS, ShortVersion("4.1")),
-        ("v4.2", GROUP_VERS, ShortVersion("4.2")),
+        ("nfsvers", GROUP_VERS, Version, Only("3", VERSION_3)),
+        ("vers", GROUP_VERS, Version, Only("3", VERSION_3)),
+        ("v3", GROUP_VERS, ShortVersion("3"), No),
+        ("v4", GROUP_VERS, ShortVersion("4"), No),
+        ("v4.0", GROUP_VERS, ShortVersion("4.0"), No),
+        ("v4.1", GROUP_VERS, ShortVersion("4.1"), No),
+        ("v4.2", GROUP_VERS, ShortVersion("4.2"), No),
         (
             "minorversion",
             GROUP_VERS,
             Refused("write nfsvers=4.1 or nfsvers=4.2"),
+            No,
         ),
         // What happens when the server does not answer.
-        ("hard", GROUP_RETRY, Flag),
-        ("soft", GROUP_RETRY, Flag),
-        ("softerr", GROUP_RETRY, Flag),
-        ("softreval", "softreval", Flag),
-        ("nosoftreval", "softreval", Flag),
-        ("timeo", "timeo", Number(1, U32)),
-        ("retrans", "retrans", Number(0, U32)),
+        ("hard", GROUP_RETRY, Flag, Kept),
+        ("soft", GROUP_RETRY, Flag, IoTimeout),
+        ("softerr", GROUP_RETRY, Flag, IoTimeout),
+        ("softreval", "softreval", Flag, IoTimeout),
+        ("nosoftreval", "softreval", Flag, No),
+        ("timeo", "timeo", Number(1, U32), IoTimeout),
+        ("retrans", "retrans", Number(0, U32), IoTimeout),
         // Transfer sizes, connections.
-        ("rsize", "rsize", Number(1024, 1 << 30)),
-        ("wsize", "wsize", Number(1024, 1 << 30)),
-        ("nconnect", "nconnect", Number(1, 16)),
-        ("max_connect", "max_connect", Number(1, 16)),
-        ("proto", GROUP_PROTO, Proto),
-        ("tcp", GROUP_PROTO, ShortProto),
-        ("rdma", GROUP_PROTO, ShortProto),
-        ("udp", GROUP_PROTO, Refused(UDP)),
-        ("port", "port", Number(1, 65_535)),
-        ("resvport", "resvport", Flag),
-        ("noresvport", "resvport", Flag),
-        ("xprtsec", "xprtsec", OneOf(&["none", "tls", "mtls"])),
+        ("rsize", "rsize", Number(1024, 1 << 30), Kept),
+        ("wsize", "wsize", Number(1024, 1 << 30), Kept),
+        ("nconnect", "nconnect", Number(1, 16), Kept),
+        ("max_connect", "max_connect", Number(1, 16), No),
+        ("proto", GROUP_PROTO, Proto, Only("tcp", TCP)),
+        ("tcp", GROUP_PROTO, ShortProto, No),
+        ("rdma", GROUP_PROTO, ShortProto, No),
+        ("udp", GROUP_PROTO, Refused(UDP), No),
+        ("port", "port", Number(1, 65_535), Kept),
+        ("resvport", "resvport", Flag, Kept),
+        ("noresvport", "resvport", Flag, Kept),
+        ("xprtsec", "xprtsec", OneOf(&["none", "tls", "mtls"]), No),
         (
             "sec",
             "sec",
             Colons(&["none", "sys", "krb5", "krb5i", "krb5p"]),
+            Only("sys", SEC_SYS),
         ),
         // Caches.
-        ("ac", "ac", Flag),
-        ("noac", "ac", Flag),
-        ("acregmin", "acregmin", Number(0, U32)),
-        ("acregmax", "acregmax", Number(0, U32)),
-        ("acdirmin", "acdirmin", Number(0, U32)),
-        ("acdirmax", "acdirmax", Number(0, U32)),
-        ("actimeo", "actimeo", Number(0, U32)),
-        ("cto", "cto", Flag),
-        ("nocto", "cto", Flag),
+        ("ac", "ac", Flag, Kept),
+        ("noac", "ac", Flag, Kept),
+        ("acregmin", "acregmin", Number(0, U32), Kept),
+        ("acregmax", "acregmax", Number(0, U32), Kept),
+        ("acdirmin", "acdirmin", Number(0, U32), Kept),
+        ("acdirmax", "acdirmax", Number(0, U32), Kept),
+        ("actimeo", "actimeo", Number(0, U32), Kept),
+        ("cto", "cto", Flag, Kept),
+        ("nocto", "cto", Flag, NoEffect),
         (
             "lookupcache",
             "lookupcache",
             OneOf(&["all", "none", "pos", "positive"]),
+            NoEffect,
         ),
-        ("rdirplus", "rdirplus", Flag),
-        ("nordirplus", "rdirplus", Flag),
-        ("sharecache", "sharecache", Flag),
-        ("nosharecache", "sharecache", Flag),
-        ("fsc", "fsc", Flag),
-        ("nofsc", "fsc", Flag),
-        ("write", "write", OneOf(&["lazy", "eager", "wait"])),
-        ("sync", "sync", Flag),
-        ("async", "sync", Flag),
-        ("dirsync", "dirsync", Flag),
-        ("lazytime", "lazytime", Flag),
-        ("nolazytime", "lazytime", Flag),
+        ("rdirplus", "rdirplus", Flag, NoEffect),
+        ("nordirplus", "rdirplus", Flag, NoEffect),
+        ("sharecache", "sharecache", Flag, NoEffect),
+        ("nosharecache", "sharecache", Flag, NoEffect),
+        ("fsc", "fsc", Flag, NoEffect),
+        ("nofsc", "fsc", Flag, No),
+        ("write", "write", OneOf(&["lazy", "eager", "wait"]), No),
+        ("sync", "sync", Flag, Kept),
+        ("async", "sync", Flag, Kept),
+        ("dirsync", "dirsync", Flag, No),
+        ("lazytime", "lazytime", Flag, No),
+        ("nolazytime", "lazytime", Flag, No),
         // NFSv3: mountd and locks.
-        ("mountport", "mountport", Number(1, 65_535)),
-        ("mountproto", "mountproto", OneOf(&["tcp", "tcp6"])),
-        ("mountvers", "mountvers", OneOf(&["3"])),
-        ("namlen", "namlen", Number(1, 255)),
-        ("lock", "lock", Flag),
-        ("nolock", "lock", Flag),
+        ("mountport", "mountport", Number(1, 65_535), Kept),
+        (
+            "mountproto",
+            "mountproto",
+            OneOf(&["tcp", "tcp6"]),
+            Only("tcp", TCP),
+        ),
+        ("mountvers", "mountvers", OneOf(&["3"]), No),
+        ("namlen", "namlen", Number(1, 255), No),
+        ("lock", "lock", Flag, LocksHere),
+        ("nolock", "lock", Flag, Kept),
         (
             "local_lock",
             "local_lock",
             OneOf(&["all", "flock", "posix", "none"]),
+            Kept,
         ),
-        ("acl", "acl", Flag),
-        ("noacl", "acl", Flag),
+        ("acl", "acl", Flag, NoEffect),
+        ("noacl", "acl", Flag, Kept),
         // NFSv4.
-        ("migration", "migration", Flag),
-        ("nomigration", "migration", Flag),
-        ("trunkdiscovery", "trunkdiscovery", Flag),
-        ("notrunkdiscovery", "trunkdiscovery", Flag),
+        ("migration", "migration", Flag, No),
+        ("nomigration", "migration", Flag, No),
+        ("trunkdiscovery", "trunkdiscovery", Flag, No),
+        ("notrunkdiscovery", "trunkdiscovery", Flag, No),
         // SELinux labels.
-        ("context", "context", Text),
-        ("fscontext", "fscontext", Text),
-        ("defcontext", "defcontext", Text),
-        ("rootcontext", "rootcontext", Text),
+        ("context", "context", Text, No),
+        ("fscontext", "fscontext", Text, No),
+        ("defcontext", "defcontext", Text, No),
+        ("rootcontext", "rootcontext", Text, No),
         // The volume's own mount.
-        ("ro", "ro", Attribute),
-        ("rw", "ro", Attribute),
-        ("suid", "suid", Attribute),
-        ("nosuid", "suid", Attribute),
-        ("dev", "dev", Attribute),
-        ("nodev", "dev", Attribute),
-        ("exec", "exec", Attribute),
-        ("noexec", "exec", Attribute),
-        ("relatime", "atime", Attribute),
-        ("noatime", "atime", Attribute),
-        ("strictatime", "atime", Attribute),
-        ("diratime", "diratime", Attribute),
-        ("nodiratime", "diratime", Attribute),
-        ("io_timeout", "io_timeout", Fuse(0, U32)),
+        ("ro", "ro", Attribute, Kept),
+        ("rw", "ro", Attribute, Kept),
+        ("suid", "suid", Attribute, No),
+        ("nosuid", "suid", Attribute, Kept),
+        ("dev", "dev", Attribute, No),
+        ("nodev", "dev", Attribute, Kept),
+        ("exec", "exec", Attribute, Kept),
+        ("noexec", "exec", Attribute, Kept),
+        ("relatime", "atime", Attribute, NoEffect),
+        ("noatime", "atime", Attribute, NoEffect),
+        ("strictatime", "atime", Attribute, No),
+        ("diratime", "diratime", Attribute, No),
+        ("nodiratime", "diratime", Attribute, NoEffect),
+        ("io_timeout", "io_timeout", Fuse(0, U32), Kept),
         // Words of /etc/fstab and mount(8).
-        ("defaults", "", Dropped),
-        ("atime", "", Dropped),
-        ("norelatime", "", Dropped),
-        ("nostrictatime", "", Dropped),
-        ("_netdev", "", Dropped),
-        ("auto", "", Dropped),
-        ("noauto", "", Dropped),
-        ("nofail", "", Dropped),
-        ("user", "", Dropped),
-        ("nouser", "", Dropped),
-        ("users", "", Dropped),
-        ("owner", "", Dropped),
-        ("group", "", Dropped),
-        ("bg", "", Dropped),
-        ("fg", "", Dropped),
-        ("retry", "", Dropped),
-        ("comment", "", Dropped),
-        ("intr", "", Dropped),
-        ("nointr", "", Dropped),
+        ("defaults", "", Dropped, No),
+        ("atime", "", Dropped, No),
+        ("norelatime", "", Dropped, No),
+        ("nostrictatime", "", Dropped, No),
+        ("_netdev", "", Dropped, No),
+        ("auto", "", Dropped, No),
+        ("noauto", "", Dropped, No),
+        ("nofail", "", Dropped, No),
+        ("user", "", Dropped, No),
+        ("nouser", "", Dropped, No),
+        ("users", "", Dropped, No),
+        ("owner", "", Dropped, No),
+        ("group", "", Dropped, No),
+        ("bg", "", Dropped, No),
+        ("fg", "", Dropped, No),
+        ("retry", "", Dropped, No),
+        ("comment", "", Dropped, No),
+        ("intr", "", Dropped, No),
+        ("nointr", "", Dropped, No),
         // What the driver decides.
-        ("addr", "", Refused(FROM_SHARE)),
-        ("mountaddr", "", Refused(FROM_SHARE)),
-        ("mounthost", "", Refused(FROM_SHARE)),
-        ("clientaddr", "", Refused(CALLBACK)),
-        ("source", "", Refused(FROM_SHARE)),
+        ("addr", "", Refused(FROM_SHARE), No),
+        ("mountaddr", "", Refused(FROM_SHARE), No),
+        ("mounthost", "", Refused(FROM_SHARE), No),
+        ("clientaddr", "", Refused(CALLBACK), No),
+        ("source", "", Refused(FROM_SHARE), No),
         (
             "sloppy",
             "",
             Refused("unknown words are never passed over in silence"),
+            No,
         ),
         (
             "remount",
             "",
             Refused("a volume's options are fixed when it is created"),
+            No,
         ),
-        ("bind", "", Refused("the share is an NFS export")),
-        ("rbind", "", Refused("the share is an NFS export")),
+        ("bind", "", Refused("the share is an NFS export"), No),
+        ("rbind", "", Refused("the share is an NFS export"), No),
     ]
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Word {
-    pub(super) name: &'static str,
-    pub(super) value: Option<String>,
+pub(crate) struct Word {
+    pub(crate) name: &'static str,
+    pub(crate) value: Option<String>,
     /// Not for the kernel's superblock: an attribute of the volume's own mount, or a setting of
     /// the FUSE data path.
     pub(super) attribute: bool,
+}
+
+impl Word {
+    /// Its value, if that is a number.
+    pub(crate) fn number(&self) -> Option<u32> {
+        self.value.as_ref()?.parse().ok()
+    }
+
+    pub(super) fn on_fuse(&self) -> OnFuse {
+        let row = WORDS.iter().find(|(name, ..)| *name == self.name);
+        row.map_or(OnFuse::No, |(.., on_fuse)| *on_fuse)
+    }
 }
 
 impl fmt::Display for Word {
@@ -227,7 +272,7 @@ pub(super) fn parse(text: &str) -> Result<Option<(&'static str, Word)>, OptionsE
     if name.starts_with("x-") || name.starts_with("X-") {
         return Ok(None);
     }
-    let Some(&(name, group, kind)) = WORDS.iter().find(|(known, ..)| *known == name) else {
+    let Some(&(name, group, kind, _)) = WORDS.iter().find(|(known, ..)| *known == name) else {
         return Err(OptionsError::Unknown {
             word: name.to_owned(),
             nearest: nearest(name),
@@ -314,7 +359,7 @@ fn is_plain(text: &str) -> bool {
 fn nearest(name: &str) -> Option<&'static str> {
     WORDS
         .iter()
-        .filter(|(_, _, kind)| !matches!(kind, Kind::Refused(_)))
+        .filter(|(_, _, kind, _)| !matches!(kind, Kind::Refused(_)))
         .map(|(known, ..)| (strsim::jaro_winkler(known, name), *known))
         .filter(|(likeness, _)| *likeness >= LEAST_LIKENESS)
         .max_by(|a, b| a.0.total_cmp(&b.0))
