@@ -47,7 +47,7 @@ const PORTS: std::ops::RangeInclusive<u16> = 230..=299;
 
 /// Why a directory is not served.
 #[derive(Debug, thiserror::Error)]
-pub enum LocalServerError {
+pub(crate) enum LocalServerError {
     #[error(transparent)]
     Server(#[from] EmbeddedError),
     #[error("embedded server: another process serves {dir}")]
