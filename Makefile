@@ -49,7 +49,7 @@ $(JUDGES):
 test: ## Test everything on real parts (as root; installs Debian packages that are absent)
 	crates/lab/setup
 	+$(MAKE) --no-print-directory judges
-	$(TEST) --workspace --no-run
+	$(TEST) --no-run
 	rm -rf $(RUN)
 	+$(MAKE) --jobs=3 --keep-going --output-sync=target --no-print-directory $(TESTS:%=of-%); code=$$?; \
 	echo 'seconds target'; sort -rn $(RUN)/*.seconds; awk '$(SUMMARY)' $(RUN)/*.log; exit $$code
@@ -67,8 +67,8 @@ LONGEST := fuse faults fence power unit services two_hosts cluster_simulation tu
 TESTS := $(LONGEST) $(filter-out $(LONGEST) upgrade,$(basename $(notdir $(wildcard tests/*.rs crates/*/tests/*.rs))) \
 	simulation cluster_simulation unit docs-of-the-code)
 
-of-unit: WHAT = --workspace --lib --bins
-of-docs-of-the-code: WHAT = --workspace --doc
+of-unit: WHAT = --lib --bins
+of-docs-of-the-code: WHAT = --doc
 of-%: WHAT = --test $*
 
 of-%:
