@@ -140,7 +140,7 @@ pub(crate) fn as_guest() -> Option<ExitCode> {
 
 fn run(ip: &str, export: &str, filter: &str) -> Result<ExitCode> {
     IN_GUEST.store(true, Ordering::Relaxed);
-    Lab::visit(std::path::Path::new("/tmp"))?;
+    Lab::visit(lab::tried!(), std::path::Path::new("/tmp"))?;
     let seen: &dyn Served = Box::leak(Box::new(Seen {
         ip: ip.to_owned(),
         export: export.to_owned(),

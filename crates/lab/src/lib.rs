@@ -83,7 +83,7 @@ pub const PATIENCE: Duration = Duration::from_secs(600);
 /// Lines of each daemon's log shown with a failed trial.
 const LOG_LINES: usize = 40;
 
-/// What a test binary knows of the program that it tries: [`main!`] fills it in.
+/// What a test binary knows of the program that it tries: [`tried!`] fills it in.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Tried {
@@ -94,7 +94,7 @@ pub struct Tried {
 static TRIED: OnceLock<Tried> = OnceLock::new();
 
 fn tried() -> &'static Tried {
-    TRIED.get().expect("main! is what starts a lab")
+    TRIED.get().expect("main! or Lab::visit is what begins")
 }
 
 /// The checkout of the program that is tried.
@@ -112,6 +112,17 @@ pub fn before() -> String {
     format!("{}/target/bench/baseline/release/nfsvol", checkout())
 }
 
+/// What this test binary knows of the program that it tries.
+#[macro_export]
+macro_rules! tried {
+    () => {
+        $crate::Tried {
+            program: env!("CARGO_BIN_EXE_nfsvol"),
+            checkout: env!("CARGO_MANIFEST_DIR"),
+        }
+    };
+}
+
 /// The body of a test binary's `main`: runs the trials that the closure answers in a lab of their
 /// own, and answers as a test harness does.
 ///
@@ -120,13 +131,7 @@ pub fn before() -> String {
 #[macro_export]
 macro_rules! main {
     ($trials:expr) => {
-        $crate::main_of(
-            $crate::Tried {
-                program: env!("CARGO_BIN_EXE_nfsvol"),
-                checkout: env!("CARGO_MANIFEST_DIR"),
-            },
-            $trials,
-        )
+        $crate::main_of($crate::tried!(), $trials)
     };
 }
 
@@ -149,7 +154,8 @@ impl Lab {
     }
 
     /// Makes trials run on a node of a lab, as this process does, which use what they are told of.
-    pub fn visit(dir: &Path) -> Result {
+    pub fn visit(tried: Tried, dir: &Path) -> Result {
+        TRIED.get_or_init(|| tried);
         let lab = Self::in_dir(dir)?;
         LAB.set(lab).map_err(|_| anyhow!("the lab is up already"))
     }
