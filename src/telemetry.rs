@@ -127,18 +127,31 @@ fn rooms() -> String {
     [&ROOMS[..], &CRATES].concat().join(", ")
 }
 
-/// What modules were called before: filters that name them still mean the same.
-const FORMER: [(&str, &str); 10] = [
-    ("catalog", "home"),
-    ("config", "daemon::settings"),
-    ("engine", "docker::engine"),
-    ("files", "sys::files"),
-    ("guard", "fence"),
-    ("mount", "kernel"),
-    ("plugin", "docker"),
-    ("proc", "sys::proc"),
-    ("serve", "daemon::serve"),
-    ("watch", "monitor"),
+/// Where modules are now that had another name or place: filters that name them still mean the same. Of
+/// two rows that fit, the first one holds.
+const FORMER: &[(&str, &[&str])] = &[
+    ("catalog", &["home"]),
+    ("config", &["daemon::settings"]),
+    ("driver::attachments", &["host::attachments"]),
+    ("driver::cluster", &["driver::membership"]),
+    ("driver::paths", &["host::paths"]),
+    ("driver::reconcile", &["host::reconcile"]),
+    // What a host has of its volumes was part of it.
+    ("driver", &["driver", "host"]),
+    ("embedded::process", &["local_server"]),
+    ("engine", &["docker::engine"]),
+    ("files", &["sys::files"]),
+    ("guard", &["fence"]),
+    (
+        "mount::holders",
+        &["sys::holders", "sys::users", "sys::containers"],
+    ),
+    ("mount::mountinfo", &["sys::mountinfo"]),
+    ("mount", &["kernel"]),
+    ("plugin", &["docker"]),
+    ("proc", &["sys::proc"]),
+    ("serve", &["daemon::serve"]),
+    ("watch", &["monitor"]),
 ];
 
 /// Refuses what would silence the log by a slip of the pen: nothing at all, a misspelt level, which is
@@ -162,11 +175,11 @@ fn known(filter: &str) -> Result<Vec<String>, TelemetryError> {
     // What is said of the whole program holds for its crates; what is said of one of them, more.
     let whole = parts.iter().filter_map(|part| part.strip_prefix(NAME));
     let whole = whole.filter(|rest| rest.is_empty() || rest.starts_with('='));
-    let whole = whole.flat_map(|rest| CRATES.map(|name| format!("{name}{rest}")));
+    let whole = whole.flat_map(|rest| CRATES.map(|name| format!("{name}::{rest}")));
     let mut known: Vec<String> = whole.collect();
     for part in parts {
         if part.contains(['=', ':']) || part == NAME {
-            known.push(by_module(part)?);
+            known.extend(by_module(part)?);
         } else {
             // As the level that it has to be.
             let _: Directive = format!("{NAME}={part}").parse().map_err(wrong)?;
@@ -176,8 +189,8 @@ fn known(filter: &str) -> Result<Vec<String>, TelemetryError> {
     Ok(known)
 }
 
-/// A part of a filter that names a module, by the name which that module has now.
-fn by_module(part: &str) -> Result<String, TelemetryError> {
+/// A part of a filter that names a module, by the names which that module has now.
+fn by_module(part: &str) -> Result<Vec<String>, TelemetryError> {
     let (target, level) = match part.split_once('=') {
         Some((target, level)) => (target, format!("={level}")),
         None => (part, String::new()),
@@ -185,22 +198,33 @@ fn by_module(part: &str) -> Result<String, TelemetryError> {
     let unknown = || TelemetryError::Module(target.to_owned());
     let path = target.strip_prefix(NAME).ok_or_else(unknown)?;
     if path.is_empty() {
-        return Ok(part.to_owned());
+        return Ok(vec![part.to_owned()]);
     }
     let path = path.strip_prefix("::").ok_or_else(unknown)?;
-    let (room, rest) = match path.split_once("::") {
-        Some((room, rest)) => (room, format!("::{rest}")),
-        None => (path, String::new()),
+    let behind = |former: &str| {
+        let rest = path.strip_prefix(former)?;
+        (rest.is_empty() || rest.starts_with("::")).then(|| rest.to_owned())
     };
-    let former = FORMER.iter().find(|(former, _)| *former == room);
-    let room = former.map_or(room, |(_, now)| now);
-    if CRATES.contains(&room) {
-        return Ok(format!("{room}{rest}{level}"));
-    }
-    match ROOMS.contains(&room.split("::").next().unwrap_or(room)) {
-        true => Ok(format!("{NAME}::{room}{rest}{level}")),
-        false => Err(unknown()),
-    }
+    let moved = FORMER
+        .iter()
+        .find_map(|(former, now)| Some((*now, behind(former)?)));
+    let paths = match moved {
+        Some((now, rest)) => now.iter().map(|now| format!("{now}{rest}")).collect(),
+        None => vec![path.to_owned()],
+    };
+    let full = |path: String| {
+        let room = path.split("::").next().unwrap_or_default();
+        if CRATES.contains(&room) {
+            // Targets are compared by how they begin, and so does this program's name by `nfs`.
+            let end = if path == room { "::" } else { "" };
+            return Some(format!("{path}{end}{level}"));
+        }
+        ROOMS
+            .contains(&room)
+            .then(|| format!("{NAME}::{path}{level}"))
+    };
+    let known: Option<Vec<String>> = paths.into_iter().map(full).collect();
+    known.ok_or_else(unknown)
 }
 
 const NAME: &str = env!("CARGO_PKG_NAME");
@@ -301,18 +325,48 @@ mod tests {
             ("nfsvol::plugin=debug", "nfsvol::docker=debug"),
             ("nfsvol::mount::lane", "nfsvol::kernel::lane"),
             ("nfsvol::engine=off", "nfsvol::docker::engine=off"),
+            (
+                "nfsvol::driver=trace",
+                "nfsvol::driver=trace,nfsvol::host=trace",
+            ),
+            ("nfsvol::driver::paths", "nfsvol::host::paths"),
+            ("nfsvol::embedded::process", "nfsvol::local_server"),
+            ("nfsvol::nfs=off", "nfs::=off"),
             ("nfsvol::fuse::worker=trace", "nfsvol::fuse::worker=trace"),
         ] {
-            assert_eq!(by_module(filter).unwrap(), now);
+            assert_eq!(by_module(filter).unwrap().join(","), now);
         }
     }
 
     #[test]
     fn crates_are_part_of_the_program() {
         let filter = "info,nfsvol::embedded::server=trace,nfsvol=warn";
-        let expected = "chance=warn,embedded=warn,nfs=warn,info,embedded::server=trace,nfsvol=warn";
+        let expected =
+            "chance::=warn,embedded::=warn,nfs::=warn,info,embedded::server=trace,nfsvol=warn";
         assert_eq!(known(filter).unwrap().join(","), expected);
         assert!(parse(filter).is_ok());
+    }
+
+    #[test]
+    fn what_is_said_of_a_crate_holds_for_it_alone() {
+        let told = |filter: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let file = File::create_new(dir.path().join("log")).unwrap();
+            let log = tracing_subscriber::fmt()
+                .with_env_filter(parse(filter).unwrap())
+                .with_writer(std::sync::Mutex::new(file))
+                .finish();
+            tracing::subscriber::with_default(log, || {
+                tracing::error!(target: "nfsvol::docker::call", "ours");
+                tracing::debug!(target: "nfsvol::docker::call", "quiet");
+                tracing::debug!(target: "nfs::rpc::table", "wire");
+            });
+            let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+            ["ours", "quiet", "wire"].map(|word| log.contains(word))
+        };
+        assert_eq!(told("info,nfsvol::nfs=off"), [true, false, false]);
+        assert_eq!(told("warn,nfsvol::nfs=debug"), [true, false, true]);
+        assert_eq!(told("warn,nfsvol=debug"), [true, true, true]);
     }
 
     #[test]

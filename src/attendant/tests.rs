@@ -14,6 +14,8 @@ const DIR: &str = "NFSVOL_TEST_ATTENDS";
 /// Set for one of the first release.
 const EARLIER: &str = "NFSVOL_TEST_ATTENDS_EARLIER";
 const SOON: Duration = Duration::from_secs(10);
+/// Guards against a hang only: a process starts within seconds, however busy the machine is.
+const STARTED: Duration = Duration::from_secs(600);
 const NOT_LONG: Duration = Duration::from_millis(50);
 
 /// Not a test but what the tests start: attends a directory until it is killed.
@@ -63,7 +65,7 @@ async fn start(dir: &Path, earlier: bool) -> (Started, Attendant) {
     }
     let before = living(dir).len();
     let child = Started(command.spawn().unwrap());
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + STARTED;
     loop {
         let mut found = living(dir);
         // Its number may not be in its lock yet.

@@ -289,7 +289,7 @@ impl Driver {
         Row {
             volume: record.name.clone(),
             share: share.unwrap_or_default(),
-            dir: facts.data_dir,
+            dir: facts.data_dir.to_string(),
             access: facts.access,
             on_remove: facts.on_remove,
             created: record.created.clone(),

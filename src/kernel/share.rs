@@ -35,6 +35,9 @@ use crate::volume::{MountOptions, NfsVersion};
 /// milliseconds; NFSv4 mounts of all other servers may have to wait for this one (see
 /// `sys::Call`), so it ends long before a usual deadline.
 const CREATE_LIMIT: Duration = Duration::from_secs(20);
+/// How long the first use of a fresh mount may take: a listing, which a healthy server answers in
+/// milliseconds.
+const LOOK_LIMIT: Duration = Duration::from_secs(20);
 /// How long before its caller's deadline a mount is given up, so that the caller still hears what
 /// was tried.
 const MARGIN: Duration = Duration::from_millis(100);
@@ -146,6 +149,11 @@ impl ShareMount<'_> {
             if version.is_v4() && attempts.last().is_some_and(settled) {
                 continue;
             }
+            // Locks of NFSv3 stay on this host: nobody gets it in place of a version that has them
+            // without having asked for it.
+            if !version.is_v4() && trap::way_out(&attempts).is_some() {
+                break;
+            }
             let attempt = match self.attempt_settled(version, ticket)? {
                 Ok(()) => return Ok(trap::warning(&attempts)),
                 Err(attempt) => attempt,
@@ -214,12 +222,7 @@ impl ShareMount<'_> {
                 }
             }
         }
-        let now = Instant::now();
-        let deadline = ticket
-            .deadline()
-            .checked_sub(MARGIN)
-            .unwrap_or(now)
-            .min(now + CREATE_LIMIT);
+        let deadline = deadline_of(ticket, CREATE_LIMIT);
         let aside = |call, fd: BorrowedFd<'_>| {
             Aside::start(call, fd).map_err(|source| MountError::Local {
                 step: Step::MountShare,
@@ -238,16 +241,22 @@ impl ShareMount<'_> {
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
             .map_err(|errno| self.local("fsmount", errno))?;
-        if let Err(errno) = aside(Call::Look, mount.as_fd())?.wait(Some(deadline))
-            && let Some(why) = trap::why(errno)
-            && !mutant::is_on(Mutant::TrapsAreMounted)
-        {
-            let detail = why.to_owned();
-            return Ok(Err(Attempt {
-                version,
-                errno,
-                detail,
-            }));
+        // With time of its own: what was not looked at may not be used.
+        let look_deadline = deadline_of(ticket, LOOK_LIMIT);
+        match aside(Call::Look, mount.as_fd())?.wait(Some(look_deadline)) {
+            Err(_) if mutant::is_on(Mutant::TrapsAreMounted) => {}
+            Err(errno @ Errno::TIMEDOUT) => return failed(errno, &context),
+            Err(errno) => {
+                if let Some(why) = trap::why(errno) {
+                    let detail = why.to_owned();
+                    return Ok(Err(Attempt {
+                        version,
+                        errno,
+                        detail,
+                    }));
+                }
+            }
+            Ok(()) => {}
         }
         ticket
             .commit()
@@ -341,6 +350,13 @@ impl ShareMount<'_> {
             source: errno.into(),
         }
     }
+}
+
+/// The end of a step of a mount that may take this long.
+fn deadline_of(ticket: &Ticket, limit: Duration) -> Instant {
+    let now = Instant::now();
+    let before = ticket.deadline().checked_sub(MARGIN);
+    before.unwrap_or(now).min(now + limit)
 }
 
 pub(super) fn no_nfs() -> MountError {

@@ -27,7 +27,7 @@ const TRAPS: [Trap; 1] = [
         why: "this kernel asks for delegations of directories, and the server refuses the whole \
               request (Linux 6.19 or later with nfs-ganesha before 9.11)",
         way_out: "update the server, or load the kernel's module nfsv4 with \
-                  directory_delegations=N",
+                  directory_delegations=N, or ask for nfsvers=4.0 or 3",
     },
 ];
 
@@ -59,7 +59,7 @@ pub(super) fn warning(attempts: &[Attempt]) -> Option<String> {
     let first = attempts.iter().find(trapped)?;
     let trap = find(first.errno)?;
     Some(format!(
-        "{} not used: {}; to use it, {}",
+        "{} not used: {}; what helps: {}",
         versions.join(" and "),
         trap.why,
         trap.way_out

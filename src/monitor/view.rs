@@ -6,7 +6,6 @@
 
 use serde::Serialize;
 
-use crate::nfs::address::SharePath;
 use crate::volume::{Access, OnRemove, VolumeName};
 
 /// The most attached volumes that are told apart: a host has hundreds of containers, and each
@@ -195,7 +194,8 @@ pub struct Page {
 pub struct Row {
     pub volume: VolumeName,
     pub share: String,
-    pub dir: SharePath,
+    /// As people write it: `.` for all of the share.
+    pub dir: String,
     pub access: Access,
     pub on_remove: OnRemove,
     pub created: String,

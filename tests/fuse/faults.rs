@@ -17,6 +17,9 @@ use crate::{EXPORT, Host, fuse_trial};
 
 /// A server of its own, because these trials stop it.
 static NAS: Shared<Ganesha> = Shared::new();
+/// A mount whose requests wait until somebody ends them: a trial that asks who does that would take an
+/// `io_timeout` for an answer.
+const FOR_EVER: &str = "io_timeout=0";
 /// One fault at a time.
 static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
@@ -256,7 +259,7 @@ fn prepare(host: &Host) -> Result {
 
 fn sigkill(lab: &'static Lab) -> Result {
     let (_turn, nas) = turn(lab)?;
-    let host = Host::mount(nas, "sigkill", "")?;
+    let host = Host::mount(nas, "sigkill", FOR_EVER)?;
     prepare(&host)?;
     let frozen = Frozen::new(nas)?;
     let mut programs = waiting(&host)?;
@@ -282,7 +285,7 @@ fn sigkill(lab: &'static Lab) -> Result {
 /// its file, one for that of all files.
 fn killed_in_line(lab: &'static Lab) -> Result {
     let (_turn, nas) = turn(lab)?;
-    let host = Host::mount(nas, "killed-in-line", "")?;
+    let host = Host::mount(nas, "killed-in-line", FOR_EVER)?;
     let mut writers = Vec::new();
     for name in ["one", "one", "other"] {
         // They open before the server falls silent, and write when they are told to.
@@ -327,7 +330,7 @@ fn killed_in_line(lab: &'static Lab) -> Result {
 
 fn abort(lab: &'static Lab) -> Result {
     let (_turn, nas) = turn(lab)?;
-    let host = Host::mount(nas, "abort", "")?;
+    let host = Host::mount(nas, "abort", FOR_EVER)?;
     prepare(&host)?;
     let _frozen = Frozen::new(nas)?;
     let mut programs = waiting(&host)?;

@@ -151,7 +151,8 @@ pub(super) const WORDS: &[(&str, &str, Kind, OnFuse)] = {
             "mountproto",
             "mountproto",
             OneOf(&["tcp", "tcp6"]),
-            Only("tcp", TCP),
+            // The worker speaks to mountd by the address that the server is reached at.
+            Kept,
         ),
         ("mountvers", "mountvers", OneOf(&["3"]), No),
         ("namlen", "namlen", Number(1, 255), No),
