@@ -130,10 +130,15 @@ fn rooms() -> String {
 /// Where modules are now that had another name or place: filters that name them still mean the same. Of
 /// two rows that fit, the first one holds.
 const FORMER: &[(&str, &[&str])] = &[
+    ("catalog::layout", &["layout"]),
     ("catalog", &["home"]),
+    ("cli::announce", &["daemon::announce"]),
+    ("cli::managed", &["daemon::managed"]),
+    ("cluster::layout", &["layout"]),
     ("config", &["daemon::settings"]),
     ("driver::attachments", &["host::attachments"]),
     ("driver::cluster", &["driver::membership"]),
+    ("driver::locks", &["host::locks"]),
     ("driver::paths", &["host::paths"]),
     ("driver::reconcile", &["host::reconcile"]),
     // What a host has of its volumes was part of it.
@@ -141,13 +146,17 @@ const FORMER: &[(&str, &[&str])] = &[
     ("embedded::process", &["local_server"]),
     ("engine", &["docker::engine"]),
     ("files", &["sys::files"]),
+    ("guard::fence", &["fence::end"]),
     ("guard", &["fence"]),
     (
         "mount::holders",
         &["sys::holders", "sys::users", "sys::containers"],
     ),
+    ("mount::kernel", &["kernel::path"]),
     ("mount::mountinfo", &["sys::mountinfo"]),
+    ("mount::options", &["volume::mount_options"]),
     ("mount", &["kernel"]),
+    ("plugin::client", &["api::client"]),
     ("plugin", &["docker"]),
     ("proc", &["sys::proc"]),
     ("serve", &["daemon::serve"]),
@@ -196,11 +205,22 @@ fn by_module(part: &str) -> Result<Vec<String>, TelemetryError> {
         None => (part, String::new()),
     };
     let unknown = || TelemetryError::Module(target.to_owned());
-    let path = target.strip_prefix(NAME).ok_or_else(unknown)?;
-    if path.is_empty() {
+    if target == NAME {
         return Ok(vec![part.to_owned()]);
     }
-    let path = path.strip_prefix("::").ok_or_else(unknown)?;
+    // A crate also by itself, as it stands in the log.
+    let is_it = |name: &&str| {
+        let rest = target.strip_prefix(*name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    let within = target
+        .strip_prefix(NAME)
+        .and_then(|path| path.strip_prefix("::"));
+    let path = match within {
+        Some(path) => path,
+        None if CRATES.iter().any(is_it) => target,
+        None => return Err(unknown()),
+    };
     let behind = |former: &str| {
         let rest = path.strip_prefix(former)?;
         (rest.is_empty() || rest.starts_with("::")).then(|| rest.to_owned())
@@ -332,6 +352,9 @@ mod tests {
             ("nfsvol::driver::paths", "nfsvol::host::paths"),
             ("nfsvol::embedded::process", "nfsvol::local_server"),
             ("nfsvol::nfs=off", "nfs::=off"),
+            ("nfs=off", "nfs::=off"),
+            ("embedded::server", "embedded::server"),
+            ("nfsvol::guard::fence", "nfsvol::fence::end"),
             ("nfsvol::fuse::worker=trace", "nfsvol::fuse::worker=trace"),
         ] {
             assert_eq!(by_module(filter).unwrap().join(","), now);
@@ -348,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_a_crate_holds_for_it_alone() {
+    fn what_is_said_of_a_is_itholds_for_it_alone() {
         let told = |filter: &str| {
             let dir = tempfile::tempdir().unwrap();
             let file = File::create_new(dir.path().join("log")).unwrap();

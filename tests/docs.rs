@@ -260,7 +260,7 @@ fn examples_use_options_that_exist() {
     let examples = Path::new(ROOT).join("docs/examples");
     let mut seen = 0;
     for entry in std::fs::read_dir(examples).unwrap() {
-        let path = entry.expect("a crate").path();
+        let path = entry.expect("an example").path();
         let text = std::fs::read_to_string(&path).unwrap();
         let mut within = false;
         let mut options = std::collections::BTreeMap::new();

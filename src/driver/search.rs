@@ -11,7 +11,7 @@
 //! that can be reached.
 //!
 //! Known limits: what takes longer than some seconds is searched only when it is asked for
-//! (`cargo test --lib driver::search -- --ignored`), most faults among it; there are no two faults in
+//! (`cargo test --features failpoints --lib driver::search -- --ignored`), most faults among it; there are no two faults in
 //! a run; between faults clocks stand still, so sessions end only by a pause; the server is as NFSv3
 //! has it, without caches and with stamps finer than any two changes.
 

@@ -118,13 +118,14 @@ impl Step {
         let mut told = format!("steps of{}, {} ms in all", self.fields, took.trim_start());
         for line in &self.lines {
             let at = milliseconds(line.at.duration_since(self.began));
+            // What was logged meanwhile took no time.
             let took = match line.took {
-                Some(took) => milliseconds(took),
-                None => " ".repeat(8),
+                Some(took) => format!("+{} ms", milliseconds(took)),
+                None => " ".repeat(12),
             };
             let indent = "  ".repeat(line.depth);
             // Writing to a String does not fail.
-            let _ = write!(told, "\n  {at} +{took} ms  {indent}{}", line.text);
+            let _ = write!(told, "\n  {at} {took}  {indent}{}", line.text);
         }
         told
     }

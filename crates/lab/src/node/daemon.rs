@@ -61,11 +61,20 @@ impl<'a> Process<'a> {
             .with_context(|| format!("{} was not started on {}", self.name, self.node.name))
     }
 
-    /// Sends a signal by name: `TERM`, `STOP`, `CONT`, `KILL`.
+    /// Sends a signal by name: `TERM`, `STOP`, `CONT`, `KILL`. Behind a `STOP` all its threads stand.
     pub fn signal(&self, signal: &str) -> Result {
-        self.node
-            .ok(&["kill", "-s", signal, &self.pid()?.to_string()])?;
-        Ok(())
+        let pid = self.pid()?;
+        self.node.ok(&["kill", "-s", signal, &pid.to_string()])?;
+        if signal != "STOP" {
+            return Ok(());
+        }
+        // Each thread takes it when it next leaves the kernel.
+        let moving = format!("grep -h ^State: /proc/{pid}/task/*/status | grep -v stopped");
+        let what = format!("{} on {} to stand", self.name, self.node.name);
+        wait_for(&what, PATIENCE, || {
+            let argv = ["sh", "-c", moving.as_str()];
+            self.node.run(&argv).is_ok_and(|out| out.code == 1)
+        })
     }
 
     /// Whether it runs; not if it was started before the node's last boot.
