@@ -5,6 +5,8 @@
 //! found (`NAMED` in src/fuse/simulation/mutants.rs).
 
 mutants::list! {
+    /// A mount whose device number a FUSE volume once had is taken for that volume.
+    NumbersAreVolumes,
     /// A version over which this kernel and the server do not go together is mounted all the same.
     TrapsAreMounted,
     /// A look at the other hosts forgets how long an earlier one of this host's name is silent.

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mountinfo::{DeviceId, MountEntry, MountInfo, Place};
 use super::{containers, proc};
+use crate::mutant::{self, Mutant};
 
 /// By what a volume is known in other namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +27,9 @@ pub enum Mark {
     /// The source that mountinfo shows, `nas:/export/db`. It tells the volumes of one share apart,
     /// which the device number of an NFS mount does not, and survives a fresh mount.
     Source(String),
-    /// A volume with a file system of its own (FUSE): its device number.
+    /// A volume with a file system of its own (FUSE): its device number. When that has gone, the kernel
+    /// gives the number to the next file system that is mounted, whatever it is. Known limit: another
+    /// FUSE volume's may be taken for this one.
     Device(DeviceId),
 }
 
@@ -41,7 +44,10 @@ impl Mark {
                         .strip_prefix(source.as_str())
                         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
-            Self::Device(device) => entry.device == *device,
+            Self::Device(device) => {
+                let whatever = mutant::is_on(Mutant::NumbersAreVolumes);
+                entry.device == *device && (entry.is_fuse() || whatever)
+            }
         }
     }
 
@@ -254,6 +260,8 @@ mod tests {
         let of_this = below
             .max_by_key(|e| e.mountpoint.as_os_str().len())
             .unwrap();
+        // What is in use there is no volume.
+        let _back = mutant::put_back(Mutant::NumbersAreVolumes);
         assert!(in_use(&[Mark::Device(of_this.device)]).unwrap());
         let (major, minor) = (4095, 1_048_575);
         let nobodys = DeviceId { major, minor };
@@ -308,6 +316,10 @@ mod tests {
         let device = |minor| Mark::Device(DeviceId { major: 0, minor });
         assert_eq!(places(&device(60), "/nowhere"), ["/f"]);
         assert!(places(&device(6), "/nowhere").is_empty());
+        // Of a volume that is gone, whose number the container's own file system has got.
+        assert!(places(&device(40), "/nowhere").is_empty());
+        let _back = mutant::put_back(Mutant::NumbersAreVolumes);
+        assert_eq!(places(&device(40), "/nowhere"), ["/"]);
     }
 
     #[test]
@@ -320,7 +332,8 @@ mod tests {
 
     #[test]
     fn a_process_that_has_the_mount_is_found() {
-        // Every process sees /proc, which is mounted somewhere in this namespace.
+        // Every process sees /proc, which is mounted somewhere in this namespace. It is no volume.
+        let _back = mutant::put_back(Mutant::NumbersAreVolumes);
         let info = MountInfo::read_below(Path::new("/proc")).unwrap();
         let proc = info.at(Path::new("/proc")).unwrap();
         let wanted = |own: &str| Wanted {
