@@ -15,7 +15,7 @@
 //! | [`home`] | the home share: all records, their durable local copy, the trash | `chance` `cluster` `failpoint` `layout` `mutant` `nfs` `sys` `volume` |
 //! | [`cluster`] | which hosts live, what they hold, who may mount an exclusive volume | `layout` `mutant` `nfs` `volume` |
 //! | [`layout`] | what lies where in `.nfsvol/`, and its names | `chance` `nfs` `volume` |
-//! | [`monitor`] | metrics for Prometheus and the status page | `docker` `nfs` `volume` |
+//! | [`monitor`] | metrics for Prometheus and the status page | `docker` `volume` |
 //! | [`docker`] | Docker's protocol of volume drivers on a Unix socket, its client, and the engine | `api` |
 //! | [`api`] | nfsvol's own calls: requests and answers as types, and asking them | `nfs` `sys` `volume` |
 //! | [`volume`] | names, options, mount options, records, rights: values, no I/O | `nfs` |
