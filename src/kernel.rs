@@ -4,7 +4,6 @@
 //! |---|---|
 //! | [`path`] | attach, detach, health, idle shares: what the driver calls |
 //! | `own` | a mount of an exclusive volume's own |
-//! | [`holders`] | which processes and containers hold a volume |
 //! | [`stats`] | what the kernel's NFS client has carried, parsed |
 //! | `shares` | the share mounts below the mount root, and the calls on them |
 //! | `share` | mounting a share: versions, parameters, fsopen or mount(2) |

@@ -32,9 +32,9 @@
 //! | crate | job | imports |
 //! |---|---|---|
 //! | `lab` | real Docker hosts, NFS servers and kernel NFS clients on one machine | |
-//! | [`nfs`](::nfs) | speaking NFS in user space: addresses, probe, directory operations, RPC | `chance` `mutants` |
-//! | [`embedded`](::embedded) | an NFS server for one machine: a local directory over loopback | |
-//! | [`chance`](::chance) | random numbers, the time of day and since the boot | |
+//! | [`nfs`] | speaking NFS in user space: addresses, probe, directory operations, RPC | `chance` `mutants` |
+//! | [`embedded`] | an NFS server for one machine: a local directory over loopback | |
+//! | [`chance`] | random numbers, the time of day and since the boot | |
 //! | [`mutants`] | lists of mended faults that tests can put back | |
 //!
 //! Only the modules `sys` of `kernel` and `fuse`, and of the crates `embedded` and `chance`, hold unsafe

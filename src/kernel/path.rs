@@ -13,7 +13,7 @@
 //!
 //! A share that is stale (ESTALE: the server was given another file system) is detached lazily
 //! and mounted anew for the attachments that follow. Containers keep what they hold; the driver
-//! finds them with [`super::holders`]. The propagation of the mount root is left as the host has
+//! finds them with [`crate::sys::holders`]. The propagation of the mount root is left as the host has
 //! it: on a host whose `/` is shared the mounts are seen in every namespace that follows it.
 
 use std::collections::HashMap;
