@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use nfsvol::nfs::rpc::connector::TcpConnector;
-use nfsvol::nfs::rpc::mountd::{Mountd, Ports};
-use nfsvol::nfs::rpc::nfs3::{FileHandle, How, Nfs3, SetAttr, Stable};
-use nfsvol::nfs::rpc::{Cred, Settings};
+use nfs::rpc::connector::TcpConnector;
+use nfs::rpc::mountd::{Mountd, Ports};
+use nfs::rpc::nfs3::{FileHandle, How, Nfs3, SetAttr, Stable};
+use nfs::rpc::{Cred, Settings};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 

@@ -20,8 +20,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::api::{self, Answers, Ask, Client};
 use crate::daemon::settings::{DEFAULT_SOCKET, ServeArgs};
 use crate::driver::{Driver, DriverError};
-use crate::nfs::address::Share;
 use crate::telemetry;
+use nfs::address::Share;
 
 /// Docker volumes that follow a container to any host, on the NFS server you already have.
 #[derive(Debug, Parser)]

@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::api::volumes::VolumeLine;
 use crate::api::{Client, Failure, Ls, Status};
-use crate::nfs::address::Share;
+use nfs::address::Share;
 
 /// The daemon answers about itself from memory.
 const DAEMON: Duration = Duration::from_secs(2);
@@ -185,7 +185,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nfs::probe::{Cause, ReachError, Step};
+    use nfs::probe::{Cause, ReachError, Step};
 
     #[test]
     fn an_error_falls_apart_into_what_was_found_and_what_to_do() {

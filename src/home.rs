@@ -39,14 +39,13 @@ use self::expiry::since_boot;
 use self::local::{Copy, LocalCopy, Stamp};
 pub use self::sync::Changes;
 pub use self::trash::{TrashEntry, Trashed};
-use crate::chance;
 use crate::layout::{self, TrashName};
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::{Server, Share};
-use crate::nfs::admin::Admin;
-use crate::nfs::connect;
 use crate::sys::files::{write_durably, write_whole};
 use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
+use nfs::address::{Server, Share};
+use nfs::admin::Admin;
+use nfs::connect;
 
 /// How long a Get for a volume that is not in the local copy may wait for the share.
 pub const LOOKUP_WAIT: Duration = Duration::from_millis(250);

@@ -40,8 +40,8 @@ pub(crate) use self::paths::Paths;
 #[cfg(test)]
 pub(crate) use self::reconcile::PODMAN;
 pub(crate) use self::reconcile::RECONCILE_EVERY;
-use crate::nfs::address::Share;
 use crate::volume::{DataPath, VolumeName};
+use nfs::address::Share;
 
 /// What the administrator has decided that matters here.
 #[derive(Debug)]

@@ -19,16 +19,14 @@
 //! .nfsvol.<id>/                            what is prepared to become .nfsvol/
 //! ```
 
+use crate::volume::options::OWN_DIR;
+use crate::volume::{Record, VolumeName};
 use jiff::Timestamp;
 use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
+use nfs::address::SharePath;
+use nfs::admin::ServerTime;
 use serde::{Deserialize, Serialize};
-
-use crate::chance;
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::ServerTime;
-use crate::volume::options::OWN_DIR;
-use crate::volume::{Record, VolumeName};
 
 /// The format number of `.nfsvol/` that this version writes and reads.
 pub(crate) const FORMAT: u32 = 1;

@@ -66,6 +66,3 @@ pub mod mutant;
 pub mod sys;
 pub mod telemetry;
 pub mod volume;
-
-use ::chance;
-pub use ::nfs;

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use lab::{Export, Ganesha, Knfsd, Lab, Node, PATIENCE, Part, Result, Shared, trial};
-use nfsvol::nfs::address::{Share, SharePath};
-use nfsvol::nfs::admin::{
+use nfs::address::{Share, SharePath};
+use nfs::admin::{
     Admin, AdminError, AdminErrorKind, AdminSettings, Attr, Kind, MOUNT_OPTIONS, Made, Refusal,
     is_temporary,
 };
-use nfsvol::nfs::probe::{Cause, Ports, ReachError, Reached, Step, probe};
+use nfs::probe::{Cause, Ports, ReachError, Reached, Step, probe};
 
 /// Given to this binary in a guest: run the scenarios on the directory that follows.
 const ON_MOUNT: &str = "on-mount";

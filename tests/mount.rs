@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use lab::{Export, Ganesha, Knfsd, Lab, Linux, Node, PATIENCE, Part, Result, Shared, trial};
+use nfs::address::{Server, Share, SharePath};
 use nfsvol::kernel::{Attach, Endpoint, KernelPath, KernelSettings};
-use nfsvol::nfs::address::{Server, Share, SharePath};
 use nfsvol::sys::holders;
 use nfsvol::volume::{MountOptions, VolumeName};
 use serde_json::{Value, json};

@@ -139,7 +139,9 @@ fn uses(code: &str, name: &str) -> bool {
     let mut before = code.match_indices(&path).map(|(at, _)| &code[..at]);
     before.any(|before| {
         let before = before.strip_suffix("::").unwrap_or(before);
-        !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '>' || c == '"')
+        !before.ends_with(|c: char| {
+            c.is_alphanumeric() || c == '_' || c == ':' || c == '>' || c == '"'
+        })
     })
 }
 

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use lab::{Export, Ganesha, Knfsd, Lab, Part, Proxy, Result, Shared, trial};
-use nfsvol::nfs::rpc::connector::TcpConnector;
-use nfsvol::nfs::rpc::mountd::{MountError, Mountd, Ports};
-use nfsvol::nfs::rpc::nfs3::{
+use nfs::rpc::connector::TcpConnector;
+use nfs::rpc::mountd::{MountError, Mountd, Ports};
+use nfs::rpc::nfs3::{
     FileHandle, FileKind, How, Nfs3, Nfs3Status, Node, SetAttr, SetTime, Stable, Time, access,
 };
-use nfsvol::nfs::rpc::{Cred, Settings};
+use nfs::rpc::{Cred, Settings};
 use tokio::task::JoinSet;
 
 const EXPORT: &str = "/srv/export";

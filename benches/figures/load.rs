@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use lab::process::Task;
 use lab::{Node, Result};
-use nfsvol::nfs::address::Share;
-use nfsvol::nfs::admin::{Admin, AdminSettings};
+use nfs::address::Share;
+use nfs::admin::{Admin, AdminSettings};
 use rustix::fs::{Advice, fadvise};
 
 pub(crate) const ROLE: &str = "load";

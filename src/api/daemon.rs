@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Ask;
-use crate::nfs::address::Share;
 use crate::volume::DataPath;
+use nfs::address::Share;
 
 /// `nfsvol status`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::ClientError;
-use crate::nfs::admin::AdminError;
-use crate::nfs::probe::ReachError;
+use nfs::admin::AdminError;
+use nfs::probe::ReachError;
 
 /// What happened, and what to do next where something can be said.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 
 use super::Ask;
 use super::daemon::Health;
-use crate::nfs::address::{Share, SharePath};
 use crate::sys::mountinfo::DeviceId;
 use crate::volume::{Access, DataPath, OnRemove, VolumeName};
+use nfs::address::{Share, SharePath};
 
 /// `nfsvol ls`: the volumes of all hosts, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

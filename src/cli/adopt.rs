@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::{Common, output};
 use crate::api::Adopt;
 use crate::api::volumes::AdoptOutcome;
-use crate::nfs::address::SharePath;
 use crate::volume::VolumeName;
+use nfs::address::SharePath;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct AdoptArgs {

@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 
 use crate::api::{Answers, Ask};
 use crate::driver::{Config, Driver, DriverError};
-use crate::nfs::address::{Server, Share};
+use nfs::address::{Server, Share};
 
 /// Answers what the daemon would answer.
 ///

@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use crate::daemon::settings::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 use crate::doctor::{Questions, examine};
-use crate::nfs::address::Share;
+use nfs::address::Share;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DoctorArgs {

@@ -16,9 +16,9 @@ use super::share::{Env, Store};
 use super::view::Life;
 use crate::layout;
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::AdminErrorKind;
 use crate::volume::{Access, VolumeName};
+use nfs::address::SharePath;
+use nfs::admin::AdminErrorKind;
 
 /// How often the next epoch is tried for when another host was faster and gave up at once.
 const TRIES: usize = 4;

@@ -28,8 +28,8 @@ use super::session::Standing;
 use super::share::{Env, Stamp, Store};
 use super::times::Times;
 use crate::mutant::{self, Mutant};
-use crate::nfs::admin::{AdminError, AdminErrorKind};
 use crate::volume::{Access, VolumeName};
+use nfs::admin::{AdminError, AdminErrorKind};
 
 /// Why the cluster's part of a call failed.
 #[derive(Debug, thiserror::Error)]

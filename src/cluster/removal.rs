@@ -9,8 +9,8 @@
 
 use super::share::Store;
 use crate::layout;
-use crate::nfs::admin::{AdminError, AdminErrorKind};
 use crate::volume::VolumeName;
+use nfs::admin::{AdminError, AdminErrorKind};
 
 /// What became of an intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::time::Duration;
 
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminError, Made, ServerTime};
+use nfs::address::SharePath;
+use nfs::admin::{Admin, AdminError, Made, ServerTime};
 
 /// A time that the server set. Only compared with others of the same server.
 pub type Stamp = ServerTime;

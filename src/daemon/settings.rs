@@ -10,8 +10,8 @@ use crate::cluster::{LONGEST_SESSION, SHORTEST_SESSION};
 use crate::docker::server::Settings;
 use crate::driver::{Config, host_name};
 use crate::monitor::Address;
-use crate::nfs::address::Share;
 use crate::volume::{DataPath, MountOptions, OnRemove};
+use nfs::address::Share;
 
 /// Where Docker looks for the socket of a plugin called nfsvol (moby: pkg/plugins/discovery.go).
 pub(crate) const DEFAULT_SOCKET: &str = "/run/docker/plugins/nfsvol.sock";

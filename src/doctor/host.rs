@@ -14,10 +14,10 @@ use crate::api::volumes::VolumeLine;
 use crate::api::{ClientError, Failure};
 use crate::fuse::FusePath;
 use crate::kernel::{KernelPath, MountError};
-use crate::nfs::connect::detached;
 use crate::sys::holders::{self, Mark};
 use crate::sys::mountinfo::{MountEntry, MountInfo};
 use crate::sys::proc;
+use nfs::connect::detached;
 
 /// statfs(2) on a mount whose server is well takes microseconds.
 const STATFS: Duration = Duration::from_secs(2);

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::timeout;
 
 use super::Finding;
-use crate::nfs::address::{Server, Share, SharePath};
-use crate::nfs::admin::{Admin, AdminError, AdminSettings, Attr};
-use crate::nfs::connect::resolve;
-use crate::nfs::probe::{Ports, ReachError, Reached, Step, probe};
+use nfs::address::{Server, Share, SharePath};
+use nfs::admin::{Admin, AdminError, AdminSettings, Attr};
+use nfs::connect::resolve;
+use nfs::probe::{Ports, ReachError, Reached, Step, probe};
 
 /// For the steps to a server that answers, and for the test of writing. Together with a name
 /// server that is silent they stay below 10 s.

@@ -9,8 +9,8 @@ use crate::api::{
     Restored, Status, Trash, TrashEntry, TrashPurge,
 };
 use crate::home::CatalogError;
-use crate::nfs::admin::Admin;
 use crate::volume::{DataPath, VolumeName};
+use nfs::admin::Admin;
 
 impl Driver {
     pub(super) async fn reply(&self, question: Question) -> Result<Reply, DriverError> {

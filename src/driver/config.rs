@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::docker::engine;
 use crate::host;
-use crate::nfs::address::Share;
 use crate::volume::{DataPath, MountOptions, OnRemove};
+use nfs::address::Share;
 
 /// The longest that one directory operation takes for a command that asks a share itself.
 const ASIDE_DEADLINE: Duration = Duration::from_secs(5);

@@ -6,9 +6,9 @@ use super::{Driver, DriverError};
 use crate::fuse::FuseOptions;
 use crate::home::{CatalogError, Creation};
 use crate::host::HostError;
-use crate::nfs::address::SharePath;
 use crate::volume::options::is_own_dir;
 use crate::volume::{Access, DataPath, VolumeName, VolumeOptions};
+use nfs::address::SharePath;
 
 impl Driver {
     /// Whether a volume with these options may be made and mounted on this host.

@@ -5,11 +5,11 @@ use crate::cluster::{Holding, MemberError};
 use crate::home::CatalogError;
 use crate::host::HostError;
 use crate::local_server::LocalServerError;
-use crate::nfs::address::{Share, SharePath};
-use crate::nfs::admin::AdminError;
-use crate::nfs::probe::ReachError;
 use crate::volume::name::NameError;
 use crate::volume::{OptionError, VolumeName};
+use nfs::address::{Share, SharePath};
+use nfs::admin::AdminError;
+use nfs::probe::ReachError;
 
 /// An error of a call; the text says what happened, at which step, and what to do next.
 #[derive(Debug, thiserror::Error)]

@@ -32,15 +32,15 @@ use super::DriverError;
 use super::config::Config;
 use super::elsewhere::Elsewhere;
 use super::shares::Shares;
-use crate::chance::since_boot;
 use crate::cluster::{Env, Holding, Host as Identity, Member, MemberError, Times};
 use crate::home::Catalog;
 use crate::host::{Host, HostError};
 use crate::layout;
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::Admin;
 use crate::sys::files::write_durably;
 use crate::volume::{VolumeName, VolumeOptions};
+use chance::since_boot;
+use nfs::address::SharePath;
+use nfs::admin::Admin;
 
 /// A random id of this state directory; in it.
 const ID_FILE: &str = "host-id";

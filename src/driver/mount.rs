@@ -9,9 +9,9 @@ use crate::home::Catalog;
 use crate::host::HostError;
 use crate::kernel::MountError;
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::Share;
-use crate::nfs::admin::Admin;
 use crate::volume::{Access, DataPath, Record, Right, VolumeName};
+use nfs::address::Share;
+use nfs::admin::Admin;
 
 /// How long before its deadline a Mount stops trying, so that its own error is the answer.
 const MARGIN: Duration = Duration::from_secs(2);

@@ -4,8 +4,8 @@ use std::sync::PoisonError;
 
 use super::{Driver, DriverError};
 use crate::home::Catalog;
-use crate::nfs::admin::Admin;
 use crate::volume::VolumeName;
+use nfs::admin::Admin;
 
 impl Driver {
     pub(super) async fn remove_volume(&self, name: &VolumeName) -> Result<(), DriverError> {

@@ -4,8 +4,8 @@ use super::{Driver, DriverError};
 use crate::api::daemon::RepairOutcome;
 use crate::api::{Repair, Repaired};
 use crate::home::CatalogError;
-use crate::nfs::admin::Admin;
 use crate::volume::VolumeName;
+use nfs::admin::Admin;
 
 impl Driver {
     /// Puts back what is torn on the home share, or says what would be (`dry_run`): a line for each.

@@ -12,16 +12,16 @@ use std::time::{Duration, Instant};
 use super::DriverError;
 use super::config::Config;
 use crate::api::daemon::Health;
-use crate::chance::host_time;
 use crate::home::CatalogError;
 use crate::host::{Host, HostError};
 use crate::kernel::MountError;
 use crate::layout;
 use crate::local_server;
-use crate::nfs::address::{Server, Share, SharePath};
-use crate::nfs::admin::{Admin, AdminSettings, Space};
-use crate::nfs::probe::{self, Breaker, Ports, Reached};
 use crate::volume::{MountOptions, VolumeOptions};
+use chance::host_time;
+use nfs::address::{Server, Share, SharePath};
+use nfs::admin::{Admin, AdminSettings, Space};
+use nfs::probe::{self, Breaker, Ports, Reached};
 
 /// How long a successful probe is good for: a burst of Mounts probes once.
 const FRESH: Duration = Duration::from_secs(5);

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::membership::STARTED;
 use super::{Driver, DriverError};
 use crate::home::Changes;
-use crate::nfs::address::Share;
 use crate::volume::VolumeName;
+use nfs::address::Share;
 
 /// How often the health of shares in use is looked at.
 const HEALTH_EVERY: Duration = Duration::from_secs(30);

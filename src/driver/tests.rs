@@ -20,9 +20,9 @@ use crate::attendant::Post;
 use crate::cluster::Env;
 use crate::home::Creation;
 use crate::host::{How, PODMAN};
-use crate::nfs::probe::Reached;
 use crate::sys::holders::Mark;
 use crate::volume::{DataPath, OnRemove, VolumeOptions};
+use nfs::probe::Reached;
 
 /// The clock of a host that is tried without its daemon: it runs as the test's does.
 pub(super) struct Clock(tokio::time::Instant);

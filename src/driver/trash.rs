@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use super::{Driver, DriverError};
 use crate::api::{Purged, TrashPurge};
-use crate::chance::host_time;
 use crate::home::{Catalog, TrashEntry};
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::Share;
-use crate::nfs::admin::Admin;
+use chance::host_time;
+use nfs::address::Share;
+use nfs::admin::Admin;
 
 /// How long one host of several looks after the trash: each needs to read what it has not seen.
 const TURN: Duration = Duration::from_secs(86_400);

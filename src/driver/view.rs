@@ -14,7 +14,6 @@ use serde::Serialize;
 
 use super::elsewhere::Elsewhere;
 use super::{Driver, DriverError};
-use crate::chance::host_time;
 use crate::cluster::Hold;
 use crate::fuse::WorkerStatus;
 use crate::home;
@@ -27,6 +26,7 @@ use crate::monitor::{Watched, metrics, view};
 use crate::sys::mountinfo::DeviceId;
 use crate::sys::proc;
 use crate::volume::{Access, DataPath, Record, VolumeName};
+use chance::host_time;
 
 /// How old a view may be: however many ask, /proc and the workers are asked once in this time.
 const FRESH: Duration = Duration::from_secs(1);

@@ -31,13 +31,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::cut::{self, Barrier};
 use super::root::Root;
 use super::{Fenced, Task};
-use crate::chance;
-use crate::chance::since_boot;
 use crate::docker::engine;
 use crate::mutant::{self, Mutant};
 use crate::sys::mountinfo::MountInfo;
 use crate::sys::proc;
 use crate::sys::users::{self, User};
+use chance::since_boot;
 
 /// Between two rounds of killing, and of ending calls.
 const ROUND: Duration = Duration::from_millis(20);

@@ -20,9 +20,9 @@ use super::end;
 use super::root::Root;
 use super::{Ask, FENCED, State, Task};
 use crate::attendant::{self, Post, receive, send};
-use crate::chance::since_boot;
 use crate::sys::files::write_whole;
 use crate::telemetry;
+use chance::since_boot;
 
 /// The longest that the end of the right can go by unseen after the host was suspended: timers do
 /// not count that.

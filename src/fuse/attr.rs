@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::nfs3::{Attr, Wcc};
+use nfs::rpc::nfs3::{Attr, Wcc};
 
 use super::options::FuseOptions;
 use super::own::{Overlap, Stamp};
@@ -303,7 +303,7 @@ fn verdict(foreign: bool) -> Verdict {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use crate::nfs::rpc::nfs3::{FileKind, Time, WccAttr};
+    use nfs::rpc::nfs3::{FileKind, Time, WccAttr};
 
     use super::*;
 

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::nfs::address::{Share, SharePath};
 use crate::volume::VolumeName;
+use nfs::address::{Share, SharePath};
 
 use super::options::FuseOptions;
 use crate::volume::Right;

@@ -25,8 +25,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{
+use nfs::rpc::Cred;
+use nfs::rpc::nfs3::{
     Attr, DirEntryPlus, FileHandle, FileKind, Nfs3Status, NfsError, ReaddirPlusOk,
 };
 

@@ -1,6 +1,6 @@
 //! How an operation of the file system fails: with an errno.
 
-use crate::nfs::rpc::NfsError;
+use nfs::rpc::NfsError;
 
 /// A positive `libc` error number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,8 +24,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::chance::since_boot;
-use crate::nfs::rpc::connector::{Connector, TcpConnector};
+use chance::since_boot;
+use nfs::rpc::connector::{Connector, TcpConnector};
 
 /// Until when a worker may send.
 #[derive(Debug)]

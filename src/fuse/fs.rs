@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{Attr, FileHandle, FsStat, Nfs3, SetAttr, Wcc, access};
+use nfs::rpc::Cred;
+use nfs::rpc::nfs3::{Attr, FileHandle, FsStat, Nfs3, SetAttr, Wcc, access};
 
 use super::attr::{Limits, Own, Verdict, now};
 use super::error::{Errno, Result};

@@ -29,8 +29,8 @@ use fuser::{
 };
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::SetAttr;
+use nfs::rpc::Cred;
+use nfs::rpc::nfs3::SetAttr;
 
 use self::listing::{Page, Reply};
 use self::reply::{Answer, set_time};

@@ -13,8 +13,8 @@ use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
-use crate::nfs::rpc::nfs3::{FileHandle, Nfs3};
-use crate::nfs::rpc::{Cred, NfsError};
+use nfs::rpc::nfs3::{FileHandle, Nfs3};
+use nfs::rpc::{Cred, NfsError};
 
 use crate::attendant;
 

@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use tokio::sync::Notify;
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{Attr, FileHandle, FileKind};
+use nfs::rpc::Cred;
+use nfs::rpc::nfs3::{Attr, FileHandle, FileKind};
 
 use super::attr::{Cached, Limits, OwnSize, now};
 use super::extents::Held;

@@ -15,7 +15,7 @@ use super::fs::OpenFile;
 use super::inode::ROOT;
 use super::scripted::{Answers, PackAll, World, attributes, ok, refuse};
 use super::write::WriteTo;
-use crate::nfs::rpc::Cred;
+use nfs::rpc::Cred;
 
 /// The number of the one file there is.
 const FILE: u64 = 7;

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime, Wcc};
+use nfs::rpc::Cred;
+use nfs::rpc::nfs3::{CreateOk, How, Node, SetAttr, SetTime, Wcc};
 
 use super::attr::now;
 use super::error::{Errno, Result};

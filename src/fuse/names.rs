@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::nfs3::{FileHandle, FileKind, SetAttr};
-use crate::nfs::rpc::{Cred, NfsError};
+use nfs::rpc::nfs3::{FileHandle, FileKind, SetAttr};
+use nfs::rpc::{Cred, NfsError};
 
 use super::error::{Errno, Result};
 use super::fs::{Fs, check_name};

@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::access;
+use nfs::rpc::Cred;
+use nfs::rpc::nfs3::access;
 
 use super::attr::now;
 use super::error::{Errno, Result};

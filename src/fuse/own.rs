@@ -15,7 +15,7 @@
 //! it; a change within the same tick of the server's clock that keeps the size is not seen, nor one
 //! whose author set the time back.
 
-use crate::nfs::rpc::nfs3::{Attr, Time, WccAttr};
+use nfs::rpc::nfs3::{Attr, Time, WccAttr};
 
 /// How much may be unexplained. Sixteen WRITEs of a file are under way at once.
 const OPEN: usize = 64;

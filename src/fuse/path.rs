@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use rustix::mount::UnmountFlags;
 
 use crate::attendant::{self, Attendant};
-use crate::nfs::address::{Share, SharePath};
 use crate::sys::mountinfo::{DeviceId, MountInfo};
 use crate::volume::VolumeName;
+use nfs::address::{Share, SharePath};
 
 use super::control::{Command, Report, Served, Started, Task, WorkerStatus};
 use super::options::FuseOptions;

@@ -9,8 +9,8 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::nfs::rpc::Cred;
 use crate::sys::proc;
+use nfs::rpc::Cred;
 
 /// How long the groups of a process are trusted: a `setgroups` counts after this time.
 const GROUPS_TRUSTED: Duration = Duration::from_secs(2);

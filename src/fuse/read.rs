@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::task::JoinSet;
 
-use crate::nfs::rpc::nfs3::ReadOk;
+use nfs::rpc::nfs3::ReadOk;
 
 use super::attr::now;
 use super::error::{Errno, Result};

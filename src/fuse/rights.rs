@@ -13,8 +13,8 @@
 //! Known limit: a squash is not seen where all directories looked at let everybody do everything.
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{Attr, FileHandle, Nfs3, access};
+use nfs::rpc::Cred;
+use nfs::rpc::nfs3::{Attr, FileHandle, Nfs3, access};
 
 /// A user that owns nothing anywhere, and is no number that servers map others to.
 const STRANGER: u32 = 3_987_654_321;

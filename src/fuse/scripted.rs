@@ -10,9 +10,9 @@ use nfs3_types::xdr_codec::{Pack, Unpack};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::oneshot;
 
-use crate::nfs::rpc::Settings;
-use crate::nfs::rpc::connector::Connector;
-use crate::nfs::rpc::nfs3::{FileHandle, Nfs3};
+use nfs::rpc::Settings;
+use nfs::rpc::connector::Connector;
+use nfs::rpc::nfs3::{FileHandle, Nfs3};
 
 use super::fs::{Fs, Kernel};
 use super::hidden::Hidden;

@@ -16,8 +16,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{Attr, SetAttr};
+use nfs::rpc::Cred;
+use nfs::rpc::nfs3::{Attr, SetAttr};
 
 use super::error::{Errno, Result};
 use super::fs::{Change, Fs};

@@ -58,8 +58,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use crate::nfs::rpc::Settings;
-use crate::nfs::rpc::nfs3::{FileHandle, Nfs3};
+use nfs::rpc::Settings;
+use nfs::rpc::nfs3::{FileHandle, Nfs3};
 
 use super::fs::Fs;
 use super::hidden::Hidden;

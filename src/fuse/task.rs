@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::nfs::rpc::Nfs3;
+use nfs::rpc::Nfs3;
 
 type Operation = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -104,7 +104,7 @@ mod tests {
     use tokio::sync::{mpsc, oneshot};
 
     use super::*;
-    use crate::nfs::rpc::Settings;
+    use nfs::rpc::Settings;
 
     /// Begins an operation on a thread of its own and then runs the runtime until `check` is done.
     fn on_a_thread<T>(

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
+use nfs::rpc::Cred;
 
 use super::fs::Fs;
 use super::inode::Inode;

@@ -27,12 +27,12 @@ use tracing::Instrument;
 
 use crate::attendant::{self, Post, receive, send};
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::connector::TcpConnector;
-use crate::nfs::rpc::mountd::{Mountd, Ports};
-use crate::nfs::rpc::nfs3::{FileHandle, FileKind, Nfs3};
-use crate::nfs::rpc::{Cred, Settings};
 use crate::sys::mountinfo::{MountEntry, MountInfo};
 use crate::telemetry;
+use nfs::rpc::connector::TcpConnector;
+use nfs::rpc::mountd::{Mountd, Ports};
+use nfs::rpc::nfs3::{FileHandle, FileKind, Nfs3};
+use nfs::rpc::{Cred, Settings};
 
 use super::caches::Caches;
 use super::control::{Command, Report, Served, Started, Task, Traffic, WorkerStatus};

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{MutexGuard, oneshot};
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::nfs3::MAX_FILE;
+use nfs::rpc::nfs3::MAX_FILE;
 
 use super::error::{Errno, Result};
 use super::fs::{Fs, OpenFile};

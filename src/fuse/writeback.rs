@@ -17,8 +17,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::{NfsError, Stable, WriteOk};
+use nfs::rpc::Cred;
+use nfs::rpc::nfs3::{NfsError, Stable, WriteOk};
 
 use super::error::Result;
 use super::extents::{Flight, Held};

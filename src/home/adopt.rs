@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::create::Source;
 use super::{Catalog, CatalogError, Creation, data, share};
 use crate::layout;
-use crate::nfs::admin::Admin;
 use crate::volume::record::FORMAT;
 use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
+use nfs::admin::Admin;
 
 /// What became of a directory.
 #[derive(Debug, Clone, PartialEq)]

@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use super::share::{self, Published};
 use super::{Catalog, CatalogError, Copy, Stamp, data, trash};
-use crate::chance;
 use crate::layout::{self, TrashName};
 use crate::mutant::{self, Mutant};
-use crate::nfs::admin::Admin;
 use crate::volume::record::FORMAT;
 use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
+use nfs::admin::Admin;
 
 /// How often a Create starts over because another host was removing the volume just then.
 const CREATE_TRIES: usize = 5;

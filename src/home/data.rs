@@ -8,10 +8,10 @@ use super::error::CatalogError;
 use super::share;
 use crate::layout;
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind, Made};
 use crate::volume::options::OWN_DIR;
 use crate::volume::{Owner, Record, VolumeName};
+use nfs::address::SharePath;
+use nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind, Made};
 
 /// Parents of a data directory and directories of ours: passable by everybody.
 const DIR_MODE: u32 = 0o755;

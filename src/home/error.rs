@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::AdminError;
 use crate::volume::{OptionError, Record, RecordError, VolumeName};
+use nfs::address::SharePath;
+use nfs::admin::AdminError;
 
 /// An error of the catalog; the text says what to do next.
 #[derive(Debug, thiserror::Error)]

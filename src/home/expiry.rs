@@ -14,10 +14,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::error::CatalogError;
-use crate::chance;
 use crate::layout::TrashName;
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::Share;
+use nfs::address::Share;
 
 /// Where [`Seen`] is kept in the state directory.
 pub(super) const FILE: &str = "trash.json";

@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use serde::{Deserialize, Serialize};
 
 use crate::mutant::{self, Mutant};
-use crate::nfs::admin::{Attr, ServerTime};
 use crate::sys::files::write_durably;
 use crate::volume::{Record, VolumeName};
+use nfs::admin::{Attr, ServerTime};
 
 /// How a volume's directory in the catalog looked when its record was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

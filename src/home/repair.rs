@@ -11,8 +11,8 @@
 
 use super::{Catalog, CatalogError, share, trash};
 use crate::layout::{self, FORMAT, Format, claims};
-use crate::nfs::admin::Admin;
 use crate::volume::{Record, VolumeName, json};
+use nfs::admin::Admin;
 
 /// Records that are read at once.
 const READS_AT_ONCE: usize = 8;

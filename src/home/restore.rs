@@ -48,9 +48,9 @@ use super::trash::{self, TrashEntry};
 use super::{Catalog, Copy, data, share};
 use crate::layout::{self, RESTORED_FROM, TRASH_DATA, TrashName};
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminError, AdminErrorKind};
 use crate::volume::{Record, VolumeName};
+use nfs::address::SharePath;
+use nfs::admin::{Admin, AdminError, AdminErrorKind};
 
 /// How often data is looked for that another restore of the entry may be moving.
 const LOOKS: usize = 3;

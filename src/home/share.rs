@@ -6,13 +6,12 @@
 
 use super::error::CatalogError;
 use super::local::Stamp;
-use crate::chance;
 use crate::cluster::removal::{self as mark, Bound};
 use crate::layout::{self, FORMAT, Format, README, RECORD, REMOVING, TrashName};
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind};
 use crate::volume::{MAX_RECORD, Record, RecordError, VolumeName, json};
+use nfs::address::SharePath;
+use nfs::admin::{Admin, AdminError, AdminErrorKind, Attr, Kind};
 
 /// Directories of the catalog: readable by everybody, since the records hold no secrets.
 const DIR_MODE: u32 = 0o755;

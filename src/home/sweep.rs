@@ -18,8 +18,8 @@ use super::trash::{LEFT_OVER, delete};
 use super::{restore, share};
 use crate::layout;
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::{self, Admin, Attr, DirEntry, Kind};
+use nfs::address::SharePath;
+use nfs::admin::{self, Admin, Attr, DirEntry, Kind};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// A host that was not heard of for so long is taken for scrapped: it holds nothing for hours already,

@@ -20,8 +20,8 @@ use super::local::{Copy, Stamp};
 use super::{Catalog, share};
 use crate::layout;
 use crate::mutant::{self, Mutant};
-use crate::nfs::admin::Admin;
 use crate::volume::{Record, VolumeName, json};
+use nfs::admin::Admin;
 
 /// Where [`State`] is kept in the state directory.
 pub(super) const FILE: &str = "home.json";

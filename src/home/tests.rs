@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::cluster::removal;
-use crate::nfs::admin::AdminSettings;
+use nfs::admin::AdminSettings;
 
 struct Lab {
     export: TempDir,

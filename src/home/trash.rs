@@ -25,9 +25,9 @@ use super::error::CatalogError;
 use super::{restore, share};
 use crate::layout::{self, REMOVING, RESTORED_FROM, TRASH_DATA, TRASH_VOLUME, TrashName};
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminError, AdminErrorKind};
 use crate::volume::{MAX_RECORD, OnRemove, Record, VolumeName};
+use nfs::address::SharePath;
+use nfs::admin::{Admin, AdminError, AdminErrorKind};
 
 /// What lies in `tmp/` longer than this was left by a crash; nothing takes near as long to make.
 pub(super) const LEFT_OVER: Duration = Duration::from_secs(3600);

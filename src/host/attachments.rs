@@ -13,14 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use crate::chance;
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::Share;
 use crate::sys::files::{write_durably, write_whole};
 use crate::sys::holders::Mark;
 use crate::volume::{DataPath, VolumeName};
+use nfs::address::Share;
+use serde::{Deserialize, Serialize};
 
 /// Counts the starts of the engine that were seen; in the state directory.
 const EPOCH_FILE: &str = "engine-epoch";

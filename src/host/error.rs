@@ -10,10 +10,10 @@ use super::holders::names;
 use crate::fence::GuardError;
 use crate::fuse::{self, FuseError};
 use crate::kernel::MountError;
-use crate::nfs::address::Share;
-use crate::nfs::probe::ReachError;
 use crate::sys::holders::Holder;
 use crate::volume::{OptionsError, VolumeName};
+use nfs::address::Share;
+use nfs::probe::ReachError;
 
 /// An error of this host; the text says what happened, at which step, and what to do next.
 #[derive(Debug, thiserror::Error)]

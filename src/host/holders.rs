@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Host, HostError};
-use crate::nfs::address::{Share, SharePath};
 use crate::sys::holders::{self, Holder, Mark, Wanted};
 use crate::volume::{Record, VolumeName};
+use nfs::address::{Share, SharePath};
 
 /// Between the answer to Mount and the container's own mount lie image set-up and runc: seconds
 /// on a loaded host. For this long an attachment counts although no process shows it.

@@ -10,12 +10,12 @@ use crate::fuse::{self, FuseOptions, FusePath};
 use crate::kernel::{
     self, Endpoint, KernelPath, KernelSettings, MountError, MountedVolume, OwnMount,
 };
-use crate::nfs::address::Share;
-use crate::nfs::admin::MOUNT_OPTIONS;
-use crate::nfs::probe::Reached;
 use crate::sys::holders::Mark;
 use crate::sys::users;
 use crate::volume::{Access, DataPath, MountOptions, Record, Right, VolumeName, VolumeOptions};
+use nfs::address::Share;
+use nfs::admin::MOUNT_OPTIONS;
+use nfs::probe::Reached;
 
 /// How long making the admin mount of an NFSv4-only share may take.
 const ADMIN_MOUNT_DEADLINE: Duration = Duration::from_secs(20);

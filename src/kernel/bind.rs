@@ -25,8 +25,8 @@ use rustix::mount::{
 
 use super::lane::Ticket;
 use super::sys::mount_setattr;
-use crate::nfs::address::SharePath;
 use crate::sys::mountinfo::{DeviceId, MountEntry};
+use nfs::address::SharePath;
 
 /// More mounts on top of each other at one place than any accident makes.
 const MAX_STACKED: usize = 16;

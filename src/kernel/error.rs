@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::nfs::address::{Share, SharePath};
 use crate::volume::{NfsVersion, VolumeName};
+use nfs::address::{Share, SharePath};
 
 /// The steps from a reached server to a bound volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,10 +36,10 @@ use super::share::{self, ShareMount};
 use super::shares::{Round, ShareState, Shares, UNMOUNT_WAIT, local, share_key, until};
 use super::stats::{self, MountStats};
 use super::sys::{Aside, Call};
-use crate::nfs::address::{Share, SharePath};
 use crate::sys::holders::Mark;
 use crate::sys::mountinfo::{DeviceId, MountEntry};
 use crate::volume::{MountOptions, VolumeName};
+use nfs::address::{Share, SharePath};
 
 /// How long a share whose server has moved to another address may take to answer from the old one.
 const MOVED_WAIT: Duration = Duration::from_secs(10);

@@ -28,8 +28,8 @@ use super::path::Endpoint;
 use super::sys::{Aside, Call};
 use super::trap;
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::{Server, Share, SharePath};
 use crate::volume::{MountOptions, NfsVersion};
+use nfs::address::{Server, Share, SharePath};
 
 /// How long the kernel may take to mount a share with one version. A healthy server takes
 /// milliseconds; NFSv4 mounts of all other servers may have to wait for this one (see

@@ -19,9 +19,9 @@ use super::lane::{Lane, Ticket};
 use super::own::is_own_key;
 use super::path::{Attach, KernelSettings};
 use super::share::{self, ShareMount};
-use crate::nfs::address::{Share, SharePath};
 use crate::sys::mountinfo::{MountEntry, MountInfo};
 use crate::volume::{MountOptions, VolumeName};
+use nfs::address::{Share, SharePath};
 
 /// How long one unmount is waited for. It does not wait for the server, except the last one of a
 /// superblock, whose mount is gone from its place by then.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::options::{OptionError, VolumeOptions, bad};
-use crate::nfs::address::Share;
+use nfs::address::Share;
 
 const KEYS: [&str; 3] = ["type", "o", "device"];
 /// Options of ours that say the same thing another way.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mount_options::MountOptions;
 use super::{VolumeName, local_form};
-use crate::nfs::address::{Share, SharePath};
+use nfs::address::{Share, SharePath};
 
 /// Every option, in the order of the documentation.
 pub const OPTION_NAMES: [&str; 13] = [

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Access, OnRemove, VolumeName, VolumeOptions};
-use crate::nfs::address::{Share, SharePath};
+use nfs::address::{Share, SharePath};
 
 /// The format number of records that this version writes and reads.
 pub const FORMAT: u32 = 1;

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nfs::address::SharePath;
+use nfs::admin::{AdminError, AdminErrorKind};
 use nfsvol::cluster::{Entry, Stamp, Store};
-use nfsvol::nfs::address::SharePath;
-use nfsvol::nfs::admin::{AdminError, AdminErrorKind};
 use tokio::time::{Instant, sleep};
 
 use crate::Dice;

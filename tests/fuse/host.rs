@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use lab::{Ganesha, PATIENCE, Result};
+use nfs::address::SharePath;
 use nfsvol::fuse::worker::{self, SUBCOMMAND};
 use nfsvol::fuse::{Attach, FuseOptions, FusePath, WorkerStatus};
-use nfsvol::nfs::address::SharePath;
 use nfsvol::volume::VolumeName;
 use tokio::runtime::Runtime;
 

@@ -7,8 +7,8 @@ use super::*;
 use crate::cluster::hold::{FORMAT, json};
 use crate::cluster::{Beat, Claimed, Entry};
 use crate::layout;
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminSettings};
+use nfs::address::SharePath;
+use nfs::admin::{Admin, AdminSettings};
 
 const SESSION: Duration = Duration::from_secs(30);
 

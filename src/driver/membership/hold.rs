@@ -6,8 +6,8 @@ use super::{Membership, nanos};
 use crate::cluster::MemberError;
 use crate::driver::DriverError;
 use crate::home::CatalogError;
-use crate::nfs::admin::Admin;
 use crate::volume::{Access, Record, Right};
+use nfs::admin::Admin;
 
 impl Membership {
     /// Tells the others that this host is about to mount a volume, and makes sure that none of

@@ -7,14 +7,14 @@
 use std::future::Future;
 use std::time::Duration;
 
-use crate::chance::host_time;
 use crate::cluster::removal::{self, Bound};
 use crate::cluster::{Env, Member, MemberError};
 use crate::driver::DriverError;
 use crate::home::{Catalog, CatalogError, Creation};
 use crate::mutant::{self, Mutant};
-use crate::nfs::admin::Admin;
 use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
+use chance::host_time;
+use nfs::admin::Admin;
 
 /// How many removals that others have begun a Create finishes, which are in its way.
 const REMOVALS_FINISHED: usize = 3;
@@ -287,8 +287,8 @@ mod tests {
     use super::*;
     use crate::cluster::{Host, Times};
     use crate::driver::tests::Clock;
-    use crate::nfs::address::Share;
-    use crate::nfs::admin::AdminSettings;
+    use nfs::address::Share;
+    use nfs::admin::AdminSettings;
 
     /// A home share, and one with a user's own files.
     struct Shares {

@@ -15,8 +15,8 @@ use crate::cluster::{Claimed, Env, Member};
 use crate::driver::DriverError;
 use crate::layout;
 use crate::mutant::{self, Mutant};
-use crate::nfs::admin::Admin;
 use crate::volume::{Record, VolumeName};
+use nfs::admin::Admin;
 
 /// How often a Mount that waits for an exclusive volume looks whether it is free.
 const CLAIM_PAUSE: Duration = Duration::from_millis(200);

@@ -8,8 +8,8 @@ use nfs3_types::xdr_codec::{Pack, Unpack};
 use super::disk::Disk;
 use super::server::{self, Call};
 use super::{Start, world};
-use crate::nfs::admin::{Admin, simulated};
 use crate::volume::{Record, VolumeName};
+use nfs::admin::{Admin, simulated};
 
 /// A home share.
 #[derive(Debug, Clone)]

@@ -11,8 +11,8 @@ use crate::cluster::{Claimed, Env, Host as Identity, Member, Times};
 use crate::driver::DriverError;
 use crate::driver::membership::together::{Together, Ways};
 use crate::home::{Catalog, CatalogError, Creation};
-use crate::nfs::admin::{Admin, simulated};
 use crate::volume::{Access, OnRemove, Record, VolumeName, VolumeOptions};
+use nfs::admin::{Admin, simulated};
 
 /// A call of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::Fault;
 use super::server::{Key, Touched};
 use super::world::{NAMES, TURN, TURNS, World};
 
-/// After this time a call without an answer is given up ([`crate::nfs::admin::AdminSettings`]).
+/// After this time a call without an answer is given up ([`nfs::admin::AdminSettings`]).
 const OP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What may happen next.

@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use super::disk::Disk;
 use super::server::Call;
-use crate::chance;
 use crate::cluster::Env;
-use crate::nfs::admin::simulated;
+use nfs::admin::simulated;
 
 /// A call of a host that was sent.
 

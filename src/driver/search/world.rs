@@ -18,8 +18,8 @@ use super::server::Call;
 use super::steps::{AllTouched, Mishap};
 use super::wires::{Clock, Link, Shared, Wires};
 use super::{Case, Fault, Start, checks};
-use crate::chance::{self, Source};
 use crate::cluster::Env;
+use chance::{self, Source};
 
 /// How long a host that waits for nothing but the time waits at once.
 pub(super) const TURN: Duration = Duration::from_millis(200);

@@ -21,7 +21,7 @@ use fuser::{Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use crate::fuse::dir::{Item, OpenDir};
 use crate::fuse::error::{Errno, Result};
 use crate::fuse::fs::Fs;
-use crate::nfs::rpc::nfs3::FileKind;
+use nfs::rpc::nfs3::FileKind;
 
 use super::reply::{file_attr, file_type};
 

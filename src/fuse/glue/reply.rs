@@ -9,7 +9,7 @@ use fuser::{
 };
 
 use crate::fuse::fs::{Entry, Found, Opened};
-use crate::nfs::rpc::nfs3::{Attr, FileKind, FsStat, SetTime, Time};
+use nfs::rpc::nfs3::{Attr, FileKind, FsStat, SetTime, Time};
 
 /// What `stat` recommends as size of reads and writes, in bytes: large enough for programs that
 /// copy, small enough for those that seek with buffered reads.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::fuse::fs::{Entry, Fs, Kernel};
 use crate::fuse::known::Forgetting;
-use crate::nfs::rpc::nfs3::Attr;
+use nfs::rpc::nfs3::Attr;
 
 use super::{Seen, World};
 

@@ -9,7 +9,7 @@ use crate::fuse::error::Errno;
 use crate::fuse::fs::{Change, Found};
 use crate::fuse::write::Quick;
 use crate::mutant::{Mutant, put_back};
-use crate::nfs::rpc::nfs3::SetAttr;
+use nfs::rpc::nfs3::SetAttr;
 
 use super::disk;
 use super::server::Habits;

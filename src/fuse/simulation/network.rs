@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::nfs::rpc::connector::Connector;
+use nfs::rpc::connector::Connector;
 
 use super::server::Server;
 

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use crate::fuse::error::{Errno, Result};
 use crate::fuse::fs::{Change, Entry, Found, OpenFile, Opened};
-use crate::nfs::rpc::Cred;
-use crate::nfs::rpc::nfs3::SetAttr;
+use nfs::rpc::Cred;
+use nfs::rpc::nfs3::SetAttr;
 
 use super::kernel::{Host, Node};
 use super::model::{Moment, View, WORD};

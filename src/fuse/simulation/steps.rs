@@ -13,8 +13,8 @@ use crate::fuse::known::Forgetting;
 use crate::fuse::options::FuseOptions;
 use crate::fuse::write::{Quick, WriteTo};
 use crate::mutant::{Mutant, put_back};
-use crate::nfs::rpc::nfs3::{FileHandle, Nfs3};
-use crate::nfs::rpc::{Cred, Settings};
+use nfs::rpc::nfs3::{FileHandle, Nfs3};
+use nfs::rpc::{Cred, Settings};
 
 use super::dice::Dice;
 use super::kernel::Caches;

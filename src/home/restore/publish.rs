@@ -8,9 +8,9 @@ use crate::home::error::CatalogError;
 use crate::home::{share, trash};
 use crate::layout::{self, RESTORED_FROM};
 use crate::mutant::{self, Mutant};
-use crate::nfs::address::SharePath;
-use crate::nfs::admin::{Admin, AdminError, AdminErrorKind};
 use crate::volume::{Access, Record};
+use nfs::address::SharePath;
+use nfs::admin::{Admin, AdminError, AdminErrorKind};
 
 /// What a restore finds where it has published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
