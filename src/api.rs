@@ -15,20 +15,21 @@
 //! Invariant: names and shapes of fields stay, because scripts read them (`--json`, and Docker's
 //! `Status`); driver/tests/answers.rs compares whole answers. New fields may come.
 
-pub mod client;
-pub mod daemon;
-pub mod failure;
-pub mod trash;
-pub mod volumes;
+pub(crate) mod client;
+pub(crate) mod daemon;
+pub(crate) mod failure;
+pub(crate) mod trash;
+pub(crate) mod volumes;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use client::{Client, ClientError};
-pub use daemon::{Repair, Repaired, Status};
-pub use failure::Failure;
-pub use trash::{Purged, Restore, Restored, Trash, TrashEntry, TrashPurge};
-pub use volumes::{Abort, Adopt, Inspect, Ls};
+pub(crate) use daemon::{Repair, Repaired, Status};
+pub(crate) use failure::Failure;
+pub(crate) use trash::{Purged, Restore, Restored, Trash, TrashEntry, TrashPurge};
+pub(crate) use volumes::{Abort, Adopt};
+pub use volumes::{Inspect, Ls};
 
 /// A call: its own fields are the request's body.
 pub trait Ask: Serialize + DeserializeOwned {
@@ -38,7 +39,7 @@ pub trait Ask: Serialize + DeserializeOwned {
 }
 
 /// Who knows the answer to a call.
-pub trait Answers<A: Ask> {
+pub(crate) trait Answers<A: Ask> {
     type Error;
 
     fn answer(&self, ask: A) -> impl Future<Output = Result<A::Answer, Self::Error>> + Send;

@@ -27,18 +27,21 @@
 //! asked which of two of its stamps is older. What is assumed is that no two hosts' clocks differ
 //! in *rate* by more than 5 % ([`Times`]).
 
-pub mod claim;
+pub(crate) mod claim;
 mod document;
-pub mod elapsed;
-pub mod hold;
-pub mod member;
-pub mod removal;
+pub(crate) mod elapsed;
+pub(crate) mod hold;
+pub(crate) mod member;
+pub(crate) mod removal;
 mod session;
 mod share;
 mod times;
 mod view;
 
-pub use self::hold::{Hold, HostDoc};
-pub use self::member::{Beat, Claimed, Holding, Host, Member, MemberError, Other, Renewal};
+pub(crate) use self::hold::Hold;
+pub use self::hold::HostDoc;
+pub use self::member::{Beat, Claimed, Host, Member, Renewal};
+pub(crate) use self::member::{Holding, MemberError};
 pub use self::share::{Entry, Env, Stamp, Store};
-pub use self::times::{LONGEST_SESSION, SHORTEST_SESSION, Times};
+pub use self::times::Times;
+pub(crate) use self::times::{LONGEST_SESSION, SHORTEST_SESSION};

@@ -29,13 +29,13 @@
 //! pipelines is taken to have read an answer as soon as its next request is served, and its going
 //! away is seen only between requests. No known client does either.
 
-pub mod call;
-pub mod calls;
+pub(crate) mod call;
+pub(crate) mod calls;
 pub(crate) mod engine;
-pub mod listen;
-pub mod route;
-pub mod server;
-pub mod wire;
+pub(crate) mod listen;
+pub(crate) mod route;
+pub(crate) mod server;
+pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

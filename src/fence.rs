@@ -24,7 +24,7 @@
 
 mod cut;
 mod end;
-pub mod process;
+pub(crate) mod process;
 mod root;
 
 use std::io;
@@ -41,7 +41,7 @@ use crate::volume::Right;
 use crate::volume::VolumeName;
 
 /// The name of the hidden subcommand that runs [`process::run`].
-pub const SUBCOMMAND: &str = "kernel-guard";
+pub(crate) const SUBCOMMAND: &str = "kernel-guard";
 /// What the last fence of a volume did; in its guard's directory.
 const FENCED: &str = "fenced.json";
 /// How long a guard may take to answer.
@@ -51,7 +51,7 @@ const FENCE_TIME: Duration = Duration::from_secs(20);
 
 /// Why a volume could not be guarded.
 #[derive(Debug, thiserror::Error)]
-pub enum GuardError {
+pub(crate) enum GuardError {
     #[error("volume {volume}: {step}: {source}; its guard's log is {log}", log = .log.display())]
     Start {
         volume: VolumeName,
@@ -88,7 +88,7 @@ fn may_fence(status: &str) -> bool {
 
 /// What a guard watches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Task {
+pub(crate) struct Task {
     pub volume: VolumeName,
     /// Where containers get the volume from.
     pub place: PathBuf,
@@ -107,7 +107,7 @@ pub struct Task {
 /// What the daemon asks of a guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Ask {
+pub(crate) enum Ask {
     Status,
     /// The volume may be used until this time (see [`Right::until`]).
     Prolong(u64),
@@ -151,7 +151,7 @@ async fn ask(guard: &Attendant, ask: Ask) -> io::Result<State> {
 
 /// The guards of a host, seen from the daemon.
 #[derive(Debug, Clone)]
-pub struct Guards {
+pub(crate) struct Guards {
     state_dir: PathBuf,
     program: PathBuf,
     docker: PathBuf,
@@ -160,7 +160,7 @@ pub struct Guards {
 impl Guards {
     /// `program` is nfsvol's own executable; `docker` the engine's socket.
     #[must_use]
-    pub fn new(state_dir: &Path, program: &Path, docker: &Path) -> Self {
+    pub(crate) fn new(state_dir: &Path, program: &Path, docker: &Path) -> Self {
         Self {
             state_dir: state_dir.to_owned(),
             program: program.to_owned(),
@@ -169,13 +169,13 @@ impl Guards {
     }
 
     #[must_use]
-    pub fn docker(&self) -> &Path {
+    pub(crate) fn docker(&self) -> &Path {
         &self.docker
     }
 
     /// Of which a volume's guard is an attendant, with its log and report.
     #[must_use]
-    pub fn run_dir(&self, volume: &VolumeName) -> PathBuf {
+    pub(crate) fn run_dir(&self, volume: &VolumeName) -> PathBuf {
         self.state_dir.join("guard").join(volume.as_str())
     }
 
@@ -186,12 +186,12 @@ impl Guards {
 
     /// Whether a guard watches or fences the volume, answering or not.
     #[must_use]
-    pub fn has(&self, volume: &VolumeName) -> bool {
+    pub(crate) fn has(&self, volume: &VolumeName) -> bool {
         !self.living(volume).is_empty()
     }
 
     /// How the volume's guard is, if there is one that answers.
-    pub async fn state(&self, volume: &VolumeName) -> Option<State> {
+    pub(crate) async fn state(&self, volume: &VolumeName) -> Option<State> {
         for guard in self.living(volume) {
             if let Ok(state) = ask(&guard, Ask::Status).await {
                 return Some(state);
@@ -205,7 +205,7 @@ impl Guards {
     /// # Errors
     /// When none can be started, or when one is taking the volume away.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn watch(&self, task: &Task) -> Result<(), GuardError> {
+    pub(crate) async fn watch(&self, task: &Task) -> Result<(), GuardError> {
         for guard in self.living(&task.volume) {
             let prolong = Ask::Prolong(task.fence.until);
             match ask(&guard, prolong).await {
@@ -262,7 +262,7 @@ impl Guards {
     }
 
     /// Tells the volume's guards until when it may be used; whether one goes on watching.
-    pub async fn prolong(&self, volume: &VolumeName, until: u64) -> bool {
+    pub(crate) async fn prolong(&self, volume: &VolumeName, until: u64) -> bool {
         let mut watched = false;
         for guard in self.living(volume) {
             let state = ask(&guard, Ask::Prolong(until)).await;
@@ -275,7 +275,7 @@ impl Guards {
     ///
     /// # Errors
     /// When one is taking the volume away.
-    pub async fn leave(&self, volume: &VolumeName) -> Result<(), GuardError> {
+    pub(crate) async fn leave(&self, volume: &VolumeName) -> Result<(), GuardError> {
         for guard in self.living(volume) {
             let _ = ask(&guard, Ask::Leave).await;
         }
@@ -286,7 +286,7 @@ impl Guards {
     ///
     /// # Errors
     /// When it takes too long; the guard goes on then.
-    pub async fn fence(
+    pub(crate) async fn fence(
         &self,
         volume: &VolumeName,
         mounted: Option<Task>,
@@ -306,7 +306,11 @@ impl Guards {
     /// # Errors
     /// When it has not ended by then; [`GuardError::NoRights`].
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn settled(&self, volume: &VolumeName, deadline: Instant) -> Result<(), GuardError> {
+    pub(crate) async fn settled(
+        &self,
+        volume: &VolumeName,
+        deadline: Instant,
+    ) -> Result<(), GuardError> {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         if !may_fence(&status) {
             return Err(GuardError::NoRights);
@@ -326,14 +330,14 @@ impl Guards {
 
     /// What the last fence of a volume did, unless it was mounted since.
     #[must_use]
-    pub fn fenced(&self, volume: &VolumeName) -> Option<Fenced> {
+    pub(crate) fn fenced(&self, volume: &VolumeName) -> Option<Fenced> {
         let json = std::fs::read(self.run_dir(volume).join(FENCED)).ok()?;
         serde_json::from_slice(&json).ok()
     }
 
     /// The volumes that were fenced and not settled since.
     #[must_use]
-    pub fn unsettled(&self) -> Vec<(VolumeName, Fenced)> {
+    pub(crate) fn unsettled(&self) -> Vec<(VolumeName, Fenced)> {
         let Ok(entries) = std::fs::read_dir(self.state_dir.join("guard")) else {
             return Vec::new();
         };
@@ -351,7 +355,7 @@ impl Guards {
     ///
     /// # Errors
     /// Any error of the file system.
-    pub fn settle(&self, volume: &VolumeName, fenced: &Fenced) -> io::Result<()> {
+    pub(crate) fn settle(&self, volume: &VolumeName, fenced: &Fenced) -> io::Result<()> {
         let settled = Fenced {
             settled: true,
             ..fenced.clone()
@@ -361,7 +365,7 @@ impl Guards {
     }
 
     /// What this host lacks to fence well, for who mounts a volume.
-    pub async fn warnings(&self) -> Vec<String> {
+    pub(crate) async fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let asked = crate::docker::engine::ask(&self.docker, hyper::Method::GET, "/version");
         if let Err(error) = tokio::time::timeout(ANSWER, asked).await.map_or_else(

@@ -20,7 +20,7 @@
 
 mod attr;
 mod caches;
-pub mod control;
+pub(crate) mod control;
 mod dir;
 mod error;
 mod extents;
@@ -35,9 +35,9 @@ mod liberties;
 mod make;
 mod names;
 mod open;
-pub mod options;
+pub(crate) mod options;
 mod own;
-pub mod path;
+pub(crate) mod path;
 mod process;
 mod read;
 mod rights;
@@ -50,11 +50,13 @@ mod simulation;
 mod sys;
 mod task;
 mod turns;
-pub mod worker;
+pub(crate) mod worker;
 mod write;
 mod writeback;
 
 pub use control::WorkerStatus;
 
-pub use options::{FuseOptions, OptionError};
-pub use path::{Attach, Attached, FuseError, FusePath, Surveyed};
+pub use options::FuseOptions;
+pub(crate) use options::OptionError;
+pub use path::{Attach, FusePath};
+pub(crate) use path::{FuseError, Surveyed};

@@ -32,13 +32,13 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-pub use self::adopt::Adopted;
-pub use self::create::Creation;
-pub use self::error::CatalogError;
+pub(crate) use self::adopt::Adopted;
+pub(crate) use self::create::Creation;
+pub(crate) use self::error::CatalogError;
 use self::expiry::since_boot;
 use self::local::{Copy, LocalCopy, Stamp};
-pub use self::sync::Changes;
-pub use self::trash::{TrashEntry, Trashed};
+pub(crate) use self::sync::Changes;
+pub(crate) use self::trash::{TrashEntry, Trashed};
 use crate::layout::{self, TrashName};
 use crate::mutant::{self, Mutant};
 use crate::sys::files::{write_durably, write_whole};
@@ -48,14 +48,14 @@ use nfs::admin::Admin;
 use nfs::connect;
 
 /// How long a Get for a volume that is not in the local copy may wait for the share.
-pub const LOOKUP_WAIT: Duration = Duration::from_millis(250);
+pub(crate) const LOOKUP_WAIT: Duration = Duration::from_millis(250);
 
 /// How long finding a server's addresses may take before two names count as one server's.
 const RESOLVE_WAIT: Duration = Duration::from_secs(2);
 
 /// What is known of a name.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Known {
+pub(crate) enum Known {
     Here(Arc<Record>),
     /// The share said so, or this host has a complete copy without it.
     Absent,
@@ -65,7 +65,7 @@ pub enum Known {
 
 /// All records that this host knows, and the way to the others.
 #[derive(Debug)]
-pub struct Catalog {
+pub(crate) struct Catalog {
     home: Option<Share>,
     host: String,
     state_dir: PathBuf,
@@ -85,7 +85,11 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::State`] when the state directory cannot be made or read.
-    pub fn open(state_dir: &Path, home: Option<Share>, host: &str) -> Result<Self, CatalogError> {
+    pub(crate) fn open(
+        state_dir: &Path,
+        home: Option<Share>,
+        host: &str,
+    ) -> Result<Self, CatalogError> {
         let opened = |dir: &str| {
             LocalCopy::open(&state_dir.join(dir)).map_err(CatalogError::state(dir.to_owned()))
         };
@@ -120,7 +124,7 @@ impl Catalog {
 
     /// The home share.
     #[must_use]
-    pub fn home(&self) -> Option<&Share> {
+    pub(crate) fn home(&self) -> Option<&Share> {
         self.home.as_ref()
     }
 
@@ -128,7 +132,10 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::NoShare`] when neither the volume nor the host names one.
-    pub fn share_of<'a>(&'a self, options: &'a VolumeOptions) -> Result<&'a Share, CatalogError> {
+    pub(crate) fn share_of<'a>(
+        &'a self,
+        options: &'a VolumeOptions,
+    ) -> Result<&'a Share, CatalogError> {
         options
             .share
             .as_ref()
@@ -138,7 +145,7 @@ impl Catalog {
 
     /// A record by the local copy alone.
     #[must_use]
-    pub fn get(&self, name: &VolumeName) -> Option<Arc<Record>> {
+    pub(crate) fn get(&self, name: &VolumeName) -> Option<Arc<Record>> {
         self.only_here
             .get(name)
             .or_else(|| self.copies.get(name))
@@ -147,7 +154,7 @@ impl Catalog {
 
     /// Every record of the local copy, by name.
     #[must_use]
-    pub fn list(&self) -> Vec<Arc<Record>> {
+    pub(crate) fn list(&self) -> Vec<Arc<Record>> {
         let mut copies = self.only_here.all();
         copies.extend(self.copies.all());
         copies.sort_by(|a, b| a.record.name.cmp(&b.record.name));
@@ -157,24 +164,18 @@ impl Catalog {
 
     /// How many records the local copy holds.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.copies.len() + self.only_here.len()
-    }
-
-    /// Whether the local copy holds no record.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Whether the volume was made without a home share: no other host knows it.
     #[must_use]
-    pub fn is_only_here(&self, name: &VolumeName) -> bool {
+    pub(crate) fn is_only_here(&self, name: &VolumeName) -> bool {
         self.only_here.get(name).is_some()
     }
 
     /// What is known of a name that the local copy does not hold: asks the share, until `deadline`.
-    pub async fn look_up(
+    pub(crate) async fn look_up(
         &self,
         home: Option<&Admin>,
         name: &VolumeName,
@@ -213,7 +214,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`] when the share cannot tell, or is another one than it was.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn fetch(
+    pub(crate) async fn fetch(
         &self,
         home: &Admin,
         name: &VolumeName,
@@ -243,7 +244,7 @@ impl Catalog {
     }
 
     /// The volumes whose record on the home share could not be read when it was looked at last, and why.
-    pub async fn unread(&self) -> BTreeMap<VolumeName, String> {
+    pub(crate) async fn unread(&self) -> BTreeMap<VolumeName, String> {
         self.sync.lock().await.unread().clone()
     }
 
@@ -253,7 +254,7 @@ impl Catalog {
     /// # Errors
     /// As [`fetch`](Self::fetch).
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn revalidate(
+    pub(crate) async fn revalidate(
         &self,
         home: &Admin,
         name: &VolumeName,
@@ -327,7 +328,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::DataGone`] when its directory has gone, and what the share answered.
     #[tracing::instrument(level = "debug", skip_all)]
-    pub async fn ready(on: &Admin, record: &Record) -> Result<(), CatalogError> {
+    pub(crate) async fn ready(on: &Admin, record: &Record) -> Result<(), CatalogError> {
         if !data::exists(on, &record.data_dir).await? {
             if record.made.is_none() {
                 return Err(data::gone(on, record));
@@ -341,7 +342,7 @@ impl Catalog {
     ///
     /// # Errors
     /// What a share answered that is away, read-only or full.
-    pub async fn try_removal(on: &Admin, record: &Record) -> Result<(), CatalogError> {
+    pub(crate) async fn try_removal(on: &Admin, record: &Record) -> Result<(), CatalogError> {
         trash::try_out(on, record).await
     }
 
@@ -349,7 +350,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Absent`] when another volume has the name, or none.
-    pub async fn check_same(home: &Admin, record: &Record) -> Result<(), CatalogError> {
+    pub(crate) async fn check_same(home: &Admin, record: &Record) -> Result<(), CatalogError> {
         share::check_same(home, record).await
     }
 
@@ -357,7 +358,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Used`] when it is not.
-    pub async fn check_unused(on: &Admin, record: &Record) -> Result<(), CatalogError> {
+    pub(crate) async fn check_unused(on: &Admin, record: &Record) -> Result<(), CatalogError> {
         match data::is_used(on, record).await? {
             Some(true) => Err(CatalogError::Used(record.name.clone())),
             _ => Ok(()),
@@ -370,7 +371,7 @@ impl Catalog {
     ///
     /// # Errors
     /// What the share answered; a removal that has begun is finished by the next call, by any host.
-    pub async fn remove(
+    pub(crate) async fn remove(
         &self,
         home: Option<&Admin>,
         on: Option<&Admin>,
@@ -384,7 +385,7 @@ impl Catalog {
     ///
     /// # Errors
     /// As [`remove`](Self::remove).
-    pub async fn finish(
+    pub(crate) async fn finish(
         &self,
         home: Option<&Admin>,
         on: Option<&Admin>,
@@ -521,7 +522,7 @@ impl Catalog {
     ///
     /// # Errors
     /// What the share answered.
-    pub async fn trash(&self, home: &Admin) -> Result<Vec<TrashEntry>, CatalogError> {
+    pub(crate) async fn trash(&self, home: &Admin) -> Result<Vec<TrashEntry>, CatalogError> {
         trash::list(home).await
     }
 
@@ -529,7 +530,7 @@ impl Catalog {
     ///
     /// # Errors
     /// What the share answered.
-    pub async fn trash_names(&self, home: &Admin) -> Result<Vec<Trashed>, CatalogError> {
+    pub(crate) async fn trash_names(&self, home: &Admin) -> Result<Vec<Trashed>, CatalogError> {
         trash::names(home).await
     }
 
@@ -537,7 +538,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::NotInTrash`], with the nearest name.
-    pub async fn find_in_trash(
+    pub(crate) async fn find_in_trash(
         &self,
         home: &Admin,
         wanted: &str,
@@ -545,20 +546,12 @@ impl Catalog {
         trash::find(home, wanted).await
     }
 
-    /// Deletes a trash entry for good.
-    ///
-    /// # Errors
-    /// What the share answered; the rest is deleted by a later sweep.
-    pub async fn purge(admin: &Admin, entry: &str) -> Result<(), CatalogError> {
-        trash::purge(admin, entry).await
-    }
-
     /// Deletes a trash entry for good, with the data that is on another share. That goes first: as
     /// long as the entry is there, the data is not forgotten.
     ///
     /// # Errors
-    /// As [`purge`](Self::purge).
-    pub async fn purge_both(
+    /// What a share answered; the rest is deleted by a later sweep.
+    pub(crate) async fn purge(
         home: Option<&Admin>,
         on: Option<&Admin>,
         entry: &str,
@@ -580,7 +573,7 @@ impl Catalog {
     ///
     /// # Errors
     /// What the share answered.
-    pub async fn expired(
+    pub(crate) async fn expired(
         &self,
         admin: &Admin,
         age: Duration,
@@ -664,7 +657,7 @@ impl Catalog {
     }
 
     /// The shares that this host keeps a trash on although no volume may name them any more.
-    pub async fn trash_shares(&self) -> Vec<Share> {
+    pub(crate) async fn trash_shares(&self) -> Vec<Share> {
         self.seen.lock().await.shares()
     }
 
@@ -672,7 +665,7 @@ impl Catalog {
     ///
     /// # Errors
     /// The first thing that the share answered; the others were deleted.
-    pub async fn sweep(&self, admin: &Admin) -> Result<usize, CatalogError> {
+    pub(crate) async fn sweep(&self, admin: &Admin) -> Result<usize, CatalogError> {
         if admin.attr(&layout::tmp()).await?.is_none() {
             return Ok(0);
         }

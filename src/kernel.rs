@@ -16,17 +16,15 @@ mod bind;
 mod error;
 mod lane;
 mod own;
-pub mod path;
+pub(crate) mod path;
 mod share;
 mod shares;
-pub mod stats;
+pub(crate) mod stats;
 mod sys;
 mod trap;
 
-pub use error::{Attempt, MountError, Step};
-pub use path::{
-    Attach, Attached, Detached, Endpoint, Health, KernelPath, KernelSettings, MountedVolume,
-    ShareTraffic,
-};
+pub(crate) use error::MountError;
+pub use path::{Attach, Endpoint, KernelPath, KernelSettings};
+pub(crate) use path::{MountedVolume, ShareTraffic};
 
-pub use own::OwnMount;
+pub(crate) use own::OwnMount;

@@ -26,8 +26,9 @@
 //! | [`mutant`] | mended faults that tests can put back | `mutants` |
 //!
 //! Each room imports what its row says and nothing that stands above it; tests/rooms.rs holds the
-//! code to that. Below the rooms stand crates of the workspace (`crates/`), which know nothing of
-//! volumes and of the daemon, but for `lab`, which only tests use:
+//! code to that. Rooms are private; what tests and benchmarks need of them is named in [`doors`].
+//! Below the rooms stand crates of the workspace (`crates/`), which know nothing of volumes and of
+//! the daemon, but for `lab`, which only tests use:
 //!
 //! | crate | job | imports |
 //! |---|---|---|
@@ -43,26 +44,80 @@
 //! docs/ARCHITECTURE.md has the same list, and follows a Mount, a Remove and a write through the
 //! files.
 
-pub mod api;
+mod api;
 mod attendant;
-pub mod cli;
-pub mod cluster;
+mod cli;
+mod cluster;
 mod daemon;
-pub mod docker;
+mod docker;
 mod doctor;
 mod driver;
 #[cfg(feature = "failpoints")]
 mod failpoint;
-pub mod fence;
-pub mod fuse;
-pub mod home;
+mod fence;
+mod fuse;
+mod home;
 mod host;
-pub mod kernel;
-pub mod layout;
+mod kernel;
+mod layout;
 mod local_server;
 mod migrate;
-pub mod monitor;
-pub mod mutant;
-pub mod sys;
-pub mod telemetry;
-pub mod volume;
+mod monitor;
+mod mutant;
+mod sys;
+mod telemetry;
+mod volume;
+
+pub use cli::main;
+
+/// What tests and benchmarks use of the rooms, by their names. Nobody else may rely on it: all else is
+/// private, so that the compiler tells what nobody uses.
+#[doc(hidden)]
+pub mod doors {
+    pub mod api {
+        pub use crate::api::{Client, ClientError, Inspect, Ls, Question, Reply};
+    }
+    pub mod cluster {
+        pub use crate::cluster::{
+            Beat, Claimed, Entry, Env, Host, HostDoc, Member, Renewal, Stamp, Store, Times,
+        };
+        pub mod removal {
+            pub use crate::cluster::removal::{Bound, announce, bind, forestall, withdraw};
+        }
+    }
+    pub mod docker {
+        pub use crate::docker::listen::ListenError;
+        pub use crate::docker::server::Unfinished;
+        pub use crate::docker::{
+            Calls, Created, Listener, Lookup, Scope, Settings, Volume, VolumeDriver, run,
+        };
+    }
+    pub mod fuse {
+        pub use crate::fuse::{Attach, FuseOptions, FusePath, WorkerStatus};
+        pub mod worker {
+            pub use crate::fuse::worker::{SUBCOMMAND, run};
+        }
+    }
+    pub mod kernel {
+        pub use crate::kernel::{Attach, Endpoint, KernelPath, KernelSettings};
+    }
+    pub mod layout {
+        pub use crate::layout::{aside, removing, volume};
+    }
+    pub mod monitor {
+        pub use crate::monitor::Watched;
+        pub use crate::monitor::host::Names;
+        pub use crate::monitor::server::serve;
+        pub use crate::monitor::view::Page;
+    }
+    #[cfg(feature = "failpoints")]
+    pub mod mutant {
+        pub use crate::mutant::{Mutant, put_back};
+    }
+    pub mod sys {
+        pub use crate::sys::holders::{Mark, find};
+    }
+    pub mod volume {
+        pub use crate::volume::{Access, MountOptions, Right, VolumeName, VolumeOptions};
+    }
+}

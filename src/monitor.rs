@@ -15,14 +15,13 @@
 //! Known limit: no encryption and no passwords. Beyond the loopback address everybody who reaches
 //! the port may look (docs/SECURITY.md).
 
-pub mod address;
-pub mod host;
-pub mod metrics;
-pub mod server;
-pub mod view;
+pub(crate) mod address;
+pub(crate) mod host;
+pub(crate) mod metrics;
+pub(crate) mod server;
+pub(crate) mod view;
 
-pub use address::{Address, AddressError};
-pub use view::View;
+pub(crate) use address::Address;
 
 /// What is watched.
 pub trait Watched: Send + Sync + 'static {

@@ -11,7 +11,7 @@
 
 mod containers;
 pub(crate) mod files;
-pub mod holders;
-pub mod mountinfo;
+pub(crate) mod holders;
+pub(crate) mod mountinfo;
 pub(crate) mod proc;
 pub(crate) mod users;

@@ -77,7 +77,7 @@ impl fmt::Display for Format {
 ///
 /// # Errors
 /// [`TelemetryError`]; the process has no log then.
-pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
+pub(crate) fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
     let filter = parse(filter)?;
     let lines = tracing_subscriber::registry().with(filter).with(Story);
     let text = tracing_subscriber::fmt::layer().with_writer(io::stderr);

@@ -1,15 +1,17 @@
 //! What a volume is: its name, its options and its record. Values only, no I/O.
 
 mod local_form;
-pub mod mount_options;
-pub mod name;
-pub mod options;
-pub mod record;
+pub(crate) mod mount_options;
+pub(crate) mod name;
+pub(crate) mod options;
+pub(crate) mod record;
 mod right;
 
-pub use mount_options::{MountOptions, NfsVersion, OptionsError};
+pub use mount_options::MountOptions;
+pub(crate) use mount_options::{NfsVersion, OptionsError};
 pub use name::VolumeName;
-pub use options::{Access, DataPath, OnRemove, OptionError, Owner, VolumeOptions};
+pub use options::{Access, VolumeOptions};
+pub(crate) use options::{DataPath, OnRemove, OptionError, Owner};
 pub(crate) use record::json;
-pub use record::{MAX_RECORD, Record, RecordError};
+pub(crate) use record::{MAX_RECORD, Record, RecordError};
 pub use right::Right;

@@ -276,7 +276,7 @@ fn examples_use_options_that_exist() {
         }
         if within {
             seen += 1;
-            let parsed = nfsvol::volume::VolumeOptions::parse(&options);
+            let parsed = nfsvol::doors::volume::VolumeOptions::parse(&options);
             assert!(parsed.is_ok(), "{}: {parsed:?}", path.display());
         }
     }

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use lab::{DataPath, Export, Ganesha, Host, Lab, Node, PATIENCE, Part, Result, trial, wait_for};
-use nfsvol::monitor::host::Names;
-use nfsvol::monitor::{Watched, server, view};
+use nfsvol::doors::monitor::{Names, Page, Watched, serve};
 use serde_json::{Value, json};
 
 const PORT: u16 = 9469;
@@ -463,7 +462,7 @@ impl Watched for Stuck {
         std::future::pending().await
     }
 
-    async fn page(&self, _: &str) -> view::Page {
+    async fn page(&self, _: &str) -> Page {
         std::future::pending().await
     }
 }
@@ -475,7 +474,7 @@ fn stuck(lab: &'static Lab) -> Result {
         .build()?;
     let listener = runtime.block_on(tokio::net::TcpListener::bind("10.77.0.1:0"))?;
     let url = format!("http://{}/", listener.local_addr()?);
-    runtime.spawn(server::serve(listener, Names::default(), Arc::new(Stuck)));
+    runtime.spawn(serve(listener, Names::default(), Arc::new(Stuck)));
     let dom = chromium(&node, &["--dump-dom"], &url)?;
     runtime.shutdown_background();
     ensure!(dom.contains("The daemon does not answer"), "{dom}");

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use lab::{Export, Ganesha, Knfsd, Lab, Linux, Node, PATIENCE, Part, Result, Shared, trial};
 use nfs::address::{Server, Share, SharePath};
-use nfsvol::kernel::{Attach, Endpoint, KernelPath, KernelSettings};
-use nfsvol::sys::holders;
-use nfsvol::volume::{MountOptions, VolumeName};
+use nfsvol::doors::kernel::{Attach, Endpoint, KernelPath, KernelSettings};
+use nfsvol::doors::sys;
+use nfsvol::doors::volume::{MountOptions, VolumeName};
 use serde_json::{Value, json};
 
 const ROOT: &str = "/var/lib/nfsvol/mnt";
@@ -151,8 +151,8 @@ async fn command(path: &KernelPath, words: &[String]) -> Result<Value> {
             json!({ "volumes": volumes.map(|v| (v.volume.to_string(), json!(v.source))).collect::<HashMap<_, _>>() })
         }
         ["holders", name, source] => {
-            let held = holders::Mark::Source((*source).to_owned());
-            let found = holders::find(&held, &path.mountpoint(&volume(name)?))?;
+            let held = sys::Mark::Source((*source).to_owned());
+            let found = sys::find(&held, &path.mountpoint(&volume(name)?))?;
             json!({ "holders": found.iter().map(|h| json!([h.comm, h.mountpoint])).collect::<Vec<_>>() })
         }
         ["idle"] => {

@@ -11,11 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nfsvol::api::{Client, ClientError, Inspect, Ls, Question, Reply};
-use nfsvol::docker::listen::ListenError;
-use nfsvol::docker::server::Unfinished;
-use nfsvol::docker::{
-    Calls, Created, Listener, Lookup, Scope, Settings, Volume, VolumeDriver, run,
+use nfsvol::doors::api::{Client, ClientError, Inspect, Ls, Question, Reply};
+use nfsvol::doors::docker::{
+    Calls, Created, ListenError, Listener, Lookup, Scope, Settings, Unfinished, Volume,
+    VolumeDriver, run,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -8,7 +8,7 @@ use nfs::probe::ReachError;
 
 /// What happened, and what to do next where something can be said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub(crate) struct Failure {
     pub message: String,
     pub hint: Option<String>,
 }

@@ -46,7 +46,7 @@ struct Sample {
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub struct Elapsed {
+pub(crate) struct Elapsed {
     /// Longer pauses than this between own renewals say nothing of the server's clock.
     longest: Duration,
     /// Oldest first; the stamps grow with the times.
@@ -65,7 +65,7 @@ fn since(earlier: Stamp, later: Stamp) -> Option<Duration> {
 impl Elapsed {
     /// `longest`: the longest usual pause between two renewals.
     #[must_use]
-    pub fn new(longest: Duration) -> Self {
+    pub(crate) fn new(longest: Duration) -> Self {
         Self {
             longest,
             samples: VecDeque::new(),
@@ -94,7 +94,7 @@ impl Elapsed {
     }
 
     /// An own renewal that was sent at `sent`, and whose answer came at `now`, has this stamp.
-    pub fn sample(&mut self, sent: Duration, now: Duration, stamp: Stamp) {
+    pub(crate) fn sample(&mut self, sent: Duration, now: Duration, stamp: Stamp) {
         self.note_ticks(stamp);
         let (tick, twice) = if self.fine {
             (TICK, TICK * 2)
@@ -132,13 +132,13 @@ impl Elapsed {
 
     /// The server may have forgotten what was seen, and bring back older stamps: all are as young
     /// as can be from now on.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.samples.clear();
         self.seen.clear();
     }
 
     /// A host's stamp has been read; the answer came at `now`.
-    pub fn see(&mut self, host: &str, stamp: Stamp, now: Duration) {
+    pub(crate) fn see(&mut self, host: &str, stamp: Stamp, now: Duration) {
         self.note_ticks(stamp);
         match self.seen.get(host) {
             Some((known, _)) if *known == stamp => {}
@@ -150,7 +150,7 @@ impl Elapsed {
 
     /// A lower bound of the time since the host's stamp was made.
     #[must_use]
-    pub fn since(&self, host: &str, stamp: Stamp, now: Duration) -> Duration {
+    pub(crate) fn since(&self, host: &str, stamp: Stamp, now: Duration) -> Duration {
         let covering = self.samples.iter().position(|own| own.stamp >= stamp);
         let by_samples = covering.map(|first| {
             let doubt: Duration = self.samples.iter().skip(first + 1).map(|s| s.doubt).sum();
@@ -169,7 +169,7 @@ impl Elapsed {
     }
 
     /// Forgets hosts that are no more.
-    pub fn keep_hosts(&mut self, is_there: impl Fn(&str) -> bool) {
+    pub(crate) fn keep_hosts(&mut self, is_there: impl Fn(&str) -> bool) {
         self.seen.retain(|host, _| is_there(host));
     }
 }

@@ -9,7 +9,7 @@ pub(super) use crate::volume::json;
 use crate::volume::{Access, VolumeName};
 
 /// The format of [`HostDoc`] and of claims.
-pub const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// `hosts/<host>.<number>.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +57,7 @@ pub struct Hold {
 
 /// `claims/<epoch>/claim.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Claim {
+pub(crate) struct Claim {
     pub format: u32,
     pub host: String,
     pub session: String,

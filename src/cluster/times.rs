@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// A session is renewed six times in its length: more often would only load the server; and
 /// nobody waits longer than the other for a dead host.
-pub const SHORTEST_SESSION: Duration = Duration::from_secs(3);
-pub const LONGEST_SESSION: Duration = Duration::from_secs(3600);
+pub(crate) const SHORTEST_SESSION: Duration = Duration::from_secs(3);
+pub(crate) const LONGEST_SESSION: Duration = Duration::from_secs(3600);
 
 /// The times of a session of length T. The margins, at T = 30 s:
 ///

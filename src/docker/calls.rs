@@ -17,9 +17,9 @@ const BUCKETS: [f64; 15] = [
 ];
 
 /// A call's name.
-pub type Name = [(&'static str, String); 1];
+pub(crate) type Name = [(&'static str, String); 1];
 /// A call's name and how it ended.
-pub type NameOutcome = [(&'static str, String); 2];
+pub(crate) type NameOutcome = [(&'static str, String); 2];
 
 /// What is counted of calls. Clones count together.
 #[derive(Debug, Clone)]

@@ -13,7 +13,7 @@ use crate::api::{self, Ask, Question};
 const QUOTE: usize = 120;
 
 /// Every route; a call is added here.
-pub static ROUTES: [Route; 19] = [
+pub(crate) static ROUTES: [Route; 19] = [
     change("Activate", "/Plugin.Activate", |_, _| Ok(Call::Activate)),
     question("Capabilities", "/VolumeDriver.Capabilities", |_, _| {
         Ok(Call::Capabilities)
@@ -69,7 +69,7 @@ pub static ROUTES: [Route; 19] = [
 
 /// A place that a request can go to.
 #[derive(Debug)]
-pub struct Route {
+pub(crate) struct Route {
     /// In the log and in metrics.
     pub name: &'static str,
     pub path: &'static str,
@@ -80,7 +80,7 @@ pub struct Route {
 
 /// What a call is to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// It changes something.
     Change,
     /// It only asks: such calls come often.
@@ -117,7 +117,7 @@ fn own<A>(question: fn(A) -> Question, ask: A) -> Result<Call, Refusal> {
 
 /// A request that has been understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
+pub(crate) enum Call {
     Activate,
     Capabilities,
     Create(wire::Create),
@@ -133,7 +133,7 @@ pub enum Call {
 
 /// Why a request was not understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     #[error(
         "nfsvol has no {0}: it serves Plugin.Activate, the VolumeDriver calls and its own commands"
     )]
@@ -165,7 +165,7 @@ pub enum Refusal {
 impl Refusal {
     /// The HTTP status of the answer.
     #[must_use]
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Path(_) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
@@ -182,7 +182,7 @@ impl Route {
     /// # Errors
     /// [`Refusal::Path`] for a path that is not in the table, [`Refusal::Method`] for one that is
     /// called otherwise.
-    pub fn find(method: &Method, path: &str) -> Result<&'static Self, Refusal> {
+    pub(crate) fn find(method: &Method, path: &str) -> Result<&'static Self, Refusal> {
         let found = ROUTES.iter().find(|route| route.path == path);
         let route = found.ok_or_else(|| Refusal::Path(path.chars().take(QUOTE).collect()))?;
         let wanted = route.method();
@@ -206,7 +206,7 @@ impl Route {
 
     /// The form of a good answer.
     #[must_use]
-    pub fn media_type(&self) -> &'static str {
+    pub(crate) fn media_type(&self) -> &'static str {
         match self.kind {
             Kind::Metrics => wire::METRICS_TYPE,
             _ => wire::MEDIA_TYPE,
@@ -217,7 +217,7 @@ impl Route {
     ///
     /// # Errors
     /// [`Refusal::NoBody`] or [`Refusal::Malformed`], where the call needs one.
-    pub fn parse(&self, body: &[u8]) -> Result<Call, Refusal> {
+    pub(crate) fn parse(&self, body: &[u8]) -> Result<Call, Refusal> {
         (self.parse)(self, body)
     }
 
@@ -239,7 +239,7 @@ impl Route {
 impl Call {
     /// The volume that the call is about, or "".
     #[must_use]
-    pub fn volume(&self) -> &str {
+    pub(crate) fn volume(&self) -> &str {
         match self {
             Self::Create(wire::Create { name, .. })
             | Self::Remove(wire::Remove { name })
@@ -254,7 +254,7 @@ impl Call {
 
     /// The holder's ID of Mount and Unmount, or "".
     #[must_use]
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         match self {
             Self::Mount(wire::Mount { id, .. }) | Self::Unmount(wire::Unmount { id, .. }) => id,
             _ => "",

@@ -13,18 +13,18 @@ use super::{Scope, Volume};
 use crate::api::Ask;
 
 /// The largest body of a request, in bytes: a name and options take a few hundred.
-pub const MAX_BODY: usize = 1 << 20;
+pub(crate) const MAX_BODY: usize = 1 << 20;
 
 /// The media type of every answer. dockerd and Podman do not look at it.
-pub const MEDIA_TYPE: &str = "application/json";
+pub(crate) const MEDIA_TYPE: &str = "application/json";
 
 /// The media type of metrics (openmetrics.io, "Protocol Negotiation").
-pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Makes a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Create {
+pub(crate) struct Create {
     pub name: String,
     /// dockerd sends `null` when the user gave none; go-plugins-helpers leaves it out.
     #[serde(default)]
@@ -42,7 +42,7 @@ macro_rules! named {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "PascalCase")]
-        pub struct $call {
+        pub(crate) struct $call {
             pub name: String,
         }
 
@@ -65,7 +65,7 @@ macro_rules! holder {
     ($($call:ident -> $answer:ty = $path:literal;)+) => {$(
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "PascalCase")]
-        pub struct $call {
+        pub(crate) struct $call {
             pub name: String,
             #[serde(rename = "ID")]
             pub id: String,
@@ -86,23 +86,23 @@ holder! {
 /// An error, with an HTTP status other than 200: Podman does not look for `Err` in a 200.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Failed<'a> {
+pub(crate) struct Failed<'a> {
     pub err: &'a str,
 }
 
 /// Success of a call that has nothing to say.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Done {}
+pub(crate) struct Done {}
 
 /// Plugin.Activate
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Activated {
+pub(crate) struct Activated {
     implements: [&'static str; 1],
 }
 
 impl Activated {
-    pub const VOLUME_DRIVER: Self = Self {
+    pub(crate) const VOLUME_DRIVER: Self = Self {
         implements: ["VolumeDriver"],
     };
 }
@@ -110,7 +110,7 @@ impl Activated {
 /// Capabilities
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Capabilities {
+pub(crate) struct Capabilities {
     capabilities: Scoped,
 }
 
@@ -135,28 +135,28 @@ impl From<Scope> for Capabilities {
 /// Mount and Path; empty for a volume that is not mounted.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Mountpoint {
+pub(crate) struct Mountpoint {
     pub mountpoint: PathBuf,
 }
 
 /// Get
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Found {
+pub(crate) struct Found {
     pub volume: Shown,
 }
 
 /// List
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Listed {
+pub(crate) struct Listed {
     pub volumes: Vec<Shown>,
 }
 
 /// One volume in an answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Shown {
+pub(crate) struct Shown {
     name: String,
     mountpoint: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -43,7 +43,7 @@ impl Driver {
     /// Deletes a trash entry without making the caller wait; a sweep finishes what fails.
     fn purge_later(&self, home: Option<Admin>, on: Option<Admin>, entry: String) {
         tokio::spawn(async move {
-            if let Err(error) = Catalog::purge_both(home.as_ref(), on.as_ref(), &entry).await {
+            if let Err(error) = Catalog::purge(home.as_ref(), on.as_ref(), &entry).await {
                 tracing::warn!(entry, %error, "not deleted yet; the next sweep goes on");
             }
         });

@@ -114,7 +114,7 @@ impl Driver {
             true => Some(self.shares.data(&entry.record.options).await?),
             false => None,
         };
-        Ok(Catalog::purge_both(Some(home), on.as_ref(), &entry.entry).await?)
+        Ok(Catalog::purge(Some(home), on.as_ref(), &entry.entry).await?)
     }
 
     /// `nfsvol trash purge`.

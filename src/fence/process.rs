@@ -41,7 +41,7 @@ type Asked = (Ask, oneshot::Sender<State>);
 ///
 /// # Errors
 /// When it cannot start; the daemon has been told by then.
-pub fn run() -> io::Result<()> {
+pub(crate) fn run() -> io::Result<()> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
     let task: Task = serde_json::from_str(&line)?;

@@ -69,7 +69,7 @@ impl Task {
 /// How a worker's start ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Started {
+pub(crate) enum Started {
     Ready {
         warnings: Vec<String>,
     },
@@ -83,7 +83,7 @@ pub enum Started {
 /// What the daemon asks of a worker.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Command {
+pub(crate) enum Command {
     Status,
     /// Make everything durable that has been written.
     Flush,
@@ -100,7 +100,7 @@ pub enum Command {
 /// What a worker serves, by the server's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Served {
+pub(crate) enum Served {
     /// The volume's directory.
     Current,
     /// One that the server no longer knows (ESTALE), or that another has replaced.
@@ -154,7 +154,7 @@ pub struct Traffic {
 /// The answer to a [`Command`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Report {
+pub(crate) enum Report {
     Status(Box<WorkerStatus>),
     Served(Served),
     Done,

@@ -8,7 +8,7 @@ use crate::volume::MountOptions;
 use crate::volume::mount_options::{OnFuse, Word};
 
 /// The most data in one READ or WRITE call, in bytes: the most that FUSE hands over at once.
-pub const MAX_IO: u32 = 1 << 20;
+pub(crate) const MAX_IO: u32 = 1 << 20;
 /// The least data in one READ or WRITE call, in bytes.
 const MIN_IO: u32 = 4096;
 

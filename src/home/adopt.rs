@@ -14,7 +14,7 @@ use nfs::admin::Admin;
 
 /// What became of a directory.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Adopted {
+pub(crate) enum Adopted {
     /// A volume was made of it. `None`: nothing keeps one from being made.
     New(Option<Arc<Record>>),
     /// It is that volume's directory already.
@@ -29,7 +29,7 @@ impl Catalog {
     /// [`CatalogError::NoDirectory`], [`CatalogError::Different`] when the name belongs to another
     /// directory, [`CatalogError::Overlap`] unless `overlap` allows it, and what the share answered.
     /// Nothing was made then.
-    pub async fn adopt(
+    pub(crate) async fn adopt(
         &self,
         home: Option<&Admin>,
         on: &Admin,

@@ -20,7 +20,7 @@ const CREATE_TRIES: usize = 5;
 
 /// Whether a Create call made the volume.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Creation {
+pub(crate) enum Creation {
     New(Arc<Record>),
     Existing(Arc<Record>),
 }
@@ -41,7 +41,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Different`] when the volume exists with other options, whoever won the
     /// race for its name; otherwise what went wrong, and then nothing was made.
-    pub async fn create(
+    pub(crate) async fn create(
         &self,
         home: Option<&Admin>,
         on: &Admin,
@@ -306,7 +306,13 @@ impl Catalog {
     /// Takes back a volume that was made by a call whose caller is gone or that failed half-way:
     /// its record, and its data directory while that is empty. `marked`: its removal is, so that no host
     /// has it or will ([`crate::cluster::removal`]).
-    pub async fn undo(&self, home: Option<&Admin>, on: &Admin, record: &Record, marked: bool) {
+    pub(crate) async fn undo(
+        &self,
+        home: Option<&Admin>,
+        on: &Admin,
+        record: &Record,
+        marked: bool,
+    ) {
         let undone = async {
             let mark = match home {
                 // Not as this call has looked it up.

@@ -9,7 +9,7 @@ use nfs::admin::AdminError;
 
 /// An error of the catalog; the text says what to do next.
 #[derive(Debug, thiserror::Error)]
-pub enum CatalogError {
+pub(crate) enum CatalogError {
     #[error(transparent)]
     Share(Box<AdminError>),
     #[error(transparent)]
@@ -187,7 +187,7 @@ impl CatalogError {
 
     /// Whether the same call may succeed later without anybody changing anything.
     #[must_use]
-    pub fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Share(error) => error.is_transient(),
             Self::HalfMade { source, .. } => source.is_transient(),

@@ -26,7 +26,11 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Unproven`] where this may be another share than the one that this host knows.
-    pub async fn repair_format(&self, home: &Admin, dry: bool) -> Result<bool, CatalogError> {
+    pub(crate) async fn repair_format(
+        &self,
+        home: &Admin,
+        dry: bool,
+    ) -> Result<bool, CatalogError> {
         match share::share_id(home).await {
             Err(CatalogError::Torn { .. }) => {}
             Err(error) => return Err(error),
@@ -71,7 +75,7 @@ impl Catalog {
     ///
     /// # Errors
     /// What the share answered.
-    pub async fn torn(
+    pub(crate) async fn torn(
         &self,
         home: &Admin,
         only: Option<&VolumeName>,
@@ -109,7 +113,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Unproven`] where it may have been another volume's record.
-    pub async fn put_back(
+    pub(crate) async fn put_back(
         &self,
         home: &Admin,
         on: &Admin,

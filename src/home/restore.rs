@@ -72,7 +72,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::NameTaken`] or [`CatalogError::PathTaken`] when something is in the way;
     /// [`CatalogError::RestoredElsewhere`] when another host has the entry.
-    pub async fn restore(
+    pub(crate) async fn restore(
         &self,
         home: &Admin,
         on: &Admin,

@@ -120,7 +120,7 @@ impl State {
 
 /// What a poll found.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Changes {
+pub(crate) struct Changes {
     /// Volumes whose record was read.
     pub read: usize,
     /// Volumes that have gone from the share.
@@ -132,7 +132,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::OtherShare`] when it is not the share that the local copy is of.
-    pub async fn init(&self, home: &Admin) -> Result<(), CatalogError> {
+    pub(crate) async fn init(&self, home: &Admin) -> Result<(), CatalogError> {
         let known = self.sync.lock().await.known.share_id.clone();
         let found = match (share::share_id(home).await?, &known) {
             (Some(id), _) => id,
@@ -150,7 +150,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::NoCatalog`] when it does not; none is made.
-    pub async fn expect(&self, home: &Admin) -> Result<(), CatalogError> {
+    pub(crate) async fn expect(&self, home: &Admin) -> Result<(), CatalogError> {
         match share::share_id(home).await? {
             Some(_) => Ok(()),
             None => Err(CatalogError::NoCatalog(home.share().to_string())),
@@ -196,7 +196,7 @@ impl Catalog {
     ///
     /// # Errors
     /// What the share answered; the local copy is then as it was, or further along.
-    pub async fn poll(&self, home: &Admin) -> Result<Changes, CatalogError> {
+    pub(crate) async fn poll(&self, home: &Admin) -> Result<Changes, CatalogError> {
         let changes = self.follow(home, TICK).await?;
         let unread: Vec<_> = {
             let state = self.sync.lock().await;
@@ -213,7 +213,7 @@ impl Catalog {
     ///
     /// # Errors
     /// As [`poll`](Self::poll).
-    pub async fn catch_up(&self, home: &Admin) -> Result<Changes, CatalogError> {
+    pub(crate) async fn catch_up(&self, home: &Admin) -> Result<Changes, CatalogError> {
         self.follow(home, Duration::ZERO).await
     }
 

@@ -260,7 +260,9 @@ async fn a_directory_that_was_found_is_never_moved() {
         0
     );
     let entry = host.remove("photos").await.unwrap();
-    Catalog::purge(&host.admin, &entry).await.unwrap();
+    Catalog::purge(Some(&host.admin), None, &entry)
+        .await
+        .unwrap();
     assert_eq!(fs::read_to_string(lab.path("photos/1")).unwrap(), "x");
 }
 
@@ -273,7 +275,9 @@ async fn a_directory_put_in_place_of_ours_is_not_ours() {
     fs::create_dir(lab.path("db")).unwrap();
     fs::write(lab.path("db/precious"), "x").unwrap();
     let entry = host.remove("db").await.unwrap();
-    Catalog::purge(&host.admin, &entry).await.unwrap();
+    Catalog::purge(Some(&host.admin), None, &entry)
+        .await
+        .unwrap();
     assert!(lab.path("db/precious").exists() && lab.path("db.saved").exists());
 }
 
@@ -298,7 +302,9 @@ async fn on_remove_says_where_the_data_goes() {
     fs::create_dir(lab.path("found")).unwrap();
     host.made("found", &[]).await;
     let entry = host.remove("gone").await.expect("nothing to restore");
-    Catalog::purge(&host.admin, &entry).await.unwrap();
+    Catalog::purge(Some(&host.admin), None, &entry)
+        .await
+        .unwrap();
     for volume in ["kept", "found"] {
         assert_eq!(host.remove(volume).await, None, "to be restored");
         assert!(lab.path(volume).exists());
@@ -507,7 +513,7 @@ async fn what_is_expired_is_purged_and_what_is_left_over_is_swept() {
     let none = Duration::ZERO;
     let expired = host.catalog.expired(&host.admin, none).await.unwrap();
     assert_eq!(expired.len(), 1);
-    Catalog::purge(&host.admin, &expired[0].entry)
+    Catalog::purge(Some(&host.admin), None, &expired[0].entry)
         .await
         .unwrap();
     assert_eq!(host.catalog.trash(&host.admin).await.unwrap().len(), 0);

@@ -38,7 +38,7 @@ const PURGE_PREFIX: &str = "purge.";
 
 /// A removed volume.
 #[derive(Debug, Clone)]
-pub struct TrashEntry {
+pub(crate) struct TrashEntry {
     /// The entry's name in the trash; what `restore` takes to name exactly this one.
     pub entry: String,
     pub name: VolumeName,
@@ -53,7 +53,7 @@ pub struct TrashEntry {
 
 /// A removed volume by the name of its entry alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trashed {
+pub(crate) struct Trashed {
     pub entry: String,
     pub name: VolumeName,
     /// Seconds since 1970 by the server's clock.

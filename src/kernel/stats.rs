@@ -32,7 +32,7 @@ pub struct MountStats {
 
 /// Reads the NFS mounts out of the text of a mountstats file.
 #[must_use]
-pub fn parse(text: &str) -> Vec<MountStats> {
+pub(crate) fn parse(text: &str) -> Vec<MountStats> {
     let mut found: Vec<MountStats> = Vec::new();
     // The mount that the lines at hand belong to, and whether its list of operations has begun.
     let (mut within, mut operations) = (false, false);

@@ -20,7 +20,7 @@ type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 /// The text of a scrape.
 #[must_use]
-pub fn text(view: View, calls: &Calls) -> String {
+pub(crate) fn text(view: View, calls: &Calls) -> String {
     let mut registry = Registry::default();
     let calls = calls.clone();
     registry.register_collector(Box::new(Exposition { view, calls }));

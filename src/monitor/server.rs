@@ -41,7 +41,7 @@ const NONCE: &str = "{nonce}";
 /// Connections served at once: a few Prometheus servers and people.
 const CONNECTIONS: usize = 64;
 /// The longest that an answer takes. It is made from memory; this is for a machine under load.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// For the head of a request, and between two of one connection.
 const HEAD: Duration = Duration::from_secs(75);
 /// The largest head of a request, in bytes: browsers send about 1,000.
@@ -56,7 +56,7 @@ const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Serves until `stop` is cancelled.
-pub async fn run(
+pub(crate) async fn run(
     address: SocketAddr,
     names: Names,
     watched: Arc<impl Watched>,

@@ -10,11 +10,11 @@ use crate::volume::{Access, OnRemove, VolumeName};
 
 /// The most attached volumes that are told apart: a host has hundreds of containers, and each
 /// volume has some ten series.
-pub const MAX_ATTACHED: usize = 1000;
+pub(crate) const MAX_ATTACHED: usize = 1000;
 /// The most volumes that the status page lists at a time; it searches among all.
-pub const MAX_ROWS: usize = 200;
+pub(crate) const MAX_ROWS: usize = 200;
 /// The most entries of the trash that the status page lists.
-pub const MAX_TRASH: usize = 100;
+pub(crate) const MAX_TRASH: usize = 100;
 
 /// A daemon, from its memory and what /proc and its workers said within a moment.
 #[derive(Debug, Clone, Default, Serialize)]

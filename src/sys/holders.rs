@@ -80,7 +80,7 @@ pub struct Holder {
 
 /// A volume whose holders are looked for.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// By what it may be known.
     pub marks: Vec<Mark>,
     /// Its own mount point.
@@ -112,7 +112,7 @@ pub fn find(held: &Mark, own: &Path) -> io::Result<Vec<Holder>> {
 ///
 /// # Errors
 /// When /proc cannot be listed. Processes that end meanwhile are passed over.
-pub fn find_all(wanted: &[Wanted]) -> io::Result<Vec<Vec<Holder>>> {
+pub(crate) fn find_all(wanted: &[Wanted]) -> io::Result<Vec<Vec<Holder>>> {
     let mut found = vec![Vec::new(); wanted.len()];
     if wanted.is_empty() {
         return Ok(found);
@@ -161,7 +161,7 @@ pub fn find_all(wanted: &[Wanted]) -> io::Result<Vec<Vec<Holder>>> {
 ///
 /// # Errors
 /// When /proc cannot be listed. Processes that end meanwhile are passed over.
-pub fn in_use(marks: &[Mark]) -> io::Result<bool> {
+pub(crate) fn in_use(marks: &[Mark]) -> io::Result<bool> {
     let needles: Vec<String> = marks.iter().map(Mark::needle).collect();
     let mut shows: BTreeMap<PathBuf, (Vec<MountEntry>, Vec<u64>)> = BTreeMap::new();
     for pid in proc::ids()? {

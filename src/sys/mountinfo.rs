@@ -29,7 +29,7 @@ impl fmt::Display for DeviceId {
 
 /// One mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MountEntry {
+pub(crate) struct MountEntry {
     pub id: u64,
     pub parent: u64,
     pub device: DeviceId,
@@ -47,7 +47,7 @@ pub struct MountEntry {
 
 /// A directory, named by its file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     device: DeviceId,
     path: PathBuf,
 }
@@ -55,7 +55,7 @@ pub struct Place {
 impl Place {
     /// Whether it is an entry of a directory.
     #[must_use]
-    pub fn is_in(&self, dir: &Self) -> bool {
+    pub(crate) fn is_in(&self, dir: &Self) -> bool {
         self.device == dir.device && self.path.parent() == Some(&dir.path)
     }
 }
@@ -71,31 +71,31 @@ impl MountEntry {
 
     /// Whether the kernel's NFS client serves this mount.
     #[must_use]
-    pub fn is_nfs(&self) -> bool {
+    pub(crate) fn is_nfs(&self) -> bool {
         self.fstype == "nfs" || self.fstype == "nfs4"
     }
 
     /// Whether a worker of the FUSE data path serves this mount.
     #[must_use]
-    pub fn is_fuse(&self) -> bool {
+    pub(crate) fn is_fuse(&self) -> bool {
         self.fstype == FUSE_FSTYPE
     }
 
     /// Whether the single mount has this option (`ro`, `nosuid`, ...).
     #[must_use]
-    pub fn has_option(&self, name: &str) -> bool {
+    pub(crate) fn has_option(&self, name: &str) -> bool {
         self.options.split(',').any(|word| word == name)
     }
 
     /// The server's address, for NFS.
     #[must_use]
-    pub fn addr(&self) -> Option<IpAddr> {
+    pub(crate) fn addr(&self) -> Option<IpAddr> {
         self.super_option("addr")?.parse().ok()
     }
 
     /// The value of an option of the superblock: `super_option("vers")` is `4.2`.
     #[must_use]
-    pub fn super_option(&self, name: &str) -> Option<&str> {
+    pub(crate) fn super_option(&self, name: &str) -> Option<&str> {
         self.super_options
             .split(',')
             .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
@@ -104,7 +104,7 @@ impl MountEntry {
 
 /// The mounts that a process sees, in the order in which they were mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MountInfo {
+pub(crate) struct MountInfo {
     pub entries: Vec<MountEntry>,
 }
 
@@ -113,7 +113,7 @@ impl MountInfo {
     ///
     /// # Errors
     /// When /proc is not mounted or not readable.
-    pub fn read_below(directory: &Path) -> io::Result<Self> {
+    pub(crate) fn read_below(directory: &Path) -> io::Result<Self> {
         let text = std::fs::read("/proc/self/mountinfo")?;
         // Most hosts have hundreds of other mounts: a cheap look before the full parse.
         let mut info = Self::parse_lines(&String::from_utf8_lossy(&text), |line| {
@@ -126,7 +126,7 @@ impl MountInfo {
 
     /// Parses the whole text of a mountinfo file.
     #[must_use]
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         Self::parse_lines(text, |_| true)
     }
 
@@ -144,7 +144,7 @@ impl MountInfo {
     /// same in every namespace and behind every bind. What is mounted at the path itself is not
     /// looked into.
     #[must_use]
-    pub fn place_of(&self, path: &Path) -> Option<Place> {
+    pub(crate) fn place_of(&self, path: &Path) -> Option<Place> {
         let below =
             |entry: &&MountEntry| entry.mountpoint != path && path.starts_with(&entry.mountpoint);
         // Later mounts cover earlier ones, longer mount points lie within shorter ones.
@@ -158,7 +158,7 @@ impl MountInfo {
 
     /// The directory that a mount covers.
     #[must_use]
-    pub fn covered(&self, mount: &MountEntry) -> Option<Place> {
+    pub(crate) fn covered(&self, mount: &MountEntry) -> Option<Place> {
         self.entries
             .iter()
             .find(|entry| entry.id == mount.parent)?
@@ -167,7 +167,7 @@ impl MountInfo {
 
     /// What is mounted at a place; with several mounts on top of each other, the topmost.
     #[must_use]
-    pub fn at(&self, mountpoint: &Path) -> Option<&MountEntry> {
+    pub(crate) fn at(&self, mountpoint: &Path) -> Option<&MountEntry> {
         self.entries
             .iter()
             .rev()

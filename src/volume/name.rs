@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The longest name, in bytes: a trash entry adds a time and a random part and must stay within
 /// the 255 bytes of a directory entry.
-pub const MAX_NAME: usize = 200;
+pub(crate) const MAX_NAME: usize = 200;
 
 /// A volume name: `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, 1 to 200 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

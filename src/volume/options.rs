@@ -16,7 +16,7 @@ use super::{VolumeName, local_form};
 use nfs::address::{Share, SharePath};
 
 /// Every option, in the order of the documentation.
-pub const OPTION_NAMES: [&str; 13] = [
+pub(crate) const OPTION_NAMES: [&str; 13] = [
     "share",
     "subdir",
     "options",
@@ -32,11 +32,11 @@ pub const OPTION_NAMES: [&str; 13] = [
     "device",
 ];
 /// The directory of ours on a share; no volume may live in it.
-pub const OWN_DIR: &str = ".nfsvol";
+pub(crate) const OWN_DIR: &str = ".nfsvol";
 /// Whether a component of a path is [`OWN_DIR`] to some server: those that fold case, that leave
 /// out what cannot be seen, or that cut off dots, spaces and the names of streams at the end.
 #[must_use]
-pub fn is_own_dir(component: &str) -> bool {
+pub(crate) fn is_own_dir(component: &str) -> bool {
     let seen = |ch: &char| {
         !matches!(ch, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}')

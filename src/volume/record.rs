@@ -12,9 +12,9 @@ use super::{Access, OnRemove, VolumeName, VolumeOptions};
 use nfs::address::{Share, SharePath};
 
 /// The format number of records that this version writes and reads.
-pub const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 /// The largest record, in bytes; a larger file on the share is not a record of ours.
-pub const MAX_RECORD: usize = 64 * 1024;
+pub(crate) const MAX_RECORD: usize = 64 * 1024;
 
 /// What the catalog keeps of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nfs::address::SharePath;
 use nfs::admin::{AdminError, AdminErrorKind};
-use nfsvol::cluster::{Entry, Stamp, Store};
+use nfsvol::doors::cluster::{Entry, Stamp, Store};
 use tokio::time::{Instant, sleep};
 
 use crate::Dice;

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nfsvol::cluster::removal::{self, Bound};
-use nfsvol::cluster::{Beat, Claimed, Env, Host as Identity, Member, Renewal, Store, Times};
-use nfsvol::layout;
-use nfsvol::volume::{Access, VolumeName};
+use nfsvol::doors::cluster::removal::{self, Bound};
+use nfsvol::doors::cluster::{Beat, Claimed, Env, Host as Identity, Member, Renewal, Store, Times};
+use nfsvol::doors::layout;
+use nfsvol::doors::volume::{Access, VolumeName};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};

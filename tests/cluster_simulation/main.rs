@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nfsvol::mutant::{self, Mutant};
+use nfsvol::doors::mutant::{self, Mutant};
 use tokio::time::{Instant, sleep};
 
 use disk::{Disk, Link, OP_DEADLINE, Weather};

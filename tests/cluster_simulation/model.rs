@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nfsvol::cluster::HostDoc;
+use nfsvol::doors::cluster::HostDoc;
 use tokio::time::Instant;
 
 use crate::SESSION;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use lab::{Export, Ganesha, Lab, PATIENCE, Result};
 use libtest_mimic::Trial;
-use nfsvol::volume::Right;
+use nfsvol::doors::volume::Right;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use crate::{EXPORT, Host, fuse_trial, nas};

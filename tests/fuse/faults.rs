@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use lab::{Export, Ganesha, Lab, PATIENCE, Result, Shared, wait_for};
 use libtest_mimic::Trial;
-use nfsvol::volume::Right;
+use nfsvol::doors::volume::Right;
 
 use crate::{EXPORT, Host, fuse_trial};
 
@@ -358,7 +358,7 @@ fn killed_daemon(lab: &'static Lab) -> Result {
     // What `attach` needs of a daemon is gone with this runtime; another adopts.
     let mut file = File::create(host.join("file"))?;
     file.write_all(b"before")?;
-    let again = nfsvol::fuse::FusePath::new(
+    let again = nfsvol::doors::fuse::FusePath::new(
         host.parent()
             .and_then(Path::parent)
             .context("no mount root")?,

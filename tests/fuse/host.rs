@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use lab::{Ganesha, PATIENCE, Result};
 use nfs::address::SharePath;
-use nfsvol::fuse::worker::{self, SUBCOMMAND};
-use nfsvol::fuse::{Attach, FuseOptions, FusePath, WorkerStatus};
-use nfsvol::volume::VolumeName;
+use nfsvol::doors::fuse::worker::{self, SUBCOMMAND};
+use nfsvol::doors::fuse::{Attach, FuseOptions, FusePath, WorkerStatus};
+use nfsvol::doors::volume::VolumeName;
 use tokio::runtime::Runtime;
 
 /// What the tests' server exports.

@@ -282,7 +282,7 @@ impl Parts {
         let on = record.moves_data().then_some(&home);
         let entry = self.together().remove(Some(&home), on, &record).await?;
         if let Some(entry) = entry {
-            Catalog::purge_both(Some(&home), on, &entry).await?;
+            Catalog::purge(Some(&home), on, &entry).await?;
         }
         Ok(record.id.clone())
     }
