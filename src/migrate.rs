@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 pub(crate) use self::copy::{Copied, Copier};
 use self::tree::measure;
-pub(crate) use self::volume::{Copying, Progress, take_over};
+pub(crate) use self::volume::{Copying, Progress, no_directory, take_over};
 use crate::docker::engine;
 
 /// The engine answers from its own files; more means that it hangs.
@@ -35,7 +35,7 @@ const DRIVER: &str = "local";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LocalVolume {
     pub(crate) name: String,
-    /// `type`, `o` and `device`; empty for a plain directory of the host.
+    /// `type`, `o` and `device`; none of these for a plain directory of the host.
     pub(crate) options: BTreeMap<String, String>,
     /// Where its files are, or are mounted while a container runs.
     pub(crate) mountpoint: PathBuf,
@@ -81,6 +81,23 @@ impl LocalVolume {
     pub(crate) fn is_nfs(&self) -> bool {
         let kind = self.options.get("type").map(String::as_str);
         matches!(kind, Some("nfs" | "nfs4"))
+    }
+
+    /// What the driver mounts for it while a container runs; `None` for a plain directory of the host
+    /// (which may have a `size`). Until then its directory is empty, wherever its files are.
+    pub(crate) fn mounts(&self) -> Option<String> {
+        let mut mounted = self.options.iter().filter(|(key, _)| *key != "size");
+        mounted.any(|(_, value)| !value.is_empty()).then(|| {
+            let get = |key| self.options.get(key).map_or("", String::as_str);
+            let (kind, device, o) = (get("type"), get("device"), get("o"));
+            match o
+                .split(',')
+                .any(|word| matches!(word.trim(), "bind" | "rbind"))
+            {
+                true => format!("the directory {device} of this host (type={kind}, o={o})"),
+                false => format!("{device} with type={kind}"),
+            }
+        })
     }
 
     /// The one of that name.

@@ -1,6 +1,7 @@
 //! What a volume is: its name, its options and its record. Values only, no I/O.
 
 mod local_form;
+mod mode;
 pub(crate) mod mount_options;
 pub(crate) mod name;
 pub(crate) mod options;

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
             trial("migrate_nfs_volumes", PARTS, migrate),
             trial("migrate_a_volume_in_use", KERNEL, migrate_in_use),
             trial("copy_a_local_volume", PARTS, copy),
+            trial("what_docker_mounts_is_not_copied", PARTS, mounted),
             trial("compose_files", COMPOSE, compose),
         ]
     })
@@ -361,6 +362,70 @@ fn copy(lab: &'static Lab) -> Result {
     let refused = site.nfsvol("migrate --copy taken")?.fails()?;
     ensure!(refused.contains("holds files already (file)"), "{refused}");
     host.ok("volume rm taken")?;
+    Ok(())
+}
+
+/// Volumes whose files are in Docker's directory only while a container runs.
+fn mounted(lab: &'static Lab) -> Result {
+    let site = site(lab)?;
+    let host = &site.host;
+    let media = "/var/lib/docker/my media";
+    host.node().sh(&format!(
+        "mkdir -p '{media}'; cd '{media}'; touch one two three"
+    ))?;
+    let local = |name: &str, kind: &str, o: &str, device: &str| {
+        let options = [
+            format!("type={kind}"),
+            format!("o={o}"),
+            format!("device={device}"),
+        ];
+        let [kind, o, device] = options.each_ref().map(String::as_str);
+        let args = ["volume", "create", "-o", kind, "-o", o, "-o", device, name];
+        host.engine().ok(&args)
+    };
+    local("bound", "none", "bind", media)?;
+    local("memory", "tmpfs", "size=1m", "tmpfs")?;
+    local(
+        "windows",
+        "cifs",
+        "addr=10.0.0.5,username=me",
+        "//10.0.0.5/films",
+    )?;
+    // As the refusal says it, and without the driver's name that `host.run` adds.
+    let run = |volumes: &str, script: &str| {
+        let line = format!("run --network=host --rm {volumes} busybox sh -euc");
+        let args: Vec<&str> = line.split_whitespace().chain([script]).collect();
+        host.engine().ok(&args)
+    };
+    let there = run("-v bound:/b", "ls /b | wc -l")?;
+    ensure!(there == "3", "{there}");
+    for (name, what) in [
+        (
+            "bound",
+            "the directory /var/lib/docker/my media of this host (type=none, o=bind)",
+        ),
+        ("memory", "tmpfs with type=tmpfs"),
+        ("windows", "//10.0.0.5/films with type=cifs"),
+    ] {
+        for command in ["migrate", "migrate --yes", "migrate --copy"] {
+            let refused = site.nfsvol(&format!("{command} {name}"))?.fails()?;
+            ensure!(
+                refused.contains(&format!("its driver mounts {what}")),
+                "{refused}"
+            );
+            ensure!(!refused.contains("docker volume rm"), "{refused}");
+        }
+        ensure!(
+            !site.nas.local(EXPORT).join(name).exists(),
+            "made all the same"
+        );
+    }
+    // What the refusal says to do brings all of it.
+    host.ok("volume create -d nfsvol films")?;
+    run("-v bound:/from:ro -v films:/to", "cp -a /from/. /to")?;
+    let copied = run("-v films:/f", "ls /f | wc -l")?;
+    ensure!(copied == "3", "{copied}");
+    host.ok("volume rm films bound memory windows")?;
     Ok(())
 }
 

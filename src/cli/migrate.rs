@@ -12,7 +12,7 @@ use super::output;
 use crate::api::Client;
 use crate::api::volumes::AdoptOutcome;
 use crate::daemon::settings::DEFAULT_SOCKET;
-use crate::migrate::{LocalVolume, local_volumes, take_over};
+use crate::migrate::{LocalVolume, local_volumes, no_directory, take_over};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MigrateArgs {
@@ -101,13 +101,16 @@ fn choose(found: Vec<LocalVolume>, names: &[String]) -> anyhow::Result<Vec<Local
     }
     let named = names.iter().map(|name| {
         let volume = LocalVolume::named(&found, name)?;
-        if !volume.is_nfs() {
-            bail!(
-                "volume {name} is no NFS mount but a directory of this host; it can only be \
-                 copied (--copy)"
-            );
+        if volume.is_nfs() {
+            return Ok(volume.clone());
         }
-        Ok(volume.clone())
+        if let Some(mounted) = volume.mounts() {
+            bail!("{}", no_directory(name, &mounted));
+        }
+        bail!(
+            "volume {name} is no NFS mount but a directory of this host; it can only be copied \
+             (--copy)"
+        );
     });
     named.collect()
 }

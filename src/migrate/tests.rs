@@ -251,3 +251,39 @@ fn only_containers_that_have_the_local_volume_use_it() {
         .collect();
     assert_eq!(shown, [("web", true), ("old", false)]);
 }
+
+#[test]
+fn what_the_driver_mounts_for_a_volume_is_told() {
+    let volume = |options: &[(&str, &str)]| LocalVolume {
+        name: "films".to_owned(),
+        options: options
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+        mountpoint: "/var/lib/docker/volumes/films/_data".into(),
+        users: Vec::new(),
+    };
+    for plain in [&[][..], &[("size", "10G")], &[("type", ""), ("o", "")]] {
+        assert_eq!(volume(plain).mounts(), None);
+    }
+    let bind = [
+        ("type", "none"),
+        ("o", "ro, bind"),
+        ("device", "/mnt/my media"),
+    ];
+    let said = volume(&bind).mounts().unwrap();
+    assert!(
+        said.starts_with("the directory /mnt/my media of this host"),
+        "{said}"
+    );
+    for (kind, device) in [
+        ("cifs", "//nas/films"),
+        ("tmpfs", "tmpfs"),
+        ("btrfs", "/dev/sdb"),
+    ] {
+        let said = volume(&[("type", kind), ("device", device)])
+            .mounts()
+            .unwrap();
+        assert_eq!(said, format!("{device} with type={kind}"));
+    }
+}

@@ -75,6 +75,9 @@ impl Copying<'_> {
         if volume.is_nfs() {
             bail!("it lies on an NFS server already; `nfsvol migrate` takes it over as it is");
         }
+        if let Some(mounted) = volume.mounts() {
+            bail!("{}", no_directory(&volume.name, &mounted));
+        }
         check_unused(volume)?;
         let _source = alone(&volume.mountpoint)?;
         let to = self.mount(name).await?;
@@ -116,6 +119,17 @@ impl Copying<'_> {
         };
         Ok(client.ask(&mount).await?.mountpoint)
     }
+}
+
+/// Why a volume can be neither taken over nor copied: its files are in its directory only while a
+/// container runs, so what is copied without one would be nothing.
+pub(crate) fn no_directory(name: &str, mounted: &str) -> String {
+    format!(
+        "volume {name} is no directory of Docker's own: its driver mounts {mounted} for each container. \
+         If that lies on an NFS server, make a volume of it (`nfsvol adopt`); else make an empty one, \
+         docker volume create -d nfsvol NEW, and have a container copy it: docker run --rm -v \
+         {name}:/from:ro -v NEW:/to busybox cp -a /from/. /to"
+    )
 }
 
 fn unmount(name: &str) -> Unmount {

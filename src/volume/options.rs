@@ -12,7 +12,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::mount_options::MountOptions;
-use super::{VolumeName, local_form};
+use super::{VolumeName, local_form, mode};
 use nfs::address::{Share, SharePath};
 
 /// Every option, in the order of the documentation.
@@ -258,7 +258,10 @@ impl VolumeOptions {
             owner: Owner {
                 uid: number("uid", get("uid"))?,
                 gid: number("gid", get("gid"))?,
-                mode: get("mode").map(mode).transpose()?.unwrap_or(DEFAULT_MODE),
+                mode: get("mode")
+                    .map(mode::parse)
+                    .transpose()?
+                    .unwrap_or(DEFAULT_MODE),
             },
             access: get("access")
                 .map(str::parse)
@@ -334,7 +337,7 @@ impl VolumeOptions {
         );
         put(
             "mode",
-            (self.owner.mode != default.mode).then(|| format!("{:04o}", self.owner.mode)),
+            (self.owner.mode != default.mode).then(|| mode::show(self.owner.mode)),
         );
         put(
             "access",
@@ -379,7 +382,10 @@ impl Serialize for VolumeOptions {
 
 impl<'de> Deserialize<'de> for VolumeOptions {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let map = BTreeMap::deserialize(deserializer)?;
+        let mut map = BTreeMap::<String, String>::deserialize(deserializer)?;
+        if let Some(mode) = map.get_mut("mode") {
+            mode::of_record(mode);
+        }
         Self::parse(&map).map_err(serde::de::Error::custom)
     }
 }
@@ -395,20 +401,6 @@ fn number(key: &'static str, text: Option<&str>) -> Result<u32, OptionError> {
         )),
         Ok(number) => Ok(number),
     }
-}
-
-fn mode(text: &str) -> Result<u32, OptionError> {
-    let octal = (1..=5).contains(&text.len()) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
-    u32::from_str_radix(text, 8)
-        .ok()
-        .filter(|mode| octal && *mode <= 0o7777)
-        .ok_or_else(|| {
-            bad(
-                "mode",
-                text,
-                "expected octal permission bits, for example 0755 or 1777",
-            )
-        })
 }
 
 fn subdir(text: &str) -> Result<String, OptionError> {
@@ -509,7 +501,7 @@ mod tests {
         ) {
             let access = if readonly { "readonly" } else { "shared" };
             let options = parse(&[
-                ("uid", &uid.to_string()), ("mode", &format!("{mode:o}")),
+                ("uid", &uid.to_string()), ("mode", &format!("0{mode:o}")),
                 ("subdir", &subdir), ("access", access), ("share", "nas:/export"),
             ]).unwrap();
             prop_assert_eq!(VolumeOptions::parse(&options.to_map()).unwrap(), options);
