@@ -48,7 +48,7 @@ Description: Docker volumes that follow a container to any host
 END
 echo /etc/default/nfsvol >"$root/DEBIAN/conffiles"
 
-units="nfsvol.socket nfsvol.service nfsvol-announce.service"
+units="nfsvol.socket nfsvol.service"
 script() { # script NAME: standard input becomes that script of the package
     { printf '#!/bin/sh\nset -e\nunits="%s"\n' "$units" && cat; } >"$root/DEBIAN/$1"
     chmod 0755 "$root/DEBIAN/$1"

@@ -21,6 +21,8 @@ case $prefix in
 esac
 fish=$prefix/share/fish/vendor_completions.d/nfsvol.fish
 man=$prefix/share/man/man1
+# The daemon itself does what this unit of earlier versions did.
+gone=$units/nfsvol-announce.service
 settings=/etc/default/nfsvol
 
 put() { # put FILE MODE: standard input becomes that file, at once and whole
@@ -33,8 +35,9 @@ put() { # put FILE MODE: standard input becomes that file, at once and whole
 case ${1:-} in
 install)
     binary=$(realpath "$2")
+    rm -f "$root$gone"
     put "$bin" 0755 <"$binary"
-    for unit in nfsvol.service nfsvol.socket nfsvol-announce.service; do
+    for unit in nfsvol.service nfsvol.socket; do
         sed "s|@BIN@|$bin|" "$here/$unit" | put "$units/$unit" 0644
     done
     # What an administrator wrote stays.
@@ -47,7 +50,7 @@ install)
     ;;
 uninstall)
     rm -f "$root$bin" "$root$units"/nfsvol.service "$root$units"/nfsvol.socket \
-        "$root$units"/nfsvol-announce.service "$root$bash" "$root$zsh" "$root$fish" \
+        "$root$gone" "$root$bash" "$root$zsh" "$root$fish" \
         "$root$man"/nfsvol.1 "$root$man"/nfsvol-*.1
     if cmp -s "$here/nfsvol.default" "$root$settings"; then
         rm "$root$settings"

@@ -145,9 +145,6 @@ nfsvol migrate --yes shop_db --as db\n  nfsvol migrate --copy uploads -o mode=07
     /// The process that fences one exclusive volume on the kernel data path; the daemon starts it
     #[command(name = crate::fence::SUBCOMMAND, hide = true)]
     KernelGuard,
-    /// Tell Docker of nfsvol, and start containers whose volumes could not be mounted at the boot
-    #[command(hide = true)]
-    Announce(crate::daemon::announce::AnnounceArgs),
     /// The first process of a managed plugin (config.json)
     #[command(hide = true)]
     ManagedPlugin,
@@ -285,7 +282,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::EmbeddedServer(args) => {
             logged(async { local_server::serve(args, crate::daemon::serve::stopped()).await })
         }
-        Command::Announce(args) => logged(crate::daemon::announce::announce(args)),
         Command::ManagedPlugin => runtime()?.block_on(crate::daemon::managed::run()),
         Command::FuseWorker => Ok(crate::fuse::worker::run()?),
         Command::KernelGuard => Ok(crate::fence::process::run()?),

@@ -3,7 +3,7 @@
 //! | room | job | imports |
 //! |---|---|---|
 //! | [`cli`] | the command line | `api` `daemon` `docker` `doctor` `driver` `fence` `fuse` `local_server` `migrate` `nfs` `telemetry` `volume` |
-//! | [`daemon`] | the daemon as a process: settings, put together, kept running, made known to Docker | `cluster` `docker` `driver` `monitor` `nfs` `telemetry` `volume` |
+//! | [`daemon`] | the daemon as a process: settings, put together, kept running, made known to Docker | `cluster` `docker` `driver` `monitor` `nfs` `sys` `telemetry` `volume` |
 //! | `driver` | what each call does, together with other hosts; background tasks | `api` `chance` `cluster` `docker` `failpoint` `fence` `fuse` `home` `host` `kernel` `layout` `local_server` `monitor` `mutant` `nfs` `sys` `volume` |
 //! | `host` | what is attached and mounted on this host, and which processes hold it | `chance` `fence` `fuse` `kernel` `mutant` `nfs` `sys` `volume` |
 //! | `doctor` | looks at each step from a share's name to bytes, and at this host | `api` `docker` `fuse` `kernel` `nfs` `sys` `volume` |

@@ -12,6 +12,8 @@ use lab::{
 
 const OPERATIONS: &str = include_str!("../docs/OPERATIONS.md");
 const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
+/// Some of the daemon's looks whether an engine runs (every two seconds).
+const LOOKS: std::time::Duration = std::time::Duration::from_secs(7);
 const VOLUMES: &[Part] = &[Part::Docker, Part::Ganesha, Part::Fuse, Part::Systemd];
 
 fn main() -> ExitCode {
@@ -117,7 +119,7 @@ fn units(lab: &'static Lab) -> Result {
         &format!(
             "make -C {CHECKOUT} install {put} >/dev/null
          mount -t overlay -o lowerdir={root}/usr:/usr overlay /usr
-         systemd-analyze verify nfsvol.service nfsvol.socket nfsvol-announce.service"
+         systemd-analyze verify nfsvol.service nfsvol.socket"
         ),
     ])?;
     ensure!(
@@ -175,6 +177,15 @@ impl Writer<'_> {
     }
 }
 
+/// Without any use of it: Swarm looks at this list.
+fn knows_the_plugin(engine: &Engine) -> Result {
+    wait_for("Docker to list the plugin", PATIENCE, || {
+        engine
+            .ok(&["info", "-f", "{{.Plugins.Volume}}"])
+            .is_ok_and(|list| list.contains("nfsvol"))
+    })
+}
+
 fn package(lab: &'static Lab) -> Result {
     let nas = Ganesha::start(lab, "nas", &[Export::new("/srv/export")])?;
     let node: &'static Node = Box::leak(Box::new(Node::machine(lab, "host")?));
@@ -201,6 +212,7 @@ fn package(lab: &'static Lab) -> Result {
          echo NFSVOL_LOG_FORMAT=text >>/etc/default/nfsvol
          echo NFSVOL_MOUNT_DEADLINE=10s >>/etc/default/nfsvol
          systemctl restart nfsvol")?;
+    knows_the_plugin(&engine)?;
     let writer = Writer {
         engine: &engine,
         nas: &nas,
@@ -256,15 +268,17 @@ fn package(lab: &'static Lab) -> Result {
     nas.up()?;
     writer.goes_on().with_context(|| systemd.log())?;
     ensure!(writer.started_at()? != since);
-    // Docker was told of the plugin at its start: Swarm looks at this list.
-    wait_for("Docker to list the plugin", PATIENCE, || {
-        engine
-            .ok(&["info", "-f", "{{.Plugins.Volume}}"])
-            .is_ok_and(|list| list.contains("nfsvol"))
-    })?;
+
+    // An engine that was stopped stays so, though systemd would start it for whoever connects.
+    engine.ok(&["rm", "-f", "writer"])?;
+    systemd.sh("systemctl stop docker.service 2>&1; systemctl restart nfsvol")?;
+    std::thread::sleep(LOOKS);
+    let states = systemd.sh("systemctl is-active docker.socket docker.service nfsvol || true")?;
+    ensure!(states == "active\ninactive\nactive", "{states}");
+    systemd.sh("systemctl start docker.service 2>&1")?;
+    knows_the_plugin(&engine)?;
 
     // Away with it: no socket is left behind, and no record is lost.
-    engine.ok(&["rm", "-f", "writer"])?;
     systemd.sh("dpkg --purge nfsvol 2>&1")?;
     let left = systemd.sh(
         "ls -d /usr/bin/nfsvol /etc/default/nfsvol /run/docker/plugins/nfsvol.sock \

@@ -242,7 +242,7 @@ impl Swarm {
             host.node().sh(
                 "echo 'options timeout:1 attempts:1\nnameserver 127.0.0.1' >/etc/resolv.conf",
             )?;
-            announce(host)?;
+            knows_the_plugin(host)?;
         }
         let first = &hosts[0];
         first.ok(&format!(
@@ -380,7 +380,7 @@ impl Swarm {
             Fault::Drain => {}
             Fault::Kill => {
                 self.hosts[from].boot()?;
-                announce(&self.hosts[from])?;
+                knows_the_plugin(&self.hosts[from])?;
             }
             Fault::CutOff | Fault::ServerCutOff => self.cut(from, fault, false)?,
         }
@@ -404,9 +404,12 @@ impl Swarm {
     }
 }
 
-/// What nfsvol-announce.service does after each start of Docker.
-fn announce(host: &Host) -> Result {
-    host.ok("volume ls --quiet").map(drop)
+/// Swarm places tasks where the engine lists the plugin; the daemon sees to that, without any use of it.
+fn knows_the_plugin(host: &Host) -> Result {
+    wait_for("Docker to list the plugin", PATIENCE, || {
+        host.ok("info -f {{.Plugins.Volume}}")
+            .is_ok_and(|list| list.contains("nfsvol"))
+    })
 }
 
 fn image(engine: &Engine, service: &Service) -> Result {

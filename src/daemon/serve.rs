@@ -6,6 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::announce::announce;
 use super::settings::ServeArgs;
 use crate::docker::{Listener, Settings, VolumeDriver, server};
 use crate::driver::{Config, Driver};
@@ -41,6 +42,8 @@ pub(crate) async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     if std::env::var_os(MANAGED).is_some() {
         // dockerd activates a managed plugin itself: it starts it when it starts.
         driver.activated();
+    } else {
+        tokio::spawn(announce(args.docker_socket.clone()));
     }
     driver.start(&stop);
     if let Some(address) = args.metrics.get() {

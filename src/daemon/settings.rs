@@ -96,10 +96,11 @@ pub struct ServeArgs {
     /// How long a host that is dead or cut off keeps its volumes from the others: 3 s to 1 hour
     #[arg(long, env = "NFSVOL_SESSION", default_value = "30s", value_parser = session_time, value_name = "TIME")]
     session: Duration,
-    /// Socket of Docker's engine: an exclusive volume's containers are stopped through it when this
-    /// host is cut off (kernel data path)
+    /// Socket of Docker's engine, which is told of this daemon after each start of either; an
+    /// exclusive volume's containers are stopped through it when this host is cut off (kernel data
+    /// path)
     #[arg(long, env = "NFSVOL_DOCKER_SOCKET", default_value = crate::docker::engine::DEFAULT_SOCKET, value_name = "PATH")]
-    docker_socket: PathBuf,
+    pub docker_socket: PathBuf,
     /// How long a share without volumes stays mounted
     #[arg(long, env = "NFSVOL_IDLE_UNMOUNT", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
     idle_unmount: Duration,

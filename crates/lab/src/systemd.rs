@@ -47,7 +47,7 @@ impl Systemd {
             for target in {TARGETS}; do ln -s /usr/lib/systemd/system/$target.target /run/units; done
             printf '[Unit]\n' >/run/units/sysinit.target
             ln -s /usr/lib/systemd/system/docker.service /usr/lib/systemd/system/docker.socket /run/units
-            for unit in nfsvol.service nfsvol.socket nfsvol-announce.service; do
+            for unit in nfsvol.service nfsvol.socket; do
                 ln -s /usr/lib/systemd/system/$unit /run/units
             done
             mkdir /run/units/service.d /run/units/docker.service.d
