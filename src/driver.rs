@@ -89,7 +89,7 @@ impl Driver {
     pub(crate) fn open(config: Config) -> Result<Self, DriverError> {
         let host = Arc::new(Host::open(config.of_host())?);
         let catalog = Catalog::open(&config.state_dir, config.share.clone(), &config.host)?;
-        let catalog = Arc::new(catalog);
+        let catalog = Arc::new(catalog.recreating(config.recreate));
         let frame = membership::frame(&config);
         let shares = Arc::new(Shares::new(&config, Arc::clone(&host), &frame));
         let parts = (Arc::clone(&host), Arc::clone(&catalog), Arc::clone(&shares));

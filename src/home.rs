@@ -16,6 +16,7 @@ mod data;
 mod error;
 mod expiry;
 mod local;
+mod recreate;
 mod repair;
 mod restore;
 mod share;
@@ -42,7 +43,7 @@ pub(crate) use self::trash::{TrashEntry, Trashed};
 use crate::layout::{self, TrashName};
 use crate::mutant::{self, Mutant};
 use crate::sys::files::{write_durably, write_whole};
-use crate::volume::{OnRemove, Record, VolumeName, VolumeOptions};
+use crate::volume::{OnRemove, Record, Recreate, VolumeName, VolumeOptions};
 use nfs::address::{Server, Share};
 use nfs::admin::Admin;
 use nfs::connect;
@@ -76,6 +77,8 @@ pub(crate) struct Catalog {
     sync: Mutex<sync::State>,
     /// What lies in the trash, and for how long this host has seen it.
     seen: Mutex<expiry::Seen>,
+    /// What a Create does that changes a removed volume's options.
+    recreate: Recreate,
     /// Held while `.nfsvol/` is made, so that one process does not race with itself.
     making: Mutex<()>,
 }
@@ -102,6 +105,7 @@ impl Catalog {
             only_here: opened("volumes")?,
             sync: sync.into(),
             seen: expiry::Seen::load(state_dir)?.into(),
+            recreate: Recreate::default(),
             making: Mutex::default(),
         })
     }
@@ -118,6 +122,7 @@ impl Catalog {
             only_here: self.only_here.copy(),
             sync: self.sync.try_lock().unwrap().again().into(),
             seen: self.seen.try_lock().unwrap().clone().into(),
+            recreate: self.recreate,
             making: Mutex::default(),
         }
     }
@@ -627,7 +632,7 @@ impl Catalog {
         let mut at_once = Vec::new();
         for (name, entry) in names.iter().zip(read) {
             let Some(entry) = entry else { continue };
-            let is_deleted = entry.record.on_remove == OnRemove::Delete;
+            let is_deleted = entry.is_deleted();
             seen.entry(admin.share(), name).at_once = Some(is_deleted);
             if is_deleted {
                 at_once.push(entry);

@@ -15,6 +15,7 @@
 //!   hosts/<host>.<number>.json             what the host holds; the highest number counts
 //!   trash/<name>.<time>.<random>/          a removed volume: volume/record.json and data/
 //!   trash/<entry>/restoring.<random>/      a restore has begun; in it `from/`, which volume/ was
+//!   trash/<entry>/restoring.anew.<random>/ the same, by a Create with other options
 //!   tmp/                                   what is being made; older than an hour: left over
 //! .nfsvol.<id>/                            what is prepared to become .nfsvol/
 //! ```
@@ -36,6 +37,8 @@ pub(crate) const TRASH_DATA: &str = "data";
 pub(crate) const TRASH_VOLUME: &str = "volume";
 /// The directory of a restore in an entry begins so; in it is what that has taken.
 pub(crate) const RESTORING: &str = "restoring.";
+/// That of a Create which brings a volume back with other options; a kind of [`RESTORING`].
+pub(crate) const RECREATING: &str = "restoring.anew.";
 pub(crate) const RESTORED_FROM: &str = "from";
 /// How a trash entry's time is written: ISO 8601, to the second, UTC.
 const TRASH_TIME: &str = "%Y%m%dT%H%M%SZ";

@@ -148,6 +148,17 @@ mutants::list! {
     DataIsFetchedFromVolumes,
     /// A retained directory is looked for under the name that its volume is restored to.
     RetainedMovesByName,
+    /// A Create that was cut off while it brought a removed volume back with other options makes an empty one when it
+    /// is done again, since the record has these options by then.
+    RecreatesBeginAnew,
+    /// What it was about to bring back with `on_remove=delete` is deleted from the trash.
+    TakenIsDeletedAtOnce,
+    /// It takes what a restore is about to bring back elsewhere.
+    RecreatesTakeRestores,
+    /// It is undone like one that has made the volume.
+    RecreatesAreUndone,
+    /// An exclusive volume that is made anew as a shared one loses its claims, and is made anew as an exclusive one.
+    RecreatedClaimsBeginAnew,
     /// A restore does not look whether what it has published is whole.
     RestoredUnseen,
     /// A restore deletes what it has taken before it has published what comes back.

@@ -12,7 +12,7 @@ pub use mount_options::MountOptions;
 pub(crate) use mount_options::{NfsVersion, OptionsError};
 pub use name::VolumeName;
 pub use options::{Access, VolumeOptions};
-pub(crate) use options::{DataPath, OnRemove, OptionError, Owner};
+pub(crate) use options::{DataPath, OnRemove, OptionError, Owner, Recreate};
 pub(crate) use record::json;
 pub(crate) use record::{MAX_RECORD, Record, RecordError};
 pub use right::Right;

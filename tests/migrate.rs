@@ -495,7 +495,25 @@ fn compose(lab: &'static Lab) -> Result {
     database.ok("up -d")?;
     let read = database.sh("cat /var/lib/postgresql/data/table")?;
     ensure!(read == "rows", "{read}");
-    database.ok("down -v")?;
+    // Its options are changed: docker-compose 1 asks for the volume's removal, Compose 2 removes it itself.
+    database.ok("down")?;
+    let file = include_str!("../docs/examples/compose.yaml").replace("exclusive", "shared");
+    let shared = Compose::new(site, &file, "db", lab::docker::IMAGE)?;
+    let refused = shared.run("up -d")?.fails()?;
+    ensure!(
+        refused.contains("please remove the existing volume"),
+        "{refused}"
+    );
+    host.ok("volume rm db")?;
+    shared.ok("up -d")?;
+    let read = shared.sh("cd /var/lib/postgresql/data; cat table; stat -c %u:%g:%a .")?;
+    ensure!(read == "rows\n999:999:700", "{read}");
+    ensure!(host.inspect("db")?["Status"]["access"] == "shared");
+    shared.ok("down -v")?;
+    shared.ok("up -d")?;
+    let read = shared.sh("ls /var/lib/postgresql/data")?;
+    ensure!(read.is_empty(), "{read}");
+    shared.ok("down -v")?;
     ensure!(
         host.volume("db")?
             .is_none_or(|volume| volume["Driver"] != "nfsvol")

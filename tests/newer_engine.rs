@@ -98,5 +98,10 @@ fn moves(lab: &'static Lab) -> Result {
     newer.ok(&["rm", "-f", "keep"])?;
     newer.ok(&["volume", "rm", "db"])?;
     ensure!(!nas.local("/srv/export").join("db").exists());
+
+    // Other options for the name: the data is there again.
+    newer.ok(&["volume", "create", "-d", "nfsvol", "-o", "mode=0700", "db"])?;
+    let read = newer.run_in("db", "cat /data/file")?;
+    ensure!(read == "newer\nolder", "{read}");
     Ok(())
 }

@@ -63,9 +63,10 @@ const WAYS: [Way; 4] = [
 /// A name, and what is done on a host with volumes, containers and images that no other has.
 type Scenario = (&'static str, fn(&Host) -> Result);
 
-const SCENARIOS: [Scenario; 14] = [
+const SCENARIOS: [Scenario; 15] = [
     ("named", named),
     ("options_and_labels", options_and_labels),
+    ("changed_options", changed_options),
     ("refused_options", refused_options),
     ("local_form", local_form),
     ("anonymous", anonymous),
@@ -146,6 +147,33 @@ fn options_and_labels(host: &Host) -> Result {
     // Docker does not tell the driver of other options for a name it knows: they have no effect.
     host.ok(&format!("{create} -o uid=1 optioned"))?;
     ensure!(host.inspect("optioned")?["Options"] == given);
+    Ok(())
+}
+
+/// The two calls by which Compose changes a volume's options, with its labels.
+fn changed_options(host: &Host) -> Result {
+    let create = "volume create -d nfsvol --label com.docker.compose.project=shop";
+    host.ok(&format!("{create} -o mode=0750 changed"))?;
+    host.run("-v changed:/data", "echo data >/data/file")?;
+    host.ok("volume rm changed")?;
+    let given = json!({ "mode": "0700", "uid": "7" });
+    let changed = format!("{create} --label new=1 -o mode=0700 -o uid=7 changed");
+    host.ok(&changed)?;
+    let volume = host.inspect("changed")?;
+    ensure!(volume["Options"] == given, "{volume}");
+    ensure!(volume["Labels"]["new"] == "1", "{volume}");
+    ensure!(volume["Status"]["options"] == given, "{volume}");
+    let said = volume["Status"]["restored"].as_str().unwrap_or_default();
+    ensure!(said.contains("its options changed"), "{volume}");
+    let read = host.run("-v changed:/data", "cat /data/file; stat -c %u:%a /data")?;
+    ensure!(read == "data\n0:750", "{read}");
+    // `down -v` and `up`: nothing has changed.
+    host.ok("volume rm changed")?;
+    host.ok(&changed)?;
+    let volume = host.inspect("changed")?;
+    ensure!(volume["Status"]["restored"].is_null(), "{volume}");
+    let read = host.run("-v changed:/data", "ls /data; stat -c %u:%a /data")?;
+    ensure!(read == "7:700", "{read}");
     Ok(())
 }
 

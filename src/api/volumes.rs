@@ -159,6 +159,9 @@ pub struct KnownStatus {
     /// What the last guard did, of an exclusive volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fenced: Option<Fenced>,
+    /// What became of the data when the volume was made anew with other options, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

@@ -10,7 +10,7 @@ use crate::cluster::{LONGEST_SESSION, SHORTEST_SESSION};
 use crate::docker::server::Settings;
 use crate::driver::{Config, host_name};
 use crate::monitor::Address;
-use crate::volume::{DataPath, MountOptions, OnRemove};
+use crate::volume::{DataPath, MountOptions, OnRemove, Recreate};
 use nfs::address::Share;
 
 /// Where Docker looks for the socket of a plugin called nfsvol (moby: pkg/plugins/discovery.go).
@@ -69,6 +69,16 @@ pub struct ServeArgs {
         value_name = "POLICY"
     )]
     on_remove: OnRemove,
+    /// What a Create does that follows a Remove of the same name within 10 minutes with other options, as
+    /// `docker compose up` sends them when options have changed: keep (the data comes back), empty (a
+    /// new volume) or refuse
+    #[arg(
+        long,
+        env = "NFSVOL_RECREATE",
+        default_value = "keep",
+        value_name = "POLICY"
+    )]
+    recreate: Recreate,
     /// Shares that volumes may name; `*` stands for anything; may be repeated [default: all]
     #[arg(
         long,
@@ -198,6 +208,7 @@ impl From<&ServeArgs> for Config {
             data_path: args.data_path,
             mount_options: args.mount_options.clone(),
             on_remove: args.on_remove,
+            recreate: args.recreate,
             allow_share: args.allow_share.clone(),
             allow_option: args.allow_option.clone(),
             trash_time: args.trash_time,

@@ -51,7 +51,7 @@ impl VolumeDriver for Driver {
         let options = VolumeOptions::parse(&opts)?;
         match self.create_volume(&name, options).await? {
             Creation::New(_) => Ok(Created::New),
-            Creation::Existing(_) => Ok(Created::Existing),
+            Creation::Existing(_) | Creation::Recreated(_) => Ok(Created::Existing),
         }
     }
 

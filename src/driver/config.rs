@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::docker::engine;
 use crate::host;
-use crate::volume::{DataPath, MountOptions, OnRemove};
+use crate::volume::{DataPath, MountOptions, OnRemove, Recreate};
 use nfs::address::Share;
 
 /// The longest that one directory operation takes for a command that asks a share itself.
@@ -21,6 +21,7 @@ pub(crate) struct Config {
     pub(crate) data_path: DataPath,
     pub(crate) mount_options: MountOptions,
     pub(crate) on_remove: OnRemove,
+    pub(crate) recreate: Recreate,
     pub(crate) allow_share: Vec<String>,
     pub(crate) allow_option: Vec<String>,
     pub(crate) trash_time: Duration,
@@ -46,6 +47,7 @@ impl Config {
             data_path: DataPath::default(),
             mount_options: MountOptions::default(),
             on_remove: OnRemove::default(),
+            recreate: Recreate::default(),
             allow_share: Vec::new(),
             allow_option: vec!["*".to_owned()],
             trash_time: Duration::MAX,

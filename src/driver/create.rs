@@ -6,6 +6,7 @@ use super::{Driver, DriverError};
 use crate::fuse::FuseOptions;
 use crate::home::{CatalogError, Creation};
 use crate::host::HostError;
+use crate::mutant::{self, Mutant};
 use crate::volume::options::is_own_dir;
 use crate::volume::{Access, DataPath, VolumeName, VolumeOptions};
 use nfs::address::SharePath;
@@ -66,10 +67,16 @@ impl Driver {
         let made = made.make(home.as_ref(), &on, name, &options, default);
         let creation = made.await?;
         fail::fail_point!("create.kept", |_| crate::failpoint::die());
+        if matches!(creation, Creation::Recreated(_)) {
+            self.watch.trash_changed();
+        }
         let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
         match &creation {
+            Creation::Recreated(record) if mutant::is_on(Mutant::RecreatesAreUndone) => {
+                fresh.insert(name.clone(), record.id.clone())
+            }
             Creation::New(record) => fresh.insert(name.clone(), record.id.clone()),
-            Creation::Existing(_) => fresh.remove(name),
+            Creation::Existing(_) | Creation::Recreated(_) => fresh.remove(name),
         };
         Ok(creation)
     }

@@ -368,6 +368,10 @@ cases! {
         TRASH, [Restore("db")], [Restore("db")];
     restore_as(long long long long long long):
         TRASH, [RestoreAs("db", "web")], [Restore("db")];
+    recreate_remove(long long long long long long):
+        TRASH, [Recreate("db")], [Remove("db")];
+    remove_recreate(long long long long long long):
+        VOLUME, [Remove("db"), Recreate("db")], [Mount("db")];
     create_in_remove(long long long long long long):
         VOLUME, [CreateIn("web", "db")], [Remove("db")];
     claim_remove(long long long long long long):

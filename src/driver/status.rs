@@ -121,6 +121,9 @@ impl Driver {
             worker,
             guard,
             fenced: fenced.map(Into::into),
+            restored: record.recreated.as_ref().map(|removed| {
+                format!("data of the volume removed at {removed} was kept, its options changed")
+            }),
             warnings: self.warnings_of(record, held).await,
         }))
     }

@@ -18,6 +18,7 @@ use super::mount::HOME_WAIT;
 use super::*;
 use crate::attendant::Post;
 use crate::cluster::Env;
+use crate::docker::{Created, Lookup, VolumeDriver};
 use crate::home::Creation;
 use crate::host::{How, PODMAN};
 use crate::sys::holders::Mark;
@@ -146,7 +147,9 @@ impl Driver {
     async fn made(&self, volume: &str, given: &[(&str, &str)]) -> Arc<Record> {
         let made = self.create_volume(&name(volume), options(given)).await;
         match made.unwrap() {
-            Creation::New(record) | Creation::Existing(record) => record,
+            Creation::New(record) | Creation::Existing(record) | Creation::Recreated(record) => {
+                record
+            }
         }
     }
 }
@@ -487,4 +490,56 @@ async fn a_volume_is_refused_outside_of_what_this_host_allows() {
     let above = refused(&[("share", "nas:/"), ("subdir", "export/.nfsvol/tmp")]);
     assert!(above.is_some_and(|text| text.contains("belongs to the driver")));
     driver.stop().await;
+}
+
+/// A volume without files is made anew with other options, and Docker does not hear of it: whether it is there.
+async fn stays_when_nobody_has_heard_of_it(lab: &Lab) -> bool {
+    let driver = lab.member();
+    let db = name("db");
+    driver.made("db", &[]).await;
+    driver.remove_volume(&db).await.unwrap();
+    let given = options(&[("mode", "0700")]);
+    let made = driver.create_volume(&db, given.clone()).await.unwrap();
+    assert!(matches!(made, Creation::Recreated(_)));
+    driver.take_back(&db).await;
+    let again = driver.create_volume(&db, given).await.unwrap();
+    matches!(again, Creation::Existing(_))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recreate_that_nobody_has_heard_of_stays() {
+    for fault in [false, true] {
+        let Some(lab) = lab().await else { return };
+        let _back = fault.then(|| mutant::put_back(Mutant::RecreatesAreUndone));
+        assert_eq!(stays_when_nobody_has_heard_of_it(&lab).await, !fault);
+    }
+}
+
+/// Docker is told that the volume was there, so that it undoes nothing, and shows what became of its data; and
+/// this on a share of data that is another one than the home share.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recreate_is_told() {
+    let Some(lab) = lab().await else { return };
+    let driver = lab.member();
+    let elsewhere = lab.share_at("localhost");
+    let share = ("share", elsewhere.as_str());
+    driver.made("db", &[share]).await;
+    fs::write(lab.export.path().join("db/file"), "data").unwrap();
+    driver.remove_volume(&name("db")).await.unwrap();
+    let changed = [share, ("mode", "0700"), ("on_remove", "retain")];
+    let opts = changed.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let told = driver.create("db", opts.into()).await.unwrap();
+    assert_eq!(told, Created::Existing);
+    let Lookup::Found(shown) = driver.get("db").await.unwrap() else {
+        panic!("the volume is known");
+    };
+    assert_eq!(shown.status["options"]["mode"], "0700");
+    let restored = shown.status["restored"].as_str().unwrap();
+    assert!(
+        restored.contains("was kept, its options changed"),
+        "{restored}"
+    );
+    assert!(lab.export.path().join("db/file").exists());
+    let trash = fs::read_dir(lab.export.path().join(".nfsvol/trash")).unwrap();
+    assert_eq!(trash.count(), 0);
 }

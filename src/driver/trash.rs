@@ -110,7 +110,7 @@ impl Driver {
 
     async fn purge_entry(&self, home: &Admin, entry: &TrashEntry) -> Result<(), DriverError> {
         // Of a share that holds none of its data nothing is needed.
-        let on = match entry.record.moves_data() {
+        let on = match entry.holds_data() {
             true => Some(self.shares.data(&entry.record.options).await?),
             false => None,
         };

@@ -53,6 +53,7 @@ impl Catalog {
             on_remove: default_on_remove,
             made: None,
             squashed: false,
+            recreated: None,
         };
         let removing = match (home, &existing) {
             (Some(home), Some(record)) => share::removal(home, record).await?.is_some(),
@@ -87,7 +88,7 @@ impl Catalog {
         let made = self.create_from(home, on, name, options, default_on_remove, Source::Find);
         Ok(match made.await? {
             Creation::New(record) => Adopted::New(Some(record)),
-            Creation::Existing(record) => Adopted::Existing(record),
+            Creation::Existing(record) | Creation::Recreated(record) => Adopted::Existing(record),
         })
     }
 }

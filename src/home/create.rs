@@ -23,6 +23,9 @@ const CREATE_TRIES: usize = 5;
 pub(crate) enum Creation {
     New(Arc<Record>),
     Existing(Arc<Record>),
+    /// A volume that was removed a moment ago is back, with the options that this call names. It has data,
+    /// so it stays whoever has heard of it.
+    Recreated(Arc<Record>),
 }
 
 /// Where a new volume's data directory comes from.
@@ -32,6 +35,22 @@ pub(super) enum Source {
     Make,
     /// It is there.
     Find,
+}
+
+/// When a volume is made: by the clock of the home share's server, which tells when others were removed, if there is
+/// one.
+async fn made_at(
+    home: Option<&Admin>,
+    on: &Admin,
+    prepared: Option<data::Prepared>,
+) -> Result<u64, CatalogError> {
+    match (home, prepared) {
+        (Some(home), Some(prepared)) if home.share() == on.share() => Ok(prepared.at),
+        (Some(home), _) => trash::now(home).await,
+        (None, Some(prepared)) => Ok(prepared.at),
+        // Nothing is made on the share of a directory that was found, and nobody but this host reads when.
+        (None, None) => Ok(chance::host_time()),
+    }
 }
 
 impl Catalog {
@@ -96,11 +115,11 @@ impl Catalog {
                 }
                 return self.existing(on, record, options).await;
             }
-            if let Some(record) = self
+            if let Some(made) = self
                 .try_create(home, on, name, options, default_on_remove, source)
                 .await?
             {
-                return Ok(Creation::New(record));
+                return Ok(made);
             }
         }
         Err(CatalogError::Unsettled(name.clone()))
@@ -137,7 +156,7 @@ impl Catalog {
         options: &VolumeOptions,
         default_on_remove: OnRemove,
         source: Source,
-    ) -> Result<Option<Arc<Record>>, CatalogError> {
+    ) -> Result<Option<Creation>, CatalogError> {
         let id = layout::random_id().map_err(CatalogError::state("random bytes"))?;
         let data_dir = options.data_dir(name)?;
         let prepared = match source {
@@ -146,15 +165,7 @@ impl Catalog {
             Source::Find => return Err(data::absent(on, name, &data_dir)),
         };
         fail::fail_point!("create.aside", |_| crate::failpoint::die());
-        let now = match prepared {
-            Some(prepared) => prepared.at,
-            // Nothing is made on the share of a directory that was found: without a home share
-            // nobody but this host reads when.
-            None => match home {
-                Some(home) => trash::now(home).await?,
-                None => chance::host_time(),
-            },
-        };
+        let now = made_at(home, on, prepared).await?;
         let mut record = Record {
             format: FORMAT,
             name: name.clone(),
@@ -166,12 +177,21 @@ impl Catalog {
             on_remove: options.on_remove.unwrap_or(default_on_remove),
             made: prepared.map(|p| p.fileid),
             squashed: prepared.is_some_and(|p| p.squashed),
+            recreated: None,
         };
+        if source == Source::Make
+            && let Some(entry) = self.removed_lately(home, on, &record, now).await?
+        {
+            if prepared.is_some() {
+                data::discard_prepared(on, &record.id).await;
+            }
+            return self.recreate(home, on, &entry, &record).await;
+        }
         let failed = match self
             .publish_and_place(home, on, &mut record, prepared.is_some())
             .await
         {
-            Ok(Published::Won) => return Ok(Some(Arc::new(record))),
+            Ok(Published::Won) => return Ok(Some(Creation::New(Arc::new(record)))),
             Ok(Published::Lost) => Ok(None),
             Err(error) => Err(error),
         };
@@ -231,7 +251,11 @@ impl Catalog {
     /// Refuses a new volume whose directory overlaps with that of a volume which is being removed, or
     /// which it must not share its data with. The remover marks, then looks at the volumes; a new volume
     /// is published, then the marks are looked at: one of them sees the other. So do two new ones.
-    async fn check_around(&self, home: &Admin, record: &Record) -> Result<(), CatalogError> {
+    pub(super) async fn check_around(
+        &self,
+        home: &Admin,
+        record: &Record,
+    ) -> Result<(), CatalogError> {
         if !record.may_overlap() || mutant::is_on(Mutant::RemoveTrustsItsList) {
             return Ok(());
         }

@@ -24,6 +24,18 @@ pub(crate) enum CatalogError {
         created_by: String,
         created: String,
     },
+    #[error(
+        "volume {name} was removed at {removed} with other options ({}), and this host makes no empty \
+         one in its place (--recreate refuse); `nfsvol restore {entry}` brings it back as it was, \
+         `nfsvol trash purge {entry}` deletes its data for good, and then it can be created anew",
+        .differences.join("; ")
+    )]
+    RemovedLately {
+        name: VolumeName,
+        entry: String,
+        removed: String,
+        differences: Vec<String>,
+    },
     #[error("another host has written to volume {0}")]
     Used(VolumeName),
     #[error("no such volume: {0}")]

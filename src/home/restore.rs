@@ -84,11 +84,24 @@ impl Catalog {
         if self.is_only_here(&record.name) || share::read(home, &record.name).await?.is_some() {
             return Err(CatalogError::NameTaken(record.name));
         }
+        self.bring_back(home, on, entry, record, layout::RESTORING)
+            .await
+    }
+
+    /// Brings an entry back as `record`, whose name is free, by a directory that is called so.
+    pub(super) async fn bring_back(
+        &self,
+        home: &Admin,
+        on: &Admin,
+        entry: &TrashEntry,
+        record: Record,
+        called: &str,
+    ) -> Result<Arc<Record>, CatalogError> {
         if self.home.is_some() {
             self.catch_up(home).await?;
         }
         check_free(on, entry, &record).await?;
-        let mut restoring = Restoring::take(home, on, entry, record).await?;
+        let mut restoring = Restoring::take(home, on, entry, record, called).await?;
         fail::fail_point!("restore.taken", |_| crate::failpoint::die());
         restoring.note().await?;
         fail::fail_point!("restore.renamed", |_| crate::failpoint::die());
@@ -111,7 +124,7 @@ impl Catalog {
             share::delete_tree(home, &restoring.dir).await?;
         }
         trash::clear(home, entry).await;
-        if on.share() != home.share() && record.moves_data() {
+        if on.share() != home.share() && entry.holds_data() {
             trash::clear(on, entry).await;
         }
         Ok(record)
@@ -230,19 +243,20 @@ pub(super) async fn clear(home: &Admin, entry: &SharePath) -> Result<(), AdminEr
 }
 
 impl<'a> Restoring<'a> {
-    /// Takes the entry, to bring it back as `record`.
+    /// Takes the entry, to bring it back as `record`, into a directory that is called so.
     pub(super) async fn take(
         home: &'a Admin,
         on: &'a Admin,
         entry: &'a TrashEntry,
         record: Record,
+        called: &str,
     ) -> Result<Self, CatalogError> {
         let nonce = match mutant::is_on(Mutant::RestoresShareADirectory) {
             true => String::new(),
             false => layout::random_id().map_err(CatalogError::state("random bytes"))?,
         };
         let dir = layout::trash().join(&entry.entry);
-        let dir = dir.join(&format!("{}{nonce}", layout::RESTORING));
+        let dir = dir.join(&format!("{called}{nonce}"));
         let restoring = Self {
             home,
             on,
@@ -328,7 +342,7 @@ impl<'a> Restoring<'a> {
         &self,
         catalog: &Catalog,
     ) -> Result<Option<SharePath>, CatalogError> {
-        if !self.record.moves_data() || self.on.attr(&data_of(self.entry)).await?.is_some() {
+        if !self.entry.holds_data() || self.on.attr(&data_of(self.entry)).await?.is_some() {
             return Ok(None);
         }
         for before in records(self.home, &self.dir, &self.entry.name).await? {

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod following;
+mod recreated;
 mod removing;
 mod repairing;
 mod restored;
@@ -87,7 +88,9 @@ impl Host {
     async fn made(&self, volume: &str, given: &[(&str, &str)]) -> Arc<Record> {
         match self.create(volume, given).await.unwrap() {
             Creation::New(record) => record,
-            Creation::Existing(record) => panic!("{} was there", record.name),
+            Creation::Existing(record) | Creation::Recreated(record) => {
+                panic!("{} was there", record.name)
+            }
         }
     }
 
@@ -174,7 +177,7 @@ async fn of_racing_creates_one_wins_and_the_others_learn_its_options() {
     while let Some(raced) = racing.join_next().await {
         match raced.unwrap().0 {
             Ok(Creation::New(_)) => new += 1,
-            Ok(Creation::Existing(_)) => existing += 1,
+            Ok(Creation::Existing(_) | Creation::Recreated(_)) => existing += 1,
             Err(CatalogError::Different { differences, .. }) => {
                 assert!(differences[0].starts_with("mode is"));
                 different += 1;

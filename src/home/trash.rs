@@ -51,6 +51,40 @@ pub(crate) struct TrashEntry {
     pub(super) at: SharePath,
 }
 
+impl TrashEntry {
+    fn new(name: &TrashName, at: SharePath, record: Record) -> Self {
+        Self {
+            entry: name.entry(),
+            removed: layout::rfc3339(name.removed),
+            removed_secs: name.removed,
+            name: name.volume.clone(),
+            record,
+            at,
+        }
+    }
+
+    /// Whether no restore has taken it.
+    pub(super) fn is_whole(&self) -> bool {
+        self.at.name() == TRASH_VOLUME
+    }
+
+    /// Whether a Create with other options has begun to bring it back: its record may have these by then.
+    pub(super) fn is_recreated(&self) -> bool {
+        self.at.name().starts_with(layout::RECREATING) && !mutant::is_on(Mutant::RecreatesBeginAnew)
+    }
+
+    /// Whether it is not kept at all. What is taken may have other options than it was removed with.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.record.on_remove == OnRemove::Delete
+            && (self.is_whole() || mutant::is_on(Mutant::TakenIsDeletedAtOnce))
+    }
+
+    /// Whether its data was moved into it, or may have been.
+    pub(crate) fn holds_data(&self) -> bool {
+        self.record.moves_data() || (!self.is_whole() && self.record.made.is_some())
+    }
+}
+
 /// A removed volume by the name of its entry alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Trashed {
@@ -336,20 +370,42 @@ pub(super) async fn read(home: &Admin, names: Vec<TrashName>) -> Vec<Option<Tras
 }
 
 async fn read_one(home: &Admin, name: TrashName) -> Option<TrashEntry> {
-    match restore::find(home, &name).await {
-        Ok(found) => found.map(|(at, record)| TrashEntry {
-            entry: name.entry(),
-            removed: layout::rfc3339(name.removed),
-            removed_secs: name.removed,
-            name: name.volume,
-            record,
-            at,
-        }),
+    match entry(home, &name).await {
+        Ok(found) => found,
         Err(error) => {
             tracing::warn!(entry = name.entry(), %error, "unreadable trash entry");
             None
         }
     }
+}
+
+/// An entry with its record; `None` if that is not in it.
+async fn entry(home: &Admin, name: &TrashName) -> Result<Option<TrashEntry>, CatalogError> {
+    let found = restore::find(home, name).await?;
+    Ok(found.map(|(at, record)| TrashEntry::new(name, at, record)))
+}
+
+/// Of the volumes of this name the one that was removed last, if its record can be read.
+pub(super) async fn last_of(
+    home: &Admin,
+    name: &VolumeName,
+) -> Result<Option<TrashEntry>, CatalogError> {
+    let listed = home.list(&layout::trash()).await?.unwrap_or_default();
+    // Of two in one second the one that was changed last.
+    let of_name = listed.iter().filter_map(|there| {
+        let entry = TrashName::parse(there.name.to_str()?)?;
+        (entry.volume == *name).then(|| (entry, there.attr.map(|attr| attr.mtime)))
+    });
+    match of_name.max_by_key(|(entry, changed)| (entry.removed, *changed)) {
+        Some((last, _)) => entry(home, &last).await,
+        None => Ok(None),
+    }
+}
+
+/// Whether the data of a removed volume lies in its entry.
+pub(super) async fn has_data(on: &Admin, entry: &TrashEntry) -> Result<bool, AdminError> {
+    let data = layout::trash().join(&entry.entry).join(TRASH_DATA);
+    Ok(on.attr(&data).await?.is_some())
 }
 
 /// Takes away an entry that a crash left empty.

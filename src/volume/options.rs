@@ -106,17 +106,17 @@ pub(crate) fn nearest_of(word: &str, known: &[&'static str]) -> Option<&'static 
 
 /// An option that is one of a few words.
 macro_rules! word_option {
-    ($(#[$doc:meta])* $name:ident($key:literal) { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+    ($(#[$doc:meta])* $vis:vis $name:ident($key:literal) { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "lowercase")]
-        pub enum $name { $($(#[$vdoc])* $variant),+ }
+        $vis enum $name { $($(#[$vdoc])* $variant),+ }
 
         impl $name {
             const WORDS: &'static [&'static str] = &[$($word),+];
 
             #[must_use]
-            pub fn as_str(self) -> &'static str {
+            $vis fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
         }
@@ -145,7 +145,7 @@ macro_rules! word_option {
 
 word_option! {
     /// Who may use the volume at once.
-    Access("access") {
+    pub Access("access") {
         /// Any number of hosts, reading and writing.
         #[default]
         Shared = "shared",
@@ -158,7 +158,7 @@ word_option! {
 
 word_option! {
     /// How bytes travel.
-    DataPath("data_path") {
+    pub DataPath("data_path") {
         /// The kernel's client where the kernel has NFS, FUSE otherwise.
         #[default]
         Auto = "auto",
@@ -171,7 +171,7 @@ word_option! {
 
 word_option! {
     /// What `docker volume rm` does with a data directory that the driver made.
-    OnRemove("on_remove") {
+    pub OnRemove("on_remove") {
         /// Keep it for a while, restorable.
         #[default]
         Trash = "trash",
@@ -179,6 +179,20 @@ word_option! {
         Retain = "retain",
         /// Delete it.
         Delete = "delete",
+    }
+}
+
+word_option! {
+    /// What a Create does that follows a Remove of the same name with other options: Docker's Compose
+    /// changes a volume's options so, in two calls. A setting of the daemon.
+    pub(crate) Recreate("recreate") {
+        /// It brings the data back, with the new options.
+        #[default]
+        Keep = "keep",
+        /// It makes an empty volume.
+        Empty = "empty",
+        /// It fails.
+        Refuse = "refuse",
     }
 }
 

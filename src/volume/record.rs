@@ -40,6 +40,10 @@ pub struct Record {
     /// copy of image data into the empty volume will be refused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub squashed: bool,
+    /// When the volume was removed that a Create with other options went on with, RFC 3339, by the server's
+    /// clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recreated: Option<String>,
 }
 
 /// Why a document is not a record.
@@ -176,6 +180,7 @@ pub(crate) mod tests {
             on_remove: OnRemove::Trash,
             made: Some(7),
             squashed: false,
+            recreated: None,
         }
     }
 

@@ -213,12 +213,23 @@ impl Admin {
     /// notice what other hosts did by what they find *in* a directory, and it lives no longer.
     #[must_use]
     pub fn scoped(&self) -> Self {
+        self.looking_up(V3::scoped)
+    }
+
+    /// The same, for what a call of a user does that renames directories which others rename as well: each
+    /// is looked up whenever it is needed.
+    #[must_use]
+    pub fn unscoped(&self) -> Self {
+        self.looking_up(V3::unscoped)
+    }
+
+    fn looking_up(&self, how: impl FnOnce(&V3) -> V3) -> Self {
         let Way::V3(v3) = &self.0.way else {
             return self.clone();
         };
         Self(Arc::new(Inner {
             share: self.0.share.clone(),
-            way: Way::V3(Box::new(v3.scoped())),
+            way: Way::V3(Box::new(how(v3))),
             renewals: self.0.renewals.clone(),
         }))
     }

@@ -19,6 +19,8 @@ use nfs::admin::{Admin, simulated};
 pub(super) enum Do {
     Create(&'static str),
     CreateExclusive(&'static str),
+    /// With other options than the others.
+    Recreate(&'static str),
     /// Of a directory that is another volume's.
     CreateIn(&'static str, &'static str),
     Mount(&'static str),
@@ -34,6 +36,7 @@ impl Do {
         match self {
             Self::Create(name)
             | Self::CreateExclusive(name)
+            | Self::Recreate(name)
             | Self::CreateIn(name, _)
             | Self::Restore(name)
             | Self::RestoreAs(_, name) => Some(name),
@@ -173,6 +176,7 @@ impl Parts {
         let answer = match what {
             Do::Create(name) => self.create(name, &[]).await,
             Do::CreateExclusive(name) => self.create(name, &[("access", "exclusive")]).await,
+            Do::Recreate(name) => self.create(name, &[("mode", "0700")]).await,
             Do::CreateIn(name, dir) => self.create(name, &[("subdir", dir)]).await,
             Do::Mount(name) => self.mount(name).await,
             Do::Unmount(name) => self.unmount(name).await,
@@ -191,7 +195,9 @@ impl Parts {
         let made = self.together();
         let made = made.make(Some(&home), &home, &name, &options, OnRemove::Trash);
         Ok(match made.await? {
-            Creation::New(record) | Creation::Existing(record) => record.id.clone(),
+            Creation::New(record) | Creation::Existing(record) | Creation::Recreated(record) => {
+                record.id.clone()
+            }
         })
     }
 

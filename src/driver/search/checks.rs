@@ -224,8 +224,19 @@ impl World {
     fn check_a_fresh_host(&mut self) -> Check {
         let fresh = self.add_host();
         debug_assert_eq!(fresh, FRESH);
+        let has = |mode: &str| {
+            let there = record(&self.wires().disk, &format!("{VOLUMES}/db"));
+            there.is_some_and(|there| {
+                there
+                    .options
+                    .to_map()
+                    .get("mode")
+                    .is_some_and(|m| m == mode)
+            })
+        };
         let create = match self.start {
             Start::Exclusive => Do::CreateExclusive("db"),
+            _ if has("0700") => Do::Recreate("db"),
             _ => Do::Create("db"),
         };
         for _ in 0..2 {

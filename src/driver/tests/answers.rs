@@ -5,7 +5,6 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::docker::route::{Call, Route};
-use crate::docker::{Lookup, VolumeDriver};
 
 /// Asks as the command line does.
 async fn said(driver: &Driver, path: &str, body: Value) -> Value {

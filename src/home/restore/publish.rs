@@ -70,9 +70,12 @@ async fn holds(home: &Admin, dir: &SharePath, record: &Record) -> Result<bool, C
 
 impl Restoring<'_> {
     /// Brings the claims to an exclusive volume out of what was taken; whether there were any. A host that
-    /// was slow may have made others in what an earlier restore had taken: the highest epoch tells.
+    /// was slow may have made others in what an earlier restore had taken: the highest epoch tells. A volume
+    /// whose options have changed may have been exclusive before, and may be so again.
     pub(in crate::home) async fn bring_claims(&self) -> Result<bool, CatalogError> {
-        if self.record.options.access != Access::Exclusive
+        let recreated =
+            self.record.recreated.is_some() && !mutant::is_on(Mutant::RecreatedClaimsBeginAnew);
+        if (self.record.options.access != Access::Exclusive && !recreated)
             || mutant::is_on(Mutant::RestoredClaimsBeginAnew)
         {
             return Ok(false);
@@ -170,7 +173,7 @@ impl Restoring<'_> {
         }
         let claims = at.join(layout::claims(&record.name, &record.id).name());
         let in_part = (claimed && home.attr(&claims).await?.is_none())
-            || (record.moves_data() && self.on.attr(&data_of(self.entry)).await?.is_some());
+            || (self.entry.holds_data() && self.on.attr(&data_of(self.entry)).await?.is_some());
         Ok(match in_part {
             true => Published::InPart,
             false => Published::Whole,

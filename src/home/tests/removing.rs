@@ -256,7 +256,7 @@ async fn data_waits_for_the_restore() -> bool {
     b.catalog.finish(on, on, &old).await.unwrap();
     let trashed = b.catalog.find_in_trash(&b.admin, "db").await.unwrap();
     let web = restore::renamed(&trashed.record, &name("web")).unwrap();
-    let taken = Restoring::take(&b.admin, &b.admin, &trashed, web).await;
+    let taken = Restoring::take(&b.admin, &b.admin, &trashed, web, layout::RESTORING).await;
     taken.unwrap().note().await.unwrap();
     let on = Some(&a.admin);
     let late = a.catalog.finish_removal(&a.admin, on, &old, &entry);

@@ -28,7 +28,7 @@ impl Lab {
 async fn cut_off(host: &Host, entry: &TrashEntry, steps: usize) {
     if steps > 0 {
         let record = restore::renamed(&entry.record, &name("y")).unwrap();
-        let taken = Restoring::take(&host.admin, &host.admin, entry, record);
+        let taken = Restoring::take(&host.admin, &host.admin, entry, record, layout::RESTORING);
         let mut restoring = taken.await.unwrap();
         if steps > 1 {
             restoring.note().await.unwrap();
@@ -126,13 +126,13 @@ async fn data_stays_with_the_volume() -> bool {
     cut_off(&b, &entry, 3).await;
     let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
     let record = restore::renamed(&entry.record, &name("z")).unwrap();
-    let taken = Restoring::take(&a.admin, &a.admin, &entry, record).await;
+    let taken = Restoring::take(&a.admin, &a.admin, &entry, record, layout::RESTORING).await;
     let slow = taken.unwrap();
     slow.note().await.unwrap();
     let place = slow.elsewhere(&a.catalog).await.unwrap().unwrap();
     let entry = b.catalog.find_in_trash(&b.admin, "x").await.unwrap();
     let record = restore::renamed(&entry.record, &name("y")).unwrap();
-    let taken = Restoring::take(&b.admin, &b.admin, &entry, record).await;
+    let taken = Restoring::take(&b.admin, &b.admin, &entry, record, layout::RESTORING).await;
     let mut third = taken.unwrap();
     third.note().await.unwrap();
     third.bring_data(&b.catalog).await.unwrap();
@@ -151,7 +151,7 @@ async fn data_stays_with_a_new_volume() -> bool {
     cut_off(&b, &entry, 3).await;
     let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
     let record = restore::renamed(&entry.record, &name("z")).unwrap();
-    let taken = Restoring::take(&a.admin, &a.admin, &entry, record).await;
+    let taken = Restoring::take(&a.admin, &a.admin, &entry, record, layout::RESTORING).await;
     let slow = taken.unwrap();
     slow.note().await.unwrap();
     let place = slow.elsewhere(&a.catalog).await.unwrap().unwrap();
@@ -180,7 +180,13 @@ async fn no_late_restore_takes_a_volumes_data_away() {
 async fn forgotten_data_comes_back() -> bool {
     let lab = Lab::new();
     let (host, entry) = removed_with_data(&lab).await;
-    let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+    let taken = Restoring::take(
+        &host.admin,
+        &host.admin,
+        &entry,
+        entry.record.clone(),
+        layout::RESTORING,
+    );
     let restoring = taken.await.unwrap();
     restoring.note().await.unwrap();
     let told = restoring.publish().await.is_err();
@@ -199,7 +205,13 @@ async fn what_a_server_forgot_of_a_restore_is_seen() {
 async fn forgotten_record_comes_back(torn: Option<&str>) -> bool {
     let lab = Lab::new();
     let (host, entry) = removed_with_data(&lab).await;
-    let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+    let taken = Restoring::take(
+        &host.admin,
+        &host.admin,
+        &entry,
+        entry.record.clone(),
+        layout::RESTORING,
+    );
     let restoring = taken.await.unwrap();
     if let Some(torn) = torn {
         fs::write(lab.restoring().join("record.json"), torn).unwrap();
@@ -226,7 +238,13 @@ async fn forgotten_entry_is_taken_again() -> bool {
     host.made("x", &[]).await;
     host.remove("x").await;
     let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
-    let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+    let taken = Restoring::take(
+        &host.admin,
+        &host.admin,
+        &entry,
+        entry.record.clone(),
+        layout::RESTORING,
+    );
     let mut restoring = taken.await.unwrap();
     let dir = lab.restoring();
     let place = dir.with_file_name("volume");
@@ -255,7 +273,13 @@ async fn forgotten_claims_come_back() -> bool {
     fs::create_dir_all(lab.path(".nfsvol/volumes/x").join(&claims).join("7")).unwrap();
     host.remove("x").await;
     let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
-    let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+    let taken = Restoring::take(
+        &host.admin,
+        &host.admin,
+        &entry,
+        entry.record.clone(),
+        layout::RESTORING,
+    );
     let mut restoring = taken.await.unwrap();
     restoring.note().await.unwrap();
     restoring.bring_data(&host.catalog).await.unwrap();
@@ -337,7 +361,13 @@ fn restored_claims(cuts: usize, beside: Option<&str>) -> Vec<String> {
         host.remove("x").await;
         for cut in 0..cuts {
             let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
-            let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+            let taken = Restoring::take(
+                &host.admin,
+                &host.admin,
+                &entry,
+                entry.record.clone(),
+                layout::RESTORING,
+            );
             let restoring = taken.await.unwrap();
             restoring.note().await.unwrap();
             if cut > 0 {
@@ -404,7 +434,13 @@ async fn no_restore_takes_what_another_volume_has_found_meanwhile() {
 async fn only_its_own_is_put_back() -> bool {
     let lab = Lab::new();
     let (host, entry) = removed_with_data(&lab).await;
-    let taken = Restoring::take(&host.admin, &host.admin, &entry, entry.record.clone());
+    let taken = Restoring::take(
+        &host.admin,
+        &host.admin,
+        &entry,
+        entry.record.clone(),
+        layout::RESTORING,
+    );
     let restoring = taken.await.unwrap();
     restoring.note().await.unwrap();
     // Published, with the data in the trash still.

@@ -132,6 +132,14 @@ impl V3 {
         }
     }
 
+    /// The same share and connections, without such a memory.
+    pub(super) fn unscoped(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            own: None,
+        }
+    }
+
     /// The same share by a connection of its own, with a deadline of its own. Handles that are kept
     /// are kept for as long as they are good, so that an operation is one call; so is the connection, so
     /// that a new one says that the server may have been away.
