@@ -58,6 +58,7 @@ fn main() -> ExitCode {
             trial("a_mount_that_hangs_is_broken_off", GANESHA, silent_at_mount),
             trial("a_deaf_server_lets_others_mount", GANESHA, deaf_server),
             trial("a_stale_share_is_mounted_anew", GANESHA, stale),
+            trial("a_user_namespace_has_no_nfs", GANESHA, user_namespace),
         ]
     })
 }
@@ -343,6 +344,26 @@ fn left_out(lab: &'static Lab) -> Result {
         format!("import os; d = os.open('{ROOT}/volumes/third', 0); os.listdir(d); os.fstat(d)");
     let listed = guest.sh(&format!("python3 -c \"{look}\" 2>&1 || true"))?;
     ensure!(listed.contains("Remote I/O error"), "{listed}");
+    Ok(())
+}
+
+/// As in an unprivileged container: the kernel has an NFS client, which this process may not use.
+fn user_namespace(lab: &'static Lab) -> Result {
+    let client = Client::get(lab)?;
+    client.ok("kernel")?;
+    if client.0.run(&["unshare", "-Urm", "true"])?.code != 0 {
+        println!("the guest's kernel has no user namespaces");
+        return Ok(());
+    }
+    let exe = std::env::current_exe()?;
+    let exe = exe.to_str().context("the path of the test binary")?;
+    let said = client
+        .0
+        .ok(&["unshare", "-Urm", exe, "kernel-path", "kernel"])?;
+    ensure!(
+        said.contains("this process may not mount file systems"),
+        "{said}"
+    );
     Ok(())
 }
 

@@ -92,11 +92,8 @@ impl Config {
     /// defaults, always may.
     #[must_use]
     pub(crate) fn refused_option(&self, options: &MountOptions) -> Option<String> {
-        let (defaults, own) = (
-            MountOptions::default().to_string(),
-            self.mount_options.to_string(),
-        );
-        let known: Vec<&str> = defaults.split(',').chain(own.split(',')).collect();
+        let mut known = MountOptions::default().texts();
+        known.extend(self.mount_options.texts());
         let allowed = |word: &str| {
             let name = word.split('=').next().unwrap_or(word);
             self.allow_option.iter().any(|pattern| match name {
@@ -104,11 +101,8 @@ impl Config {
                 _ => matches(pattern, word) || matches(pattern, name),
             })
         };
-        let text = options.to_string();
-        let mut words = text.split(',');
-        words
-            .find(|word| !known.contains(word) && !allowed(word))
-            .map(str::to_owned)
+        let mut words = options.texts().into_iter();
+        words.find(|word| !known.contains(word) && !allowed(word))
     }
 }
 

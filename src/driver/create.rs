@@ -34,7 +34,7 @@ impl Driver {
         }
     }
 
-    /// Refuses options before any server is asked: they would be refused at every host.
+    /// Refuses options before any server is asked: they would be refused at every Mount, here at least.
     pub(super) fn check_options(
         &self,
         name: &VolumeName,
@@ -44,9 +44,12 @@ impl Driver {
         if options.access == Access::Exclusive && self.config.share.is_none() {
             return Err(CatalogError::NoHome("access=exclusive").into());
         }
-        let by_fuse = options.access == Access::Exclusive
-            && self.host.paths().asked(options.data_path) != DataPath::Kernel;
-        if options.data_path == DataPath::Fuse || by_fuse {
+        let paths = self.host.paths();
+        let exclusive = options.access == Access::Exclusive
+            && paths.asked(options.data_path) != DataPath::Kernel;
+        let here = paths.choose_for(options);
+        let by_fuse = here.is_ok_and(|choice| choice.path == DataPath::Fuse);
+        if options.data_path == DataPath::Fuse || exclusive || by_fuse {
             let words = self.shares.mount_options(options);
             FuseOptions::of(&words).map_err(HostError::FuseOptions)?;
         }

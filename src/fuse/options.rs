@@ -65,7 +65,10 @@ impl Default for FuseOptions {
 pub enum OptionError {
     #[error("option {0:?} is not known to the FUSE data path")]
     Unknown(String),
-    #[error("option {option:?} needs the kernel's NFS client: {reason}")]
+    #[error(
+        "option {option:?} needs the kernel's NFS client: {reason}; leave it out, or say \
+         data_path=kernel for hosts whose kernel has one"
+    )]
     Kernel {
         option: String,
         reason: &'static str,
@@ -85,7 +88,9 @@ impl FuseOptions {
             match on_fuse {
                 OnFuse::Kept => options.take(word),
                 OnFuse::Only(value, _) if word.value.as_deref() == Some(value) => {}
-                OnFuse::Only(_, reason) => return Err(OptionError::Kernel { option, reason }),
+                OnFuse::Only(_, reason) | OnFuse::Never(reason) => {
+                    return Err(OptionError::Kernel { option, reason });
+                }
                 OnFuse::NoEffect => {
                     warnings.push(format!(
                         "option {option:?} has no effect on the FUSE data path"
@@ -172,15 +177,42 @@ mod tests {
 
     #[test]
     fn what_user_space_cannot_give_is_refused_by_name() {
-        for word in ["nfsvers=4.1", "sec=krb5p", "proto=rdma", "sec=sys:krb5"] {
+        for word in [
+            "nfsvers=4.1",
+            "sec=krb5p",
+            "proto=rdma",
+            "sec=sys:krb5",
+            "suid",
+            "dev",
+            "xprtsec=tls",
+            "write=eager",
+            "namlen=100",
+            "context=system_u:object_r:nfs_t:s0",
+        ] {
             let error = of(word).unwrap_err();
             assert!(matches!(error, OptionError::Kernel { .. }), "{word}");
-            assert!(error.to_string().contains(word));
+            let told = error.to_string();
+            assert!(
+                told.contains(word) && told.contains("data_path=kernel"),
+                "{told}"
+            );
         }
-        for word in ["suid", "xprtsec=tls", "write=eager"] {
-            let error = of(word).unwrap_err();
-            assert_eq!(error, OptionError::Unknown(word.to_owned()));
-        }
+    }
+
+    #[test]
+    fn what_proc_mounts_shows_is_taken() {
+        let (options, _) = of(
+            "rw,relatime,vers=3,rsize=131072,wsize=131072,namlen=255,hard,nolock,\
+            proto=tcp,timeo=600,retrans=2,sec=sys,mountvers=3,mountport=20048,mountproto=udp,\
+            local_lock=all,seclabel",
+        )
+        .unwrap();
+        assert_eq!(options.rsize, Some(131_072));
+        let (_, warnings) = of("max_connect=2,lazytime,strictatime,diratime,migration").unwrap();
+        assert_eq!(warnings.len(), 5, "{warnings:?}");
+        let (_, warnings) =
+            of("dirsync,nolazytime,nofsc,nosoftreval,write=lazy,xprtsec=none").unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
     }
 
     #[test]

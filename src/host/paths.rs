@@ -94,7 +94,8 @@ impl Paths {
                     kernel: Box::new(no_kernel),
                     fuse: Box::new(no_fuse),
                 })?;
-                let reason = "auto: this kernel has no NFS client";
+                let reason =
+                    "auto: this kernel has no NFS client, or none that this process may use";
                 Ok(Choice {
                     path: DataPath::Fuse,
                     reason,

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::mount::{FsOpenFlags, fsopen};
+use rustix::mount::{FsOpenFlags, fsconfig_create, fsopen};
 
 use super::bind;
 use super::error::{MountError, Step};
@@ -193,12 +193,14 @@ impl KernelPath {
                     .any(|line| matches!(line.trim_start_matches("nodev").trim(), "nfs" | "nfs4"))
             })
         };
-        if listed() {
-            return Ok(());
-        }
         // Asking for the file system makes the kernel load its module.
         match fsopen("nfs", FsOpenFlags::FSOPEN_CLOEXEC) {
-            Ok(_) => Ok(()),
+            // In a user namespace (an unprivileged container) a context can be had, and no mount. Of one
+            // without a source the kernel asks no server: it refuses the caller (EPERM), or the context.
+            Ok(context) => match fsconfig_create(&context) {
+                Err(Errno::PERM) => Err(share::no_permission()),
+                _ => Ok(()),
+            },
             Err(_) if listed() => Ok(()),
             Err(Errno::PERM) => Err(share::no_permission()),
             Err(_) => Err(share::no_nfs()),

@@ -289,6 +289,10 @@ impl ShareMount<'_> {
                 ("dirsync", None) => flags |= MountFlags::DIRSYNC,
                 ("async" | "lazytime" | "nolazytime", None) => {}
                 (name, None) => data.push(name.to_owned()),
+                // SELinux takes the quotes away.
+                (name, Some(value)) if value.contains(',') => {
+                    data.push(format!("{name}=\"{value}\""));
+                }
                 (name, Some(value)) => data.push(format!("{name}={value}")),
             }
         }
@@ -369,7 +373,8 @@ pub(super) fn no_nfs() -> MountError {
 pub(super) fn no_permission() -> MountError {
     MountError::NoKernelNfs {
         reason: "this process may not mount file systems (EPERM)".to_owned(),
-        hint: "run nfsvol as root with CAP_SYS_ADMIN",
+        hint: "run nfsvol as root with CAP_SYS_ADMIN, outside of unprivileged containers, or give it /dev/fuse \
+               (data_path=fuse)",
     }
 }
 

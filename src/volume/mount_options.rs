@@ -8,8 +8,8 @@
 //! from the driver what it decides itself (`addr=`, `clientaddr=`, ...), which are refused.
 //!
 //! Invariants: the printed form is sorted, holds the defaults, and parses back to an equal value;
-//! no value holds a comma, a quote, white space or a control character, so no option can smuggle
-//! in another one.
+//! no value holds a quote, white space or a control character, nor a comma but in a label of SELinux,
+//! which is printed in quotes then, so no option can smuggle in another one.
 
 mod words;
 
@@ -20,7 +20,7 @@ use std::str::FromStr;
 use rustix::mount::MountAttrFlags;
 use serde::{Deserialize, Serialize};
 
-use self::words::{GROUP_PROTO, GROUP_RETRY, GROUP_VERS, parse};
+use self::words::{GROUP_MINOR, GROUP_PROTO, GROUP_RETRY, GROUP_VERS, parse};
 pub(crate) use self::words::{OnFuse, Word};
 
 /// The longest option text, in bytes: mount(2) passes at most one page of data.
@@ -128,6 +128,35 @@ impl MountOptions {
     #[must_use]
     pub fn nfsvers(&self) -> Option<&str> {
         self.value(GROUP_VERS)
+    }
+
+    /// The same without a version.
+    pub(super) fn of_any_version(mut self) -> Self {
+        self.words.remove(GROUP_VERS);
+        self
+    }
+
+    /// Makes `nfsvers=4.1` of `vers=4,minorversion=1`.
+    fn join_versions(&mut self) -> Result<(), OptionsError> {
+        let Some(minor) = self.words.remove(GROUP_MINOR) else {
+            return Ok(());
+        };
+        let whole = format!("4.{}", minor.value.as_deref().unwrap_or_default());
+        let given = self.nfsvers().unwrap_or("4").to_owned();
+        if given != "4" && given != whole {
+            return Err(OptionsError::Value {
+                word: minor.name,
+                value: minor.value.unwrap_or_default(),
+                expected: format!("what nfsvers={given} says too; leave one of them out"),
+            });
+        }
+        let version = Word {
+            name: GROUP_VERS,
+            value: Some(whole),
+            attribute: false,
+        };
+        self.words.insert(GROUP_VERS, version);
+        Ok(())
     }
 
     /// The same for a superblock of the volume's own, which shares no cache with other mounts.
@@ -266,15 +295,29 @@ impl MountOptions {
     }
 
     fn print(&self, keep: impl Fn(&Word) -> bool) -> String {
-        let mut words: Vec<String> = self
-            .words
-            .values()
-            .filter(|word| keep(word))
-            .map(Word::to_string)
-            .collect();
-        words.sort_unstable();
-        words.join(",")
+        self.printed(keep).join(",")
     }
+
+    /// All words as they are printed, in that order.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        self.printed(|_| true)
+    }
+
+    fn printed(&self, keep: impl Fn(&Word) -> bool) -> Vec<String> {
+        let kept = self.words.values().filter(|word| keep(word));
+        let mut words: Vec<String> = kept.map(Word::to_string).collect();
+        words.sort_unstable();
+        words
+    }
+}
+
+/// The words of a text: a comma within double quotes separates nothing.
+pub(super) fn split(text: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    text.split(move |ch| {
+        quoted ^= ch == '"';
+        ch == ',' && !quoted
+    })
 }
 
 impl fmt::Display for MountOptions {
@@ -296,15 +339,24 @@ impl FromStr for MountOptions {
         if text.chars().any(char::is_whitespace) {
             return Err(OptionsError::Characters("white space"));
         }
-        if text.contains(['"', '\'', '\\']) {
-            return Err(OptionsError::Characters("a quote or a backslash"));
+        if text.contains(['\'', '\\']) {
+            return Err(OptionsError::Characters("a single quote or a backslash"));
+        }
+        if !text.matches('"').count().is_multiple_of(2) {
+            return Err(OptionsError::Characters("a quote that does not end"));
         }
         let mut options = Self::default();
-        for text in text.split(',').filter(|word| !word.is_empty()) {
+        for text in split(text).filter(|word| !word.is_empty()) {
+            if text.contains('"') && !text.contains("context=") {
+                return Err(OptionsError::Characters(
+                    "a quote (only labels may stand in quotes)",
+                ));
+            }
             if let Some((group, word)) = parse(text)? {
                 options.words.insert(group, word);
             }
         }
+        options.join_versions()?;
         Ok(options)
     }
 }

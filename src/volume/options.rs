@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::mount_options::MountOptions;
+use super::mount_options::{MountOptions, split};
 use super::{VolumeName, local_form, mode};
 use nfs::address::{Share, SharePath};
 
@@ -237,7 +237,27 @@ pub struct VolumeOptions {
     pub data_path: DataPath,
     /// `None`: what the daemon that creates the volume is set to.
     pub on_remove: Option<OnRemove>,
+    /// The version of NFS was not named, but is that of `type=nfs`.
+    pub(super) version_by_type: HowGiven,
 }
+
+/// How options were written, which makes no difference between two volumes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct HowGiven(bool);
+
+impl From<bool> for HowGiven {
+    fn from(given: bool) -> Self {
+        Self(given)
+    }
+}
+
+impl PartialEq for HowGiven {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for HowGiven {}
 
 impl VolumeOptions {
     /// Checks the options of a Create call.
@@ -299,8 +319,14 @@ impl VolumeOptions {
             .map(subdir)
             .transpose()?
             .filter(|s| s != NAME_TEMPLATE);
-        options.mount = get("options")
-            .map(|o| o.parse().map_err(|e| bad("options", o, format!("{e}"))))
+        let again = |word: &&str| match &options.share {
+            Some(share) => local_form::names_again(word, share),
+            None => false,
+        };
+        let words = get("options").map(|o| split(o).filter(|word| !again(word)));
+        let text = words.map(|words| words.collect::<Vec<_>>().join(","));
+        options.mount = text
+            .map(|o| o.parse().map_err(|e| bad("options", &o, format!("{e}"))))
             .transpose()?;
         Ok(options)
     }
@@ -366,9 +392,21 @@ impl VolumeOptions {
         map
     }
 
+    /// Whether these are the options that [`Self::parse`] once made of what it makes `asked` of now: with
+    /// `type=nfs` and without a version.
+    fn versions_are_free(&self, asked: &Self) -> bool {
+        let have = self.mount.clone().unwrap_or_default();
+        let want = asked.mount.clone().unwrap_or_default();
+        have.nfsvers().is_none() && have == want.of_any_version()
+    }
+
     /// What a Create with `asked` would change: one line for each option that is not equal.
     #[must_use]
     pub fn differences(&self, asked: &Self) -> Vec<String> {
+        let mut asked = asked.clone();
+        if asked.version_by_type.0 && self.versions_are_free(&asked) {
+            asked.mount.clone_from(&self.mount);
+        }
         let (have, want) = (self.to_map(), asked.to_map());
         let show = |map: &BTreeMap<String, String>, key| {
             map.get(key)

@@ -14,4 +14,6 @@ mutants::list! {
     HandlesAreFiles,
     /// What a server has answered before a connection takes no more calls is not read any more.
     WriteErrorsLoseReplies,
+    /// A server that does not answer for version 3 is not asked for version 4.
+    SilenceIsForAll,
 }

@@ -33,6 +33,7 @@ pub use self::error::{Cause, ReachError, Step};
 use self::portmap::Named;
 use super::address::{Server, Share};
 use super::connect::{Meter, Wire, credential, resolve};
+use crate::mutant::{self, Mutant};
 
 /// The port of NFS when nobody names another (RFC 7530 section 3.1).
 pub const NFS_PORT: u16 = 2049;
@@ -202,6 +203,8 @@ struct Greeted {
     port: u16,
     v3: bool,
     v4: bool,
+    /// What came in place of an answer for version 3.
+    v3_error: Option<ReachError>,
     rtt: Duration,
 }
 
@@ -215,7 +218,7 @@ impl Attempt {
                 mount_port,
                 v3: false,
                 v4: greeted.v4,
-                v3_error: None,
+                v3_error: greeted.v3_error,
                 rtt: greeted.rtt,
                 fsinfo: None,
             },
@@ -268,8 +271,29 @@ impl Attempt {
     /// Connects to the NFS service and asks which versions it speaks.
     async fn hello(&self, port: u16) -> Result<Greeted, ReachError> {
         let mut wire = self.dial(Step::Connect, port).await?;
-        let begun = Instant::now();
-        let v3 = self.speaks(&mut wire, port, nfs3::VERSION).await?;
+        let mut begun = Instant::now();
+        let v3 = match self.speaks(&mut wire, port, nfs3::VERSION).await {
+            Err(error) if !mutant::is_on(Mutant::SilenceIsForAll) => {
+                // It may know version 4 alone, and drop who asks for another.
+                wire = match self.dial(Step::Connect, port).await {
+                    Ok(wire) => wire,
+                    Err(_) => return Err(error),
+                };
+                begun = Instant::now();
+                return match self.speaks(&mut wire, port, 4).await {
+                    Ok(Ok(())) => Ok(Greeted {
+                        wire,
+                        port,
+                        v3: false,
+                        v4: true,
+                        v3_error: Some(error),
+                        rtt: begun.elapsed(),
+                    }),
+                    _ => Err(error),
+                };
+            }
+            v3 => v3?,
+        };
         let rtt = begun.elapsed();
         let v4 = match self.speaks(&mut wire, port, 4).await {
             Ok(v4) => v4,
@@ -289,6 +313,7 @@ impl Attempt {
                 port,
                 v3: v3.is_ok(),
                 v4: v4.is_ok(),
+                v3_error: None,
                 rtt,
             }),
         }

@@ -75,8 +75,14 @@ fn what_the_driver_decides_cannot_be_smuggled_in() {
         "mountaddr=1.2.3.4",
         "mounthost=evil",
         "source=evil:/",
-        "minorversion=1",
+        "context=\"a,addr=1.2.3.4\",addr=1.2.3.4",
+        "context=a,b",
+        "context=\"a\"b\"",
+        "context=\"\"",
+        "sec=\"sys\"",
+        "fsc=\"a,b\"",
         "context=\"a,addr=1.2.3.4\"",
+        "context=\"a",
         "context=a'b",
         "ro\0,rw",
         "ro\nrw",
@@ -101,6 +107,61 @@ fn versions_are_tried_from_the_best() {
     assert_eq!(tried(""), "4.2 4.1 4.0 3");
     assert_eq!(tried("nfsvers=4"), "4.2 4.1 4.0");
     assert_eq!(tried("v4.1"), "4.1");
+}
+
+#[test]
+fn a_minor_version_belongs_to_version_4() {
+    for (text, printed) in [
+        ("vers=4,minorversion=1", "4.1"),
+        ("minorversion=1,vers=4", "4.1"),
+        ("nfsvers=4.1,vers=4,minorversion=1", "4.1"),
+        ("vers=4.1,minorversion=1", "4.1"),
+        ("vers=4,minorversion=0", "4.0"),
+        ("minorversion=2", "4.2"),
+    ] {
+        assert_eq!(parse(text).nfsvers(), Some(printed), "{text}");
+        assert_eq!(parse(text), parse(&format!("nfsvers={printed}")));
+    }
+    assert_eq!(
+        error("vers=4.2,minorversion=1"),
+        "mount option minorversion=1: expected what nfsvers=4.2 says too; leave one of them out"
+    );
+    assert!(error("vers=3,minorversion=1").contains("minorversion=1"));
+    assert!(error("vers=4,minorversion=3").contains("one of 0, 1, 2"));
+}
+
+#[test]
+fn labels_are_taken_with_and_without_quotes() {
+    let label = "system_u:object_r:container_file_t:s0";
+    assert_eq!(
+        parse(&format!("context=\"{label}\"")),
+        parse(&format!("context={label}"))
+    );
+    let text = format!("defaults,nolock,context=\"{label}:c1,c2\",ro");
+    let options = parse(&text);
+    let value = format!("{label}:c1,c2");
+    assert!(
+        options
+            .superblock()
+            .any(|word| word == ("context", Some(&*value)))
+    );
+    assert!(
+        options
+            .to_string()
+            .contains(&format!("context=\"{value}\","))
+    );
+    assert!(options.texts().contains(&format!("context=\"{value}\"")));
+    assert!(options.is_readonly());
+    assert_eq!(parse(&options.to_string()), options);
+    assert!(error("context=a,c2").contains("not known"));
+    assert!(error("context=\"a b\"").contains("white space"));
+    assert!(error("context=\"a").contains("does not end"));
+}
+
+#[test]
+fn how_mountd_was_asked_has_no_effect() {
+    assert_eq!(parse("mountproto=udp,mountproto=udp6"), parse(""));
+    assert!(error("mountproto=sctp").contains("udp6"));
 }
 
 #[test]
@@ -158,7 +219,9 @@ proptest! {
             prop_assert_eq!(printed.parse::<MountOptions>().unwrap(), options.clone());
             for (name, value) in options.superblock() {
                 prop_assert!(name != "addr" && name != "source");
-                prop_assert!(!value.unwrap_or_default().contains(','));
+                let value = value.unwrap_or_default();
+                prop_assert!(name.ends_with("context") || !value.contains(','));
+                prop_assert!(!value.contains('"'));
             }
         }
     }

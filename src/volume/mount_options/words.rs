@@ -18,16 +18,20 @@ pub(super) enum Kind {
     OneOf(&'static [&'static str]),
     /// `sec=`: one or more of these, separated by colons.
     Colons(&'static [&'static str]),
-    /// A word of the superblock with plain text (labels, a cache tag).
-    Text,
+    /// A word of the superblock with a label, which stands in quotes where it holds a comma.
+    Label,
     /// `nfsvers=`.
     Version,
+    /// `minorversion=`: the other half of `nfsvers=4`.
+    Minor,
     /// `v3`, `v4.1`, ...: `nfsvers=` in one word.
     ShortVersion(&'static str),
     /// `proto=`.
     Proto,
     /// `tcp`, `rdma`: `proto=` in one word.
     ShortProto,
+    /// `mountproto=`.
+    MountProto,
     /// An attribute of the volume's own mount.
     Attribute,
     /// A whole number in this range for the FUSE data path, which the kernel is not told.
@@ -45,13 +49,15 @@ pub(crate) enum OnFuse {
     Kept,
     /// Only this value is so; any other needs the kernel's client, with the reason.
     Only(&'static str, &'static str),
+    /// It needs the kernel's client, with the reason.
+    Never(&'static str),
     /// It changes nothing, which users are told.
     NoEffect,
     /// The same: `io_timeout` says when a request fails.
     IoTimeout,
     /// Locks do not reach other hosts, which users are told.
     LocksHere,
-    /// It is refused. (So are words that [`parse`] lets nobody see.)
+    /// [`parse`] lets nobody see it.
     No,
 }
 
@@ -59,10 +65,16 @@ const VERSION_3: &str = "the FUSE data path speaks NFS version 3";
 const SEC_SYS: &str = "the FUSE data path authenticates with sec=sys";
 const TCP: &str = "the FUSE data path uses TCP";
 const UDP: &str = "the Linux client has no NFS over UDP since 5.6, and it corrupts data on fast networks; leave it out for TCP";
-const FROM_SHARE: &str =
-    "the driver resolves the server itself at every mount; name it in the share";
-const CALLBACK: &str = "the kernel finds its own callback address";
+const TLS: &str = "the FUSE data path does not encrypt";
+const WRITES: &str = "the FUSE data path decides itself when data goes out";
+const LABELS: &str = "the FUSE data path has no labels of SELinux";
+const LENGTH: &str = "the FUSE data path takes names as long as the server does";
+const ATTRIBUTES: &str = "a FUSE mount is nosuid and nodev";
+const FROM_SHARE: &str = "the driver finds the server itself at every mount; leave it out, and name the server in the \
+    share (in the local driver's form, o=addr=)";
+const CALLBACK: &str = "the kernel finds its own callback address; leave it out";
 pub(super) const GROUP_VERS: &str = "nfsvers";
+pub(super) const GROUP_MINOR: &str = "minorversion";
 pub(super) const GROUP_PROTO: &str = "proto";
 pub(super) const GROUP_RETRY: &str = "hard";
 
@@ -71,10 +83,10 @@ pub(super) const GROUP_RETRY: &str = "hard";
 /// Sources: nfs(5) of nfs-utils 2.6, mount(8), fs/nfs/fs_context.c of Linux 6.
 pub(super) const WORDS: &[(&str, &str, Kind, OnFuse)] = {
     use Kind::{
-        Attribute, Colons, Dropped, Flag, Fuse, Number, OneOf, Proto, Refused, ShortProto,
-        ShortVersion, Text, Version,
+        Attribute, Colons, Dropped, Flag, Fuse, Label, Minor, MountProto, Number, OneOf, Proto,
+        Refused, ShortProto, ShortVersion, Version,
     };
-    use OnFuse::{IoTimeout, Kept, LocksHere, No, NoEffect, Only};
+    use OnFuse::{IoTimeout, Kept, LocksHere, Never, No, NoEffect, Only};
     const U32: u32 = i32::MAX as u32;
     &[
         ("nfsvers", GROUP_VERS, Version, Only("3", VERSION_3)),
@@ -84,25 +96,20 @@ pub(super) const WORDS: &[(&str, &str, Kind, OnFuse)] = {
         ("v4.0", GROUP_VERS, ShortVersion("4.0"), No),
         ("v4.1", GROUP_VERS, ShortVersion("4.1"), No),
         ("v4.2", GROUP_VERS, ShortVersion("4.2"), No),
-        (
-            "minorversion",
-            GROUP_VERS,
-            Refused("write nfsvers=4.1 or nfsvers=4.2"),
-            No,
-        ),
+        ("minorversion", GROUP_MINOR, Minor, No),
         // What happens when the server does not answer.
         ("hard", GROUP_RETRY, Flag, Kept),
         ("soft", GROUP_RETRY, Flag, IoTimeout),
         ("softerr", GROUP_RETRY, Flag, IoTimeout),
         ("softreval", "softreval", Flag, IoTimeout),
-        ("nosoftreval", "softreval", Flag, No),
+        ("nosoftreval", "softreval", Flag, Kept),
         ("timeo", "timeo", Number(1, U32), IoTimeout),
         ("retrans", "retrans", Number(0, U32), IoTimeout),
         // Transfer sizes, connections.
         ("rsize", "rsize", Number(1024, 1 << 30), Kept),
         ("wsize", "wsize", Number(1024, 1 << 30), Kept),
         ("nconnect", "nconnect", Number(1, 16), Kept),
-        ("max_connect", "max_connect", Number(1, 16), No),
+        ("max_connect", "max_connect", Number(1, 16), NoEffect),
         ("proto", GROUP_PROTO, Proto, Only("tcp", TCP)),
         ("tcp", GROUP_PROTO, ShortProto, No),
         ("rdma", GROUP_PROTO, ShortProto, No),
@@ -110,7 +117,12 @@ pub(super) const WORDS: &[(&str, &str, Kind, OnFuse)] = {
         ("port", "port", Number(1, 65_535), Kept),
         ("resvport", "resvport", Flag, Kept),
         ("noresvport", "resvport", Flag, Kept),
-        ("xprtsec", "xprtsec", OneOf(&["none", "tls", "mtls"]), No),
+        (
+            "xprtsec",
+            "xprtsec",
+            OneOf(&["none", "tls", "mtls"]),
+            Only("none", TLS),
+        ),
         (
             "sec",
             "sec",
@@ -138,24 +150,25 @@ pub(super) const WORDS: &[(&str, &str, Kind, OnFuse)] = {
         ("sharecache", "sharecache", Flag, NoEffect),
         ("nosharecache", "sharecache", Flag, NoEffect),
         ("fsc", "fsc", Flag, NoEffect),
-        ("nofsc", "fsc", Flag, No),
-        ("write", "write", OneOf(&["lazy", "eager", "wait"]), No),
+        ("nofsc", "fsc", Flag, Kept),
+        (
+            "write",
+            "write",
+            OneOf(&["lazy", "eager", "wait"]),
+            Only("lazy", WRITES),
+        ),
         ("sync", "sync", Flag, Kept),
         ("async", "sync", Flag, Kept),
-        ("dirsync", "dirsync", Flag, No),
-        ("lazytime", "lazytime", Flag, No),
-        ("nolazytime", "lazytime", Flag, No),
+        // The server has a change of a directory before it is answered, by either data path.
+        ("dirsync", "dirsync", Flag, Kept),
+        ("lazytime", "lazytime", Flag, NoEffect),
+        ("nolazytime", "lazytime", Flag, Kept),
         // NFSv3: mountd and locks.
         ("mountport", "mountport", Number(1, 65_535), Kept),
-        (
-            "mountproto",
-            "mountproto",
-            OneOf(&["tcp", "tcp6"]),
-            // The worker speaks to mountd by the address that the server is reached at.
-            Kept,
-        ),
-        ("mountvers", "mountvers", OneOf(&["3"]), No),
-        ("namlen", "namlen", Number(1, 255), No),
+        // The worker speaks to mountd by the address that the server is reached at.
+        ("mountproto", "mountproto", MountProto, Kept),
+        ("mountvers", "mountvers", OneOf(&["3"]), Kept),
+        ("namlen", "namlen", Number(1, 255), Only("255", LENGTH)),
         ("lock", "lock", Flag, LocksHere),
         ("nolock", "lock", Flag, Kept),
         (
@@ -167,28 +180,28 @@ pub(super) const WORDS: &[(&str, &str, Kind, OnFuse)] = {
         ("acl", "acl", Flag, NoEffect),
         ("noacl", "acl", Flag, Kept),
         // NFSv4.
-        ("migration", "migration", Flag, No),
-        ("nomigration", "migration", Flag, No),
-        ("trunkdiscovery", "trunkdiscovery", Flag, No),
-        ("notrunkdiscovery", "trunkdiscovery", Flag, No),
+        ("migration", "migration", Flag, NoEffect),
+        ("nomigration", "migration", Flag, Kept),
+        ("trunkdiscovery", "trunkdiscovery", Flag, NoEffect),
+        ("notrunkdiscovery", "trunkdiscovery", Flag, Kept),
         // SELinux labels.
-        ("context", "context", Text, No),
-        ("fscontext", "fscontext", Text, No),
-        ("defcontext", "defcontext", Text, No),
-        ("rootcontext", "rootcontext", Text, No),
+        ("context", "context", Label, Never(LABELS)),
+        ("fscontext", "fscontext", Label, Never(LABELS)),
+        ("defcontext", "defcontext", Label, Never(LABELS)),
+        ("rootcontext", "rootcontext", Label, Never(LABELS)),
         // The volume's own mount.
         ("ro", "ro", Attribute, Kept),
         ("rw", "ro", Attribute, Kept),
-        ("suid", "suid", Attribute, No),
+        ("suid", "suid", Attribute, Never(ATTRIBUTES)),
         ("nosuid", "suid", Attribute, Kept),
-        ("dev", "dev", Attribute, No),
+        ("dev", "dev", Attribute, Never(ATTRIBUTES)),
         ("nodev", "dev", Attribute, Kept),
         ("exec", "exec", Attribute, Kept),
         ("noexec", "exec", Attribute, Kept),
         ("relatime", "atime", Attribute, NoEffect),
         ("noatime", "atime", Attribute, NoEffect),
-        ("strictatime", "atime", Attribute, No),
-        ("diratime", "diratime", Attribute, No),
+        ("strictatime", "atime", Attribute, NoEffect),
+        ("diratime", "diratime", Attribute, NoEffect),
         ("nodiratime", "diratime", Attribute, NoEffect),
         ("io_timeout", "io_timeout", Fuse(0, U32), Kept),
         // Words of /etc/fstab and mount(8).
@@ -197,6 +210,8 @@ pub(super) const WORDS: &[(&str, &str, Kind, OnFuse)] = {
         ("norelatime", "", Dropped, No),
         ("nostrictatime", "", Dropped, No),
         ("_netdev", "", Dropped, No),
+        // What /proc/mounts shows on hosts with SELinux.
+        ("seclabel", "", Dropped, No),
         ("auto", "", Dropped, No),
         ("noauto", "", Dropped, No),
         ("nofail", "", Dropped, No),
@@ -258,9 +273,11 @@ impl Word {
 impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)?;
-        self.value
-            .as_ref()
-            .map_or(Ok(()), |value| write!(f, "={value}"))
+        match &self.value {
+            None => Ok(()),
+            Some(value) if value.contains(',') => write!(f, "=\"{value}\""),
+            Some(value) => write!(f, "={value}"),
+        }
     }
 }
 
@@ -332,6 +349,10 @@ pub(super) fn parse(text: &str) -> Result<Option<(&'static str, Word)>, OptionsE
             }
             _ => Err(one_of(&["3", "4", "4.0", "4.1", "4.2"])),
         },
+        (Kind::Minor, value) => match value {
+            Some(minor @ ("0" | "1" | "2")) => word(name, Some(minor), false),
+            _ => Err(one_of(&["0", "1", "2"])),
+        },
         // The 6 of tcp6 and rdma6 is decided by the address that the server is reached at.
         (Kind::Proto, value) => match value {
             Some("tcp" | "tcp6") => word(GROUP_PROTO, Some("tcp"), false),
@@ -342,10 +363,27 @@ pub(super) fn parse(text: &str) -> Result<Option<(&'static str, Word)>, OptionsE
             }),
             _ => Err(one_of(&["tcp", "rdma"])),
         },
-        (Kind::Text, value) => match value {
-            Some(value) if is_plain(value) => word(name, Some(value), false),
-            _ => Err(refuse("letters, digits and _ . : - only".to_owned())),
+        // How mountd is asked changes nothing about the mount; lines of /proc/mounts often say udp.
+        (Kind::MountProto, value) => match value {
+            Some("tcp" | "tcp6") => word(name, value, false),
+            Some("udp" | "udp6") => Ok(None),
+            _ => Err(one_of(&["tcp", "tcp6", "udp", "udp6"])),
         },
+        (Kind::Label, value) => match value.and_then(label) {
+            Some(value) => word(name, Some(value), false),
+            None => Err(refuse(
+                "letters, digits and _ . : - only, and commas in double quotes".to_owned(),
+            )),
+        },
+    }
+}
+
+/// A label without its quotes.
+fn label(value: &str) -> Option<&str> {
+    let quoted = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
+    match quoted {
+        Some(inner) => inner.split(',').all(is_plain).then_some(inner),
+        None => is_plain(value).then_some(value),
     }
 }
 

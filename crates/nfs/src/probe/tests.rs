@@ -124,6 +124,43 @@ async fn a_server_that_drops_who_asks_for_version_4_is_used_over_version_3() {
     assert!(reached.v3 && !reached.v4);
 }
 
+/// What is reached of a server that knows version 4 alone, and does this where it is asked for version 3.
+async fn reached_of_a_stranger_to_3(in_its_place: Option<Vec<u32>>) -> Result<Reached, ReachError> {
+    let port = server(move |program, version, _| match (program, version) {
+        (100_003, 4) => accepted(&[]),
+        (100_003, _) => in_its_place.clone(),
+        _ => None,
+    })
+    .await;
+    let share = "127.0.0.1:/srv".parse().unwrap();
+    let ports = Ports {
+        nfs: Some(port),
+        mount: Some(port),
+    };
+    probe(&share, ports, Duration::from_secs(5)).await
+}
+
+#[tokio::test]
+async fn a_server_that_drops_or_ignores_who_asks_for_version_3_is_used_over_version_4() {
+    for in_its_place in [None, Some(vec![1])] {
+        let reached = reached_of_a_stranger_to_3(in_its_place).await.unwrap();
+        assert!(reached.v4 && !reached.v3);
+        let why = reached.v3_error.expect("told, as it may pass");
+        assert_eq!(why.step, Step::Null);
+    }
+}
+
+#[test]
+fn a_server_that_is_not_asked_for_version_4_is_found() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let _back = mutant::put_back(Mutant::SilenceIsForAll);
+    let broken = reached_of_a_stranger_to_3(Some(vec![1]));
+    assert!(runtime.block_on(broken).is_err());
+}
+
 #[tokio::test]
 async fn each_step_has_its_own_error() {
     let cases = [
