@@ -115,9 +115,22 @@ impl Driver {
 
     /// What is known of a name, asking the share if need be.
     async fn look_up(&self, name: &VolumeName) -> Known {
-        if let Some(record) = self.catalog.get(name) {
-            return Known::Here(record);
+        match self.catalog.get(name) {
+            Some(record) => Known::Here(record),
+            None => self.ask_share(name).await,
         }
+    }
+
+    /// The same for Docker, which makes no volume where it is told that there is one: not without a
+    /// look at the share, if it answers in time.
+    async fn confirm(&self, name: &VolumeName) -> Known {
+        match self.catalog.is_confirmed(name).await {
+            true => self.look_up(name).await,
+            false => self.ask_share(name).await,
+        }
+    }
+
+    async fn ask_share(&self, name: &VolumeName) -> Known {
         // One time for both: reaching the share, and asking it.
         let mut deadline = tokio::time::Instant::now() + LOOKUP_WAIT;
         let home = tokio::time::timeout_at(deadline, self.shares.home()).await;
@@ -125,7 +138,7 @@ impl Driver {
         if mutant::is_on(Mutant::GetWaitsTwice) {
             deadline = tokio::time::Instant::now() + LOOKUP_WAIT;
         }
-        self.catalog.look_up(home.as_ref(), name, deadline).await
+        self.catalog.confirm(home.as_ref(), name, deadline).await
     }
 
     /// A volume that a call is for; where nothing is known of it, the share's own error says why.

@@ -48,7 +48,7 @@ use nfs::address::{Server, Share};
 use nfs::admin::Admin;
 use nfs::connect;
 
-/// How long a Get for a volume that is not in the local copy may wait for the share.
+/// How long a Get may wait for the share.
 pub(crate) const LOOKUP_WAIT: Duration = Duration::from_millis(250);
 
 /// How long finding a server's addresses may take before two names count as one server's.

@@ -211,6 +211,8 @@ mutants::list! {
     SlowDiskStopsAll,
     /// A worker that is stopped keeps the calls of all volumes waiting that were unmounted with its own.
     StoppedWorkerStopsOthers,
+    /// A volume that is known is there, whatever another host has done since.
+    KnownIsThere,
     /// A Get waits twice: for the way to the share, and for its answer.
     GetWaitsTwice,
     /// Each of Podman's commands is the start of an engine, whose earlier mounts count for nothing.

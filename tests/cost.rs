@@ -409,6 +409,7 @@ fn each_call(lab: &'static Lab) -> Result {
     host.ok(Call::create("warm", &[]))?;
     thread::sleep(SETTLED);
     let known: Vec<Call> = vec![Call::get("warm").times(100), Call::list().times(100)];
+    let began = Instant::now();
     let mut reads = host.counted(|| {
         for answer in calls::all(host.node, &known)? {
             answer.ok()?;
@@ -416,6 +417,9 @@ fn each_call(lab: &'static Lab) -> Result {
         Ok(())
     })?;
     reads.remove(&(NFS, FSSTAT));
+    // Get looks whether the volume is still there, if that was not seen within the last second.
+    let looks = reads.remove(&(NFS, LOOKUP)).unwrap_or(0);
+    ensure!(looks <= 1 + began.elapsed().as_secs(), "{looks} looks");
     ensure!(reads.is_empty(), "Get and List of what is known: {reads:?}");
     let create = host.counted(|| host.ok(Call::create("db", &[])))?;
     let again = host.counted(|| host.ok(Call::create("db", &[])))?;

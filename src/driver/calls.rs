@@ -88,7 +88,7 @@ impl VolumeDriver for Driver {
         let Ok(name) = name.parse::<VolumeName>() else {
             return Ok(Lookup::Absent);
         };
-        Ok(match self.look_up(&name).await {
+        Ok(match self.confirm(&name).await {
             Known::Here(record) => {
                 let status = self.volume_status(&record).await.to_map();
                 Lookup::Found(self.shown(&record, status))

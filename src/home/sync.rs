@@ -8,7 +8,7 @@
 //! listing of the same tick; a list is therefore trusted only when a second one, at least [`TICK`]
 //! later, finds the same stamp, and the whole is listed again every [`RELIST`].
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::error::CatalogError;
 use super::local::{Copy, Stamp};
-use super::{Catalog, share};
+use super::{Catalog, Known, share};
 use crate::layout;
 use crate::mutant::{self, Mutant};
 use crate::volume::{Record, VolumeName, json};
@@ -30,6 +30,9 @@ const RELIST: Duration = Duration::from_secs(600);
 /// Two listings of the same stamp at least so far apart are not of one tick: the longest ticks are
 /// those of servers that keep whole seconds.
 const TICK: Duration = Duration::from_millis(1100);
+/// For how long a volume that the share was seen to hold is there without another look: as many calls
+/// as one command makes.
+const CONFIRMED: Duration = Duration::from_secs(1);
 /// Records read at once while catching up: enough to hide the round trip, little for the server.
 const READS_AT_ONCE: usize = 8;
 
@@ -44,6 +47,8 @@ pub(super) struct State {
     first: Option<Instant>,
     /// Volumes whose record could not be read when it was looked at last, and why.
     unread: BTreeMap<VolumeName, String>,
+    /// When the share was last seen to hold a volume, of those for which that is not long ago.
+    confirmed: HashMap<VolumeName, Instant>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +109,16 @@ impl State {
             }
             Err(_) => {}
         }
+    }
+
+    fn is_confirmed(&self, name: &VolumeName) -> bool {
+        let at = self.confirmed.get(name);
+        at.is_some_and(|at| at.elapsed() < CONFIRMED)
+    }
+
+    fn confirm(&mut self, name: &VolumeName) {
+        self.confirmed.retain(|_, at| at.elapsed() < CONFIRMED);
+        self.confirmed.insert(name.clone(), Instant::now());
     }
 
     /// The volumes whose record could not be read when it was looked at last, and why.
@@ -207,6 +222,44 @@ impl Catalog {
             let _ = self.fetch(home, &name).await;
         }
         Ok(changes)
+    }
+
+    /// Whether a volume needs no look at the share to be told of: it was seen there a moment ago, or no
+    /// other host has to do with it.
+    pub(crate) async fn is_confirmed(&self, name: &VolumeName) -> bool {
+        let known = self.get(name).is_some();
+        known && (self.is_only_here(name) || self.sync.lock().await.is_confirmed(name))
+    }
+
+    /// What is known of a name, after a look at the share also for a volume that the local copy holds:
+    /// another host may have removed it. A share that is silent until `deadline` leaves the copy.
+    pub(crate) async fn confirm(
+        &self,
+        home: Option<&Admin>,
+        name: &VolumeName,
+        deadline: Instant,
+    ) -> Known {
+        let (Some(known), Some(home)) = (self.get(name), home) else {
+            return self.look_up(home, name, deadline).await;
+        };
+        if mutant::is_on(Mutant::KnownIsThere) {
+            return Known::Here(known);
+        }
+        match tokio::time::timeout_at(deadline, self.revalidate(home, name)).await {
+            Ok(Ok(Some(record))) => {
+                self.sync.lock().await.confirm(name);
+                Known::Here(record)
+            }
+            Ok(Ok(None)) => Known::Absent,
+            Ok(Err(error)) => {
+                tracing::debug!(volume = %name, %error, "the share does not tell; the copy does");
+                Known::Here(known)
+            }
+            Err(_) => {
+                tracing::debug!(volume = %name, "the share is silent; the copy tells");
+                Known::Here(known)
+            }
+        }
     }
 
     /// Brings the local copy up to date with the home share, for what is decided on it.

@@ -49,6 +49,39 @@ async fn what_was_made_meanwhile_is_not_forgotten() {
     assert!(!knows_what_was_made_meanwhile().await);
 }
 
+/// What a Get on a host tells of a volume that it knows and that another host has removed.
+async fn told_of_a_removed_volume() -> Known {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a").await, lab.host("b").await);
+    a.made("db", &[]).await;
+    assert!(matches!(b.look_up("db").await, Known::Here(_)));
+    a.remove("db").await;
+    let db = name("db");
+    b.catalog.confirm(Some(&b.admin), &db, soon()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_host_removed_is_not_told_of() {
+    assert_eq!(told_of_a_removed_volume().await, Known::Absent);
+    let _back = mutant::put_back(Mutant::KnownIsThere);
+    assert!(matches!(told_of_a_removed_volume().await, Known::Here(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_share_leaves_what_is_known() {
+    let lab = Lab::new();
+    let a = lab.host("a").await;
+    let (db, record) = (name("db"), a.made("db", &[]).await);
+    let known = Known::Here(record);
+    assert_eq!(a.catalog.confirm(None, &db, soon()).await, known);
+    assert!(!a.catalog.is_confirmed(&db).await);
+
+    assert_eq!(a.catalog.confirm(Some(&a.admin), &db, soon()).await, known);
+    assert!(a.catalog.is_confirmed(&db).await);
+    a.remove("db").await;
+    assert!(!a.catalog.is_confirmed(&db).await);
+}
+
 fn aged(path: &Path, days: u64) {
     let then = std::time::SystemTime::now() - Duration::from_secs(days * 86_400 + 7200);
     fs::File::open(path).unwrap().set_modified(then).unwrap();
