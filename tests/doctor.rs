@@ -175,7 +175,9 @@ fn host(lab: &'static Lab) -> Result {
     let nas = Ganesha::start(lab, "home", &[Export::new("/srv/export")])?;
     let host = Host::start(lab, "worker", DataPath::Fuse, "home:/srv/export")?;
     let (node, engine) = (host.node(), host.engine());
-    Said::on(node, &[])?.has("plugin", &["warning", "docker volume ls"])?;
+    wait_for("Docker to be told of the plugin", PATIENCE, || {
+        Said::on(node, &[]).is_ok_and(|said| said.has("plugin", &["ok"]).is_ok())
+    })?;
     engine.ok(&["volume", "create", "-d", "nfsvol", "-o", "mode=0700", "db"])?;
     engine.ok(&[
         "run",
@@ -201,13 +203,21 @@ fn host(lab: &'static Lab) -> Result {
     ensure!(said.took < HEALTHY, "{:?}", said.took);
     said.has("daemon", &["ok", "1 volumes, 1 attachments"])?;
     said.has("engine", &["ok", "Docker 2"])?;
-    said.has("plugin", &["ok"])?;
     said.has("options", &["ok"])?;
     said.has("mounts", &["ok", "1 answer"])?;
     said.has("fuse", &["ok"])?;
 
     // Another host makes the volume anew with other options; Docker here shows its own.
-    let other = Host::start(lab, "other", DataPath::Fuse, "home:/srv/export")?;
+    let unheard = ["--docker-socket", "/run/another.sock"];
+    let other = Host::start_with(
+        lab,
+        "other",
+        DataPath::Fuse,
+        "home:/srv/export",
+        &unheard,
+        &[],
+    )?;
+    Said::on(other.node(), &[])?.has("plugin", &["warning", "--docker-socket"])?;
     engine.ok(&["rm", "-f", "holder"])?;
     wait_for("the volume to be free", PATIENCE, || {
         other.engine().ok(&["volume", "rm", "db"]).is_ok()

@@ -58,8 +58,8 @@ pub(super) async fn examine(
         false => Finding::warning(
             "plugin",
             "the engine has not used nfsvol since it started",
-            "`docker volume ls` makes it known; Swarm places tasks only where it is \
-             (nfsvol-announce.service does that at boot)",
+            "`docker volume ls` makes it known, and Swarm places tasks only where it is; a daemon does \
+             that by itself within seconds, if its `--docker-socket` is the engine's",
         ),
     });
     if let Some(ours) = ours {
