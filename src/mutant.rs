@@ -211,6 +211,10 @@ mutants::list! {
     SlowDiskStopsAll,
     /// A worker that is stopped keeps the calls of all volumes waiting that were unmounted with its own.
     StoppedWorkerStopsOthers,
+    /// Where the directory of all records is away, each volume that is asked for is gone.
+    NoListNoVolume,
+    /// A volume whose options have changed while its claim was waited for is mounted by the old ones.
+    ClaimsKeepOptions,
     /// A volume that is known is there, whatever another host has done since.
     KnownIsThere,
     /// A Get waits twice: for the way to the share, and for its answer.

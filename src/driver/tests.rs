@@ -181,6 +181,33 @@ async fn an_exclusive_volume_waits_for_the_home_share() {
     assert!(!waits_for_the_home_share(&lab, &driver, &db).await);
 }
 
+/// The options of an exclusive volume change between a host's look at it and its claim: whether the host
+/// has the volume by what it saw.
+async fn holds_by_former_options(lab: &Lab) -> bool {
+    let driver = lab.member();
+    let home = driver.shares.home().await.unwrap().unwrap();
+    let former = driver.made("db", &[("access", "exclusive")]).await;
+    driver.remove_volume(&former.name).await.unwrap();
+    let given = [("access", "exclusive"), ("mode", "0700")];
+    let now = driver.made("db", &given).await;
+    assert_eq!(now.id, former.id);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let held = driver.membership.hold(Some(&home), &former, deadline).await;
+    driver.membership.let_go(&now.name).await;
+    let again = driver.membership.hold(Some(&home), &now, deadline).await;
+    assert!(again.is_ok(), "{again:?}");
+    held.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_is_for_the_options_of_its_time() {
+    let Some(one) = lab().await else { return };
+    assert!(!holds_by_former_options(&one).await);
+    let Some(other) = lab().await else { return };
+    let _back = mutant::put_back(Mutant::ClaimsKeepOptions);
+    assert!(holds_by_former_options(&other).await);
+}
+
 /// How long a Get waits for a share that is being reached for most of what it may wait, and then
 /// takes connections and says nothing.
 async fn waited_for_a_silent_share() -> Duration {

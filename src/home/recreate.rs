@@ -129,7 +129,12 @@ impl Catalog {
             ..entry.record.clone()
         };
         if let Some(home) = home {
-            self.check_around(home, &record).await?;
+            // Its directory may have become another volume's too, while it was there.
+            let found = Record {
+                made: None,
+                ..record.clone()
+            };
+            self.check_around(home, &found).await?;
         }
         let (at, on) = (home.unwrap_or(on).unscoped(), on.unscoped());
         match self

@@ -279,10 +279,23 @@ pub(super) async fn unmark(
     Ok(())
 }
 
+/// Fails where the directory of all records is away, as while a backup is put back: nothing is known of any
+/// of them then.
+pub(super) async fn has_volumes(admin: &Admin) -> Result<(), CatalogError> {
+    match volumes_attr(admin).await? {
+        Some(_) => Ok(()),
+        None => Err(no_volumes(admin)),
+    }
+}
+
+fn no_volumes(admin: &Admin) -> CatalogError {
+    foreign(admin, "volumes/ is missing beside it")
+}
+
 /// The volumes on the share, with the stamps of their directories.
 pub(super) async fn list(admin: &Admin) -> Result<Vec<(VolumeName, Stamp)>, CatalogError> {
     let Some(entries) = admin.list(&layout::volumes()).await? else {
-        return Err(foreign(admin, "volumes/ is missing beside it"));
+        return Err(no_volumes(admin));
     };
     let mut volumes = Vec::with_capacity(entries.len());
     for entry in entries {

@@ -120,8 +120,8 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
         self.forestall(home, name).await
     }
 
-    /// Whether a volume that was claimed is there, with the record that the claim was made to
-    /// and with that claim. `home` has looked nothing up before.
+    /// Whether a volume that was claimed is there, with the record and the options that the claim was made
+    /// to, and with that claim. `home` has looked nothing up before.
     pub(in crate::driver) async fn is_still_there(
         &self,
         home: &Admin,
@@ -131,7 +131,11 @@ impl<E: Env, W: Ways> Together<'_, E, W> {
             return Ok(false);
         }
         let now = self.catalog.revalidate(home, &record.name).await?;
-        if now.is_none_or(|now| now.id != record.id) {
+        let is_it = |now: &Record| {
+            let same = now.options == record.options || mutant::is_on(Mutant::ClaimsKeepOptions);
+            now.id == record.id && same
+        };
+        if !now.is_some_and(|now| is_it(&now)) {
             return Ok(false);
         }
         self.member.check_claim(home, &record.name).await?;

@@ -67,6 +67,22 @@ async fn what_another_host_removed_is_not_told_of() {
     assert!(matches!(told_of_a_removed_volume().await, Known::Here(_)));
 }
 
+/// What a Get tells of a known volume while the directory of all records is away.
+async fn told_without_a_list() -> Known {
+    let lab = Lab::new();
+    let a = lab.host("a").await;
+    a.made("db", &[]).await;
+    fs::rename(lab.path(".nfsvol/volumes"), lab.path(".nfsvol/away")).unwrap();
+    a.catalog.confirm(Some(&a.admin), &name("db"), soon()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_list_nothing_is_gone() {
+    assert!(matches!(told_without_a_list().await, Known::Here(_)));
+    let _back = mutant::put_back(Mutant::NoListNoVolume);
+    assert_eq!(told_without_a_list().await, Known::Absent);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_share_leaves_what_is_known() {
     let lab = Lab::new();

@@ -280,21 +280,30 @@ fn an_exclusive_volume_keeps_its_claims() {
     assert!(claims_after_a_while().is_empty());
 }
 
-/// No other volume may write what is an exclusive one's, also when it becomes one.
+/// No other volume may write what is an exclusive one's, also when it becomes one: whether it lies in the
+/// other's directory, or had its own at the top to itself when it was made.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_others_write_to_does_not_become_exclusive() {
-    let lab = Lab::new();
-    let host = lab.host("a").await;
-    host.made("x", &[("subdir", "app/x")]).await;
-    host.remove("x").await;
-    host.made("y", &[("subdir", "app")]).await;
-    let given = [("subdir", "app/x"), ("access", "exclusive")];
-    let refused = host.create("x", &given).await.unwrap_err();
-    assert!(
-        matches!(refused, CatalogError::Excluded { .. }),
-        "{refused}"
-    );
-    assert_eq!(lab.entries().len(), 1);
+    for (path, others) in [("app/x", "app"), ("x", "x")] {
+        let lab = Lab::new();
+        let host = lab.host("a").await;
+        host.made("x", &[("subdir", path)]).await;
+        let other = [("subdir", others)];
+        if path == others {
+            host.made("y", &other).await;
+            host.remove("x").await;
+        } else {
+            host.remove("x").await;
+            host.made("y", &other).await;
+        }
+        let given = [("subdir", path), ("access", "exclusive")];
+        let refused = host.create("x", &given).await.unwrap_err();
+        assert!(
+            matches!(refused, CatalogError::Excluded { .. }),
+            "{refused}"
+        );
+        assert_eq!(lab.entries().len(), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
