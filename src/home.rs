@@ -231,8 +231,11 @@ impl Catalog {
         let before = self.copies.get(name);
         let record = self.read(home, name).await?;
         if record.is_none() {
-            // Not there, if this is the share that the copy is of.
+            // Not there, if this is the share that the copy is of, and its list is there.
             self.verify(home).await?;
+            if before.is_some() && !mutant::is_on(Mutant::NoListNoVolume) {
+                share::has_volumes(home).await?;
+            }
         }
         self.note(before.as_ref(), name, record, None).await
     }

@@ -5,16 +5,19 @@
 //! with `restart: always`: that is done here, until none is left.
 //!
 //! The engine's socket is connected to only while a `dockerd` runs: systemd listens there too, and a
-//! connection would start an engine that an administrator has stopped. An engine's end is seen by the
-//! end of its stream of events.
+//! connection would start an engine that an administrator has stopped. Nothing is kept open that an
+//! engine would wait for when it stops: its end is that of its process.
 //!
 //! Limits: a container that somebody stopped after its start had failed is started too; `docker
 //! update --restart=no` leaves it alone. A rootless engine is not found, nor is one of another name.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::Method;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -28,53 +31,78 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Between two rounds, at first and at last. A start waits by itself for Mount's deadline.
 const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Events as they come, of which this is the kind that comes most seldom: asked for its end only.
-const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22plugin%22%5D%7D";
 /// Containers that do not run, as `{"status":["exited","created"]}`.
 const STOPPED: &str =
     "/containers/json?all=1&filters=%7B%22status%22%3A%5B%22exited%22%2C%22created%22%5D%7D";
 /// What an engine notes of a container whose volume a plugin could not mount.
 const NOT_MOUNTED: &str = "VolumeDriver.Mount";
 
-/// Tells the engine at `docker` of this plugin after each of its starts, for ever.
+/// Tells the engine at `docker` of this plugin after each start of either, for ever. Containers that wait are
+/// started after the engine's starts only: of those before ours it is not known who has stopped them.
 pub(super) async fn announce(docker: PathBuf) {
+    let mut was_there = true;
     loop {
-        if runs(&docker) {
-            let end = engine::until_end(&docker, EVENTS);
-            // Not ready yet, or gone again: the next round asks.
-            let error = tokio::select! {
-                ended = end => ended.err(),
-                error = attend(&docker) => Some(error),
-            };
-            if let Some(error) = error {
-                tracing::debug!(%error, "Docker's engine is not to be talked to");
+        match running(&docker) {
+            Some(engine) => {
+                tokio::select! {
+                    () = ended(engine) => {}
+                    () = attend(&docker, was_there) => {}
+                }
+                was_there = false;
             }
+            None => was_there = false,
         }
         sleep(LOOK).await;
     }
 }
 
-/// Whether there is a socket, and an engine that may be behind it.
-fn runs(docker: &Path) -> bool {
-    let is_engine = |pid: u32| {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-        name.is_ok_and(|name| name.trim_end() == ENGINE)
+/// The engine that may be behind the socket: one of this host, not one in a container or a rootless one.
+fn running(docker: &Path) -> Option<OwnedFd> {
+    let file = |pid: &str, file| PathBuf::from(format!("/proc/{pid}/{file}"));
+    let is_engine = |pid: &u32| {
+        let pid = pid.to_string();
+        let name = std::fs::read_to_string(file(&pid, "comm"));
+        let is_here = |of| {
+            let [its, own] = [&*pid, "self"].map(|pid| std::fs::read_link(file(pid, of)));
+            its.is_ok_and(|its| own.is_ok_and(|own| its == own))
+        };
+        name.is_ok_and(|name| name.trim_end() == ENGINE) && is_here("ns/pid") && is_here("ns/net")
     };
-    docker.exists() && proc::ids().is_ok_and(|ids| ids.into_iter().any(is_engine))
+    if !docker.exists() {
+        return None;
+    }
+    let pid = proc::ids().ok()?.into_iter().find(is_engine)?;
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-/// Ends with an error only: whoever listens to the engine notices its end.
-async fn attend(docker: &Path) -> anyhow::Error {
-    match once(docker).await {
-        Ok(()) => std::future::pending().await,
-        Err(error) => error,
+async fn ended(engine: OwnedFd) {
+    loop {
+        // Readable when it has ended (pidfd_open(2)).
+        let mut fds = [PollFd::new(&engine, PollFlags::IN)];
+        if !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0)) {
+            return;
+        }
+        sleep(LOOK).await;
     }
 }
 
+/// Does not end: an engine that is not ready yet is tried again.
+async fn attend(docker: &Path, was_there: bool) {
+    while let Err(error) = once(docker, was_there).await {
+        tracing::debug!(%error, "Docker's engine is not to be talked to yet");
+        sleep(LOOK).await;
+    }
+    std::future::pending().await
+}
+
 /// Has the engine ask all plugins for their volumes, and starts containers that wait for ours.
-async fn once(docker: &Path) -> anyhow::Result<()> {
+async fn once(docker: &Path, was_there: bool) -> anyhow::Result<()> {
     engine::ask(docker, Method::GET, "/volumes").await?;
     tracing::debug!("Docker's engine knows this plugin");
+    if was_there {
+        return Ok(());
+    }
     let mut pause = PAUSE;
     loop {
         let waiting = waiting(docker).await?;

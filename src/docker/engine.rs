@@ -5,10 +5,9 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::HOST;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -18,8 +17,12 @@ pub(crate) const DEFAULT_SOCKET: &str = "/run/docker.sock";
 /// The plugin's name for the engine; a managed one has a tag.
 pub(crate) const NAMES: [&str; 2] = ["nfsvol", "nfsvol:latest"];
 
-/// One request without a body, and the beginning of its answer.
-async fn request(socket: &Path, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
+/// One request without a body; null for an answer without one. As long as the engine takes: the
+/// caller sets the deadline.
+///
+/// # Errors
+/// When the engine cannot be reached, or refuses: in its own words.
+pub(crate) async fn ask(socket: &Path, method: Method, path: &str) -> anyhow::Result<Value> {
     let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // Ends with the sender.
@@ -29,16 +32,7 @@ async fn request(socket: &Path, method: Method, path: &str) -> anyhow::Result<Re
         .uri(path)
         .header(HOST, "docker")
         .body(Empty::<Bytes>::new())?;
-    Ok(sender.send_request(request).await?)
-}
-
-/// One request without a body; null for an answer without one. As long as the engine takes: the
-/// caller sets the deadline.
-///
-/// # Errors
-/// When the engine cannot be reached, or refuses: in its own words.
-pub(crate) async fn ask(socket: &Path, method: Method, path: &str) -> anyhow::Result<Value> {
-    let response = request(socket, method, path).await?;
+    let response = sender.send_request(request).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
     let answer = match body.is_empty() {
@@ -49,18 +43,6 @@ pub(crate) async fn ask(socket: &Path, method: Method, path: &str) -> anyhow::Re
         bail!("{}", answer["message"].as_str().unwrap_or(status.as_str()));
     }
     Ok(answer)
-}
-
-/// Reads an answer that has no end, to its end, which is the engine's.
-///
-/// # Errors
-/// When the engine cannot be reached, or does not say goodbye.
-pub(crate) async fn until_end(socket: &Path, path: &str) -> anyhow::Result<()> {
-    let mut body = request(socket, Method::GET, path).await?.into_body();
-    while let Some(frame) = body.frame().await {
-        frame?;
-    }
-    Ok(())
 }
 
 /// Starts a container that was killed, if its restart policy wants it to run.
