@@ -177,15 +177,6 @@ impl Writer<'_> {
     }
 }
 
-/// Without any use of it: Swarm looks at this list.
-fn knows_the_plugin(engine: &Engine) -> Result {
-    wait_for("Docker to list the plugin", PATIENCE, || {
-        engine
-            .ok(&["info", "-f", "{{.Plugins.Volume}}"])
-            .is_ok_and(|list| list.contains("nfsvol"))
-    })
-}
-
 fn package(lab: &'static Lab) -> Result {
     let nas = Ganesha::start(lab, "nas", &[Export::new("/srv/export")])?;
     let node: &'static Node = Box::leak(Box::new(Node::machine(lab, "host")?));
@@ -212,7 +203,7 @@ fn package(lab: &'static Lab) -> Result {
          echo NFSVOL_LOG_FORMAT=text >>/etc/default/nfsvol
          echo NFSVOL_MOUNT_DEADLINE=10s >>/etc/default/nfsvol
          systemctl restart nfsvol")?;
-    knows_the_plugin(&engine)?;
+    engine.hears_of_the_plugin()?;
     let writer = Writer {
         engine: &engine,
         nas: &nas,
@@ -276,7 +267,7 @@ fn package(lab: &'static Lab) -> Result {
     let states = systemd.sh("systemctl is-active docker.socket docker.service nfsvol || true")?;
     ensure!(states == "active\ninactive\nactive", "{states}");
     systemd.sh("systemctl start docker.service 2>&1")?;
-    knows_the_plugin(&engine)?;
+    engine.hears_of_the_plugin()?;
 
     // Away with it: no socket is left behind, and no record is lost.
     systemd.sh("dpkg --purge nfsvol 2>&1")?;

@@ -242,7 +242,7 @@ impl Swarm {
             host.node().sh(
                 "echo 'options timeout:1 attempts:1\nnameserver 127.0.0.1' >/etc/resolv.conf",
             )?;
-            knows_the_plugin(host)?;
+            host.engine().hears_of_the_plugin()?;
         }
         let first = &hosts[0];
         first.ok(&format!(
@@ -380,7 +380,7 @@ impl Swarm {
             Fault::Drain => {}
             Fault::Kill => {
                 self.hosts[from].boot()?;
-                knows_the_plugin(&self.hosts[from])?;
+                self.hosts[from].engine().hears_of_the_plugin()?;
             }
             Fault::CutOff | Fault::ServerCutOff => self.cut(from, fault, false)?,
         }
@@ -402,14 +402,6 @@ impl Swarm {
         ));
         Ok(())
     }
-}
-
-/// Swarm places tasks where the engine lists the plugin; the daemon sees to that, without any use of it.
-fn knows_the_plugin(host: &Host) -> Result {
-    wait_for("Docker to list the plugin", PATIENCE, || {
-        host.ok("info -f {{.Plugins.Volume}}")
-            .is_ok_and(|list| list.contains("nfsvol"))
-    })
 }
 
 fn image(engine: &Engine, service: &Service) -> Result {

@@ -16,8 +16,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::Method;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -72,17 +70,11 @@ fn running(docker: &Path) -> Option<OwnedFd> {
         return None;
     }
     let pid = proc::ids().ok()?.into_iter().find(is_engine)?;
-    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
+    proc::open(pid).ok()
 }
 
 async fn ended(engine: OwnedFd) {
-    loop {
-        // Readable when it has ended (pidfd_open(2)).
-        let mut fds = [PollFd::new(&engine, PollFlags::IN)];
-        if !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0)) {
-            return;
-        }
+    while !proc::has_ended(&engine) {
         sleep(LOOK).await;
     }
 }

@@ -24,9 +24,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 
 use super::cut::{self, Barrier};
 use super::root::Root;
@@ -321,11 +320,7 @@ impl Work {
 
     /// Whether nothing is left of what is to end, by the engine or by us.
     fn have_ended(&mut self) -> bool {
-        self.ending.retain(|_, process| {
-            // Readable when its last thread has ended (pidfd_open(2)).
-            let mut shown = [PollFd::new(process, PollFlags::IN)];
-            !poll(&mut shown, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
-        });
+        self.ending.retain(|_, process| !proc::has_ended(process));
         self.ending.is_empty()
     }
 
@@ -463,8 +458,7 @@ fn kill(user: &User) -> io::Result<OwnedFd> {
 }
 
 fn process(user: &User) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(user.pid).ok().and_then(Pid::from_raw);
-    let process = pidfd_open(pid.ok_or(io::ErrorKind::InvalidInput)?, PidfdFlags::empty())?;
+    let process = proc::open(user.pid)?;
     // The id may have been given to another process before it was opened.
     if !user.is_alive() {
         return Err(io::ErrorKind::NotFound.into());

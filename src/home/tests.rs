@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
+use super::restore::Restoring;
 use super::*;
 use crate::cluster::removal;
 use nfs::admin::AdminSettings;
@@ -105,6 +106,30 @@ impl Host {
             .remove(Some(&self.admin), Some(&self.admin), &record)
             .await
             .unwrap()
+    }
+
+    /// A restore that has taken an entry of the trash, and does not go on by itself.
+    async fn takes<'a>(
+        &'a self,
+        entry: &'a TrashEntry,
+        record: Record,
+        called: &str,
+    ) -> Restoring<'a> {
+        let taken = Restoring::take(&self.admin, &self.admin, entry, record, called);
+        taken.await.unwrap()
+    }
+
+    /// The same, cut off after so many `steps`.
+    async fn is_cut_off(&self, entry: &TrashEntry, record: Record, called: &str, steps: usize) {
+        if steps > 0 {
+            let mut restoring = self.takes(entry, record, called).await;
+            if steps > 1 {
+                restoring.note().await.unwrap();
+            }
+            if steps > 2 {
+                restoring.bring_data(&self.catalog).await.unwrap();
+            }
+        }
     }
 
     async fn restore(

@@ -1,7 +1,11 @@
 //! What /proc tells of processes (proc(5)). Nothing here waits for a server.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::mutant::{self, Mutant};
 
@@ -41,6 +45,22 @@ pub(crate) fn directory(pid: u32) -> PathBuf {
         .into_iter()
         .map(|thread| process.join(format!("task/{thread}")));
     threads.find(tells).unwrap_or(process)
+}
+
+/// A process, whichever has its id now: no later one is taken for it.
+///
+/// # Errors
+/// What pidfd_open(2) says, such as that there is none.
+pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Whether the last thread of a process has ended: its pidfd is readable then (pidfd_open(2)).
+pub(crate) fn has_ended(process: &OwnedFd) -> bool {
+    let mut shown = [PollFd::new(process, PollFlags::IN)];
+    poll(&mut shown, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// The fields of a line of proc_pid_stat(5) from the third on, the state: the name before it may hold

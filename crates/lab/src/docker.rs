@@ -125,6 +125,14 @@ impl Engine {
         self.docker(args)?.ok()
     }
 
+    /// Waits until the engine lists the plugin, without any use of it: Swarm looks at this list.
+    pub fn hears_of_the_plugin(&self) -> Result {
+        wait_for("Docker to list the plugin", PATIENCE, || {
+            self.ok(&["info", "-f", "{{.Plugins.Volume}}"])
+                .is_ok_and(|list| list.contains("nfsvol"))
+        })
+    }
+
     /// Makes an image: busybox, the files that `script` makes in its root directory (`$PWD`),
     /// and Dockerfile instructions (`CMD`, `VOLUME`, `USER`, `ENV`, …).
     pub fn image(&self, name: &str, script: &str, instructions: &[&str]) -> Result {

@@ -1,6 +1,5 @@
 //! Volumes that are removed and made anew with other options.
 
-use super::restore::Restoring;
 use super::*;
 use crate::mutant::{Mutant, put_back};
 
@@ -44,14 +43,8 @@ impl Host {
             recreated: Some(entry.removed.clone()),
             ..entry.record.clone()
         };
-        let taken = Restoring::take(&self.admin, &self.admin, &entry, record, layout::RECREATING);
-        let mut restoring = taken.await.unwrap();
-        if steps > 1 {
-            restoring.note().await.unwrap();
-        }
-        if steps > 2 {
-            restoring.bring_data(&self.catalog).await.unwrap();
-        }
+        self.is_cut_off(&entry, record, layout::RECREATING, steps)
+            .await;
     }
 }
 
@@ -235,8 +228,7 @@ async fn leaves_a_restore_alone() -> bool {
     let host = removed(&lab, &[]).await;
     let entry = host.entry().await;
     let record = restore::renamed(&entry.record, &name("y")).unwrap();
-    let taken = Restoring::take(&host.admin, &host.admin, &entry, record, layout::RESTORING);
-    let restoring = taken.await.unwrap();
+    let restoring = host.takes(&entry, record, layout::RESTORING).await;
     let made = lab.host("b").await.create("x", OTHER).await.unwrap();
     assert_eq!(lab.has_data(), matches!(made, Creation::Recreated(_)));
     restoring.note().await.is_ok()

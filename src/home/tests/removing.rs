@@ -1,6 +1,6 @@
 //! What a Remove takes, and what it leaves alone.
 
-use super::restore::{self, Restoring};
+use super::restore;
 use super::*;
 use crate::mutant::{Mutant, is_on, put_back};
 
@@ -256,8 +256,8 @@ async fn data_waits_for_the_restore() -> bool {
     b.catalog.finish(on, on, &old).await.unwrap();
     let trashed = b.catalog.find_in_trash(&b.admin, "db").await.unwrap();
     let web = restore::renamed(&trashed.record, &name("web")).unwrap();
-    let taken = Restoring::take(&b.admin, &b.admin, &trashed, web, layout::RESTORING).await;
-    taken.unwrap().note().await.unwrap();
+    let taken = b.takes(&trashed, web, layout::RESTORING).await;
+    taken.note().await.unwrap();
     let on = Some(&a.admin);
     let late = a.catalog.finish_removal(&a.admin, on, &old, &entry);
     late.await.unwrap();

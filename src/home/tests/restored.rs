@@ -1,6 +1,6 @@
 //! What comes back from the trash.
 
-use super::restore::{self, Restoring};
+use super::restore;
 use super::*;
 use crate::mutant::{Mutant, put_back};
 
@@ -26,17 +26,9 @@ impl Lab {
 
 /// A restore under the name `y`, cut off after its `steps`.
 async fn cut_off(host: &Host, entry: &TrashEntry, steps: usize) {
-    if steps > 0 {
-        let record = restore::renamed(&entry.record, &name("y")).unwrap();
-        let taken = Restoring::take(&host.admin, &host.admin, entry, record, layout::RESTORING);
-        let mut restoring = taken.await.unwrap();
-        if steps > 1 {
-            restoring.note().await.unwrap();
-        }
-        if steps > 2 {
-            restoring.bring_data(&host.catalog).await.unwrap();
-        }
-    }
+    let record = restore::renamed(&entry.record, &name("y")).unwrap();
+    host.is_cut_off(entry, record, layout::RESTORING, steps)
+        .await;
 }
 
 /// A host that has removed the volume `x`, which had a file in it; and its entry in the trash.
@@ -126,14 +118,12 @@ async fn data_stays_with_the_volume() -> bool {
     cut_off(&b, &entry, 3).await;
     let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
     let record = restore::renamed(&entry.record, &name("z")).unwrap();
-    let taken = Restoring::take(&a.admin, &a.admin, &entry, record, layout::RESTORING).await;
-    let slow = taken.unwrap();
+    let slow = a.takes(&entry, record, layout::RESTORING).await;
     slow.note().await.unwrap();
     let place = slow.elsewhere(&a.catalog).await.unwrap().unwrap();
     let entry = b.catalog.find_in_trash(&b.admin, "x").await.unwrap();
     let record = restore::renamed(&entry.record, &name("y")).unwrap();
-    let taken = Restoring::take(&b.admin, &b.admin, &entry, record, layout::RESTORING).await;
-    let mut third = taken.unwrap();
+    let mut third = b.takes(&entry, record, layout::RESTORING).await;
     third.note().await.unwrap();
     third.bring_data(&b.catalog).await.unwrap();
     third.publish().await.unwrap();
@@ -151,8 +141,7 @@ async fn data_stays_with_a_new_volume() -> bool {
     cut_off(&b, &entry, 3).await;
     let entry = a.catalog.find_in_trash(&a.admin, "x").await.unwrap();
     let record = restore::renamed(&entry.record, &name("z")).unwrap();
-    let taken = Restoring::take(&a.admin, &a.admin, &entry, record, layout::RESTORING).await;
-    let slow = taken.unwrap();
+    let slow = a.takes(&entry, record, layout::RESTORING).await;
     slow.note().await.unwrap();
     let place = slow.elsewhere(&a.catalog).await.unwrap().unwrap();
     b.made(place.as_str(), &[]).await;
@@ -180,14 +169,9 @@ async fn no_late_restore_takes_a_volumes_data_away() {
 async fn forgotten_data_comes_back() -> bool {
     let lab = Lab::new();
     let (host, entry) = removed_with_data(&lab).await;
-    let taken = Restoring::take(
-        &host.admin,
-        &host.admin,
-        &entry,
-        entry.record.clone(),
-        layout::RESTORING,
-    );
-    let restoring = taken.await.unwrap();
+    let restoring = host
+        .takes(&entry, entry.record.clone(), layout::RESTORING)
+        .await;
     restoring.note().await.unwrap();
     let told = restoring.publish().await.is_err();
     told && host.restore("x", None).await.is_ok() && lab.path("x/file").exists()
@@ -205,14 +189,9 @@ async fn what_a_server_forgot_of_a_restore_is_seen() {
 async fn forgotten_record_comes_back(torn: Option<&str>) -> bool {
     let lab = Lab::new();
     let (host, entry) = removed_with_data(&lab).await;
-    let taken = Restoring::take(
-        &host.admin,
-        &host.admin,
-        &entry,
-        entry.record.clone(),
-        layout::RESTORING,
-    );
-    let restoring = taken.await.unwrap();
+    let restoring = host
+        .takes(&entry, entry.record.clone(), layout::RESTORING)
+        .await;
     if let Some(torn) = torn {
         fs::write(lab.restoring().join("record.json"), torn).unwrap();
     }
@@ -238,14 +217,9 @@ async fn forgotten_entry_is_taken_again() -> bool {
     host.made("x", &[]).await;
     host.remove("x").await;
     let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
-    let taken = Restoring::take(
-        &host.admin,
-        &host.admin,
-        &entry,
-        entry.record.clone(),
-        layout::RESTORING,
-    );
-    let mut restoring = taken.await.unwrap();
+    let mut restoring = host
+        .takes(&entry, entry.record.clone(), layout::RESTORING)
+        .await;
     let dir = lab.restoring();
     let place = dir.with_file_name("volume");
     fs::rename(dir.join("from"), &place).unwrap();
@@ -273,14 +247,9 @@ async fn forgotten_claims_come_back() -> bool {
     fs::create_dir_all(lab.path(".nfsvol/volumes/x").join(&claims).join("7")).unwrap();
     host.remove("x").await;
     let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
-    let taken = Restoring::take(
-        &host.admin,
-        &host.admin,
-        &entry,
-        entry.record.clone(),
-        layout::RESTORING,
-    );
-    let mut restoring = taken.await.unwrap();
+    let mut restoring = host
+        .takes(&entry, entry.record.clone(), layout::RESTORING)
+        .await;
     restoring.note().await.unwrap();
     restoring.bring_data(&host.catalog).await.unwrap();
     let claimed = restoring.bring_claims().await.unwrap();
@@ -361,14 +330,9 @@ fn restored_claims(cuts: usize, beside: Option<&str>) -> Vec<String> {
         host.remove("x").await;
         for cut in 0..cuts {
             let entry = host.catalog.find_in_trash(&host.admin, "x").await.unwrap();
-            let taken = Restoring::take(
-                &host.admin,
-                &host.admin,
-                &entry,
-                entry.record.clone(),
-                layout::RESTORING,
-            );
-            let restoring = taken.await.unwrap();
+            let restoring = host
+                .takes(&entry, entry.record.clone(), layout::RESTORING)
+                .await;
             restoring.note().await.unwrap();
             if cut > 0 {
                 restoring.bring_claims().await.unwrap();
@@ -434,14 +398,9 @@ async fn no_restore_takes_what_another_volume_has_found_meanwhile() {
 async fn only_its_own_is_put_back() -> bool {
     let lab = Lab::new();
     let (host, entry) = removed_with_data(&lab).await;
-    let taken = Restoring::take(
-        &host.admin,
-        &host.admin,
-        &entry,
-        entry.record.clone(),
-        layout::RESTORING,
-    );
-    let restoring = taken.await.unwrap();
+    let restoring = host
+        .takes(&entry, entry.record.clone(), layout::RESTORING)
+        .await;
     restoring.note().await.unwrap();
     // Published, with the data in the trash still.
     fs::rename(lab.restoring(), lab.path(".nfsvol/volumes/x")).unwrap();
